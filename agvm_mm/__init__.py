@@ -1,0 +1,28 @@
+"""AGVM: large-batch training of detectors and segmenters on MMEngine.
+
+Importing this package registers its classes in MMEngine's registries; a config does
+so by ``custom_imports = dict(imports=['agvm_mm'])``.
+"""
+
+from agvm_mm.compat import check_versions
+from agvm_mm.version import __version__
+
+check_versions()
+
+from agvm_mm.hooks import VarianceSyncHook  # noqa: E402
+from agvm_mm.loops import LargeBatchIterTrainLoop, LargeBatchTrainLoop  # noqa: E402
+from agvm_mm.optim import (  # noqa: E402
+    AGVMAmpOptimWrapper,
+    AGVMOptimWrapper,
+    AGVMOptimWrapperConstructor,
+)
+
+__all__ = [
+    'AGVMAmpOptimWrapper',
+    'AGVMOptimWrapper',
+    'AGVMOptimWrapperConstructor',
+    'LargeBatchIterTrainLoop',
+    'LargeBatchTrainLoop',
+    'VarianceSyncHook',
+    '__version__',
+]

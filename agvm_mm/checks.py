@@ -1,0 +1,69 @@
+"""Checks of what a user writes, with messages that name setting, value and mend."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    integer: bool = False,
+) -> None:
+    """Check that a setting is a finite number within bounds.
+
+    Args:
+        name (str): The setting's name, for the message.
+        value (object): What the user gave.
+        low (float, optional): Smallest value allowed.
+        above (float, optional): The value must be larger than this.
+        high (float, optional): Largest value allowed.
+        below (float, optional): The value must be smaller than this.
+        integer (bool): Whether it has to be a whole number. Defaults to False.
+
+    Raises:
+        TypeError: If it is not a number (a bool is none), or not a whole one.
+        ValueError: If it is out of bounds, infinite or NaN.
+    """
+    kind = Integral if integer else Real
+    if not isinstance(value, kind) or isinstance(value, bool):
+        expected = 'a whole number' if integer else 'a number'
+        raise TypeError(f'{name} must be {expected}, got {value!r}')
+    bounds = []
+    if low is not None:
+        bounds.append((value >= low, f'at least {low}'))
+    if above is not None:
+        bounds.append((value > above, f'more than {above}'))
+    if high is not None:
+        bounds.append((value <= high, f'at most {high}'))
+    if below is not None:
+        bounds.append((value < below, f'less than {below}'))
+    if not math.isfinite(value) or not all(holds for holds, _ in bounds):
+        wanted = ' and '.join(text for _, text in bounds) or 'finite'
+        raise ValueError(f'{name} must be {wanted}, got {value!r}')
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Check that a setting is one of a few names.
+
+    Raises:
+        ValueError: If it is not; the message lists the names.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(
+            f'{name} must be one of {", ".join(map(repr, choices))}, got {value!r}.'
+            f'{did_you_mean(value, choices)}'
+        )
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """' Did you mean X?' for the nearest known name, or '' if none is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ''

@@ -1,0 +1,95 @@
+"""What every estimator shares."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from agvm_mm.estimators.preconditioner import build_preconditioner
+
+
+class VarianceEstimator(ABC):
+    """Gathers statistics of the gradients while an update's backward passes run.
+
+    The optimizer wrapper calls :meth:`start` before the first backward pass of a
+    measured update, :meth:`after_backward` after each pass, and :meth:`finish`
+    before the step. At other updates it calls nothing.
+
+    Statistics are a table with a row for each module and a few columns: sums of
+    inner products, on the gradients' device.
+
+    Args:
+        optimizer (Optimizer): Its groups carry the key 'module'. The modules come
+            in the order in which they first appear there.
+    """
+
+    columns: int
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.preconditioner = build_preconditioner(optimizer)
+        self.parameters: list[nn.Parameter] = []
+        self.module_names: list[str] = []
+        self.module_index: dict[int, int] = {}
+        for group in optimizer.param_groups:
+            if group['module'] is None:
+                continue
+            if group['module'] not in self.module_names:
+                self.module_names.append(group['module'])
+            for parameter in group['params']:
+                self.parameters.append(parameter)
+                self.module_index[id(parameter)] = self.module_names.index(
+                    group['module']
+                )
+
+    def new_table(self, like: Tensor) -> Tensor:
+        """Zeros on the device of a gradient, in float32 or wider."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        shape = (len(self.module_names), self.columns)
+        return torch.zeros(shape, dtype=wide, device=like.device)
+
+    @abstractmethod
+    def start(self, micro_batches: int) -> bool:
+        """Begin a measured update.
+
+        Args:
+            micro_batches (int): Backward passes that this update consists of.
+
+        Returns:
+            bool: False if an update of so many passes has nothing to compare; it
+            is not measured then.
+        """
+
+    @abstractmethod
+    def after_backward(self, weight: float) -> None:
+        """Take note of one backward pass.
+
+        Args:
+            weight (float): Share of this pass in the update's loss; the shares of
+                one update add up to 1.
+        """
+
+    @abstractmethod
+    def finish(self) -> dict[str, float]:
+        """End a measured update; the one host synchronisation of it.
+
+        Returns:
+            dict[str, float]: Phi by module name, without modules that had no
+            gradient; possibly not finite.
+        """
+
+    def by_name(self, variances: Tensor, sizes: Tensor) -> dict[str, float]:
+        """Phi by module name.
+
+        Args:
+            variances (Tensor): Phi, one entry per module.
+            sizes (Tensor): A squared norm for each module, 0 where there was no
+                gradient.
+        """
+        return {
+            name: variance
+            for name, variance, size in zip(
+                self.module_names, variances.tolist(), sizes.tolist(), strict=True
+            )
+            if size != 0
+        }

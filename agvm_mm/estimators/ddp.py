@@ -1,0 +1,240 @@
+"""Several ranks: the replicas are the ranks of DistributedDataParallel.
+
+DDP reduces gradients bucket by bucket while the backward pass still runs, and
+hands each bucket to a communication hook. The estimators here are that hook. At
+updates that are not measured it is the all-reduce that DDP would have done.
+"""
+
+import math
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from agvm_mm.estimators.base import VarianceEstimator
+from agvm_mm.estimators.statistics import HalvesStatistics, ReplicasStatistics
+from agvm_mm.variance import split_into_halves
+
+COMPRESSION_HOOKS = {
+    'fp16_compress_hook': default_hooks.fp16_compress_hook,
+    'bf16_compress_hook': default_hooks.bf16_compress_hook,
+}
+
+
+def mean_hook(group, bucket):
+    """DDP's own reduction: the mean over the ranks, in place."""
+    buffer = bucket.buffer()
+    if dist.get_backend(group) == 'nccl':
+        operation = dist.ReduceOp.AVG
+    else:
+        buffer.div_(dist.get_world_size(group))
+        operation = dist.ReduceOp.SUM
+    work = dist.all_reduce(buffer, op=operation, group=group, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+class Segment(NamedTuple):
+    """A piece of a flat bucket whose elements belong to one module."""
+
+    module: int
+    parameter: nn.Parameter
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def of(self, flat: Tensor) -> Tensor:
+        """This piece as a view of a tensor laid out as the bucket is."""
+        return flat.as_strided(
+            self.size, self.stride, flat.storage_offset() + self.offset
+        )
+
+
+def merge_neighbours(pieces: list[Segment]) -> list[Segment]:
+    """Join adjoining pieces of one module into one flat piece.
+
+    A bucket holds neighbours of the network side by side, so that this leaves a few
+    operations for each bucket instead of a few for each parameter.
+    """
+    merged: list[Segment] = []
+    for piece in pieces:
+        numel = math.prod(piece.size)
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and last.module == piece.module
+            and last.offset + last.size[0] == piece.offset
+        ):
+            merged[-1] = last._replace(size=(last.size[0] + numel,))
+        else:
+            merged.append(piece._replace(size=(numel,), stride=(1,)))
+    return merged
+
+
+class DDPEstimator(VarianceEstimator):
+    """Registers itself as the one communication hook of a DDP model.
+
+    Args:
+        optimizer (Optimizer): See :class:`VarianceEstimator`.
+        model (DistributedDataParallel): The wrapped model.
+        comm_hook (str, optional): How the mean gradient is reduced instead of in
+            full: 'fp16_compress_hook' or 'bf16_compress_hook'. Defaults to None.
+
+    Raises:
+        ValueError: If another communication hook is registered already.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: DistributedDataParallel,
+        comm_hook: str | None = None,
+    ) -> None:
+        super().__init__(optimizer)
+        if getattr(model, '_comm_hooks', None):
+            raise ValueError(
+                'the model has a DDP communication hook already, and DDP takes only '
+                "one; ask for compression by VarianceSyncHook(comm_hook='...') with "
+                f'one of {", ".join(COMPRESSION_HOOKS)}'
+            )
+        self._group = model.process_group
+        self._ranks = dist.get_world_size(self._group)
+        self._reduce_mean = COMPRESSION_HOOKS.get(comm_hook, mean_hook)
+        self._measuring = False
+        # By bucket, summed in the order of the buckets at the end: the order in
+        # which reductions complete is not the same on every run.
+        self._tables: dict[int, Tensor] = {}
+        model.register_comm_hook(None, self._hook)
+
+    def start(self, micro_batches: int) -> bool:
+        self._measuring = True
+        self._tables = {}
+        return True
+
+    def after_backward(self, weight: float) -> None:
+        """Nothing: the communication hook has seen the gradients."""
+
+    # DDP looks at the names and annotations of these arguments.
+    def _hook(self, state, bucket):
+        if not self._measuring:
+            return self._reduce_mean(self._group, bucket)
+        table = self.new_table(bucket.buffer())
+        self._tables[bucket.index()] = table
+        return self.reduce_measured(bucket, self._segments(bucket), table)
+
+    @abstractmethod
+    def reduce_measured(self, bucket, segments: list[Segment], table: Tensor):
+        """Reduce a bucket at a measured update.
+
+        Args:
+            bucket (GradBucket): This rank's gradients.
+            segments (list[Segment]): The bucket's pieces by module.
+            table (Tensor): The bucket's statistics, to be added to.
+
+        Returns:
+            torch.futures.Future[Tensor]: The bucket's mean over the ranks.
+        """
+
+    def _segments(self, bucket) -> list[Segment]:
+        start = bucket.buffer().storage_offset()
+        pieces = [
+            Segment(
+                self.module_index[id(parameter)],
+                parameter,
+                gradient.storage_offset() - start,
+                tuple(gradient.shape),
+                gradient.stride(),
+            )
+            for parameter, gradient in zip(
+                bucket.parameters(), bucket.gradients(), strict=True
+            )
+            # Frozen after DDP was built: in a bucket, but in no module.
+            if id(parameter) in self.module_index
+        ]
+        if self.preconditioner.elementwise_state:
+            return pieces
+        return merge_neighbours(pieces)
+
+    def _finished_table(self) -> Tensor:
+        """The mean over the ranks of all buckets' statistics.
+
+        Each rank's table holds what the rank knows: its own norms, and products of
+        reduced gradients. The latter are the same everywhere, but only a reduction
+        makes sure that it is so to the last bit, on every kind of device.
+        """
+        self._measuring = False
+        tables = [self._tables[index] for index in sorted(self._tables)]
+        if not tables:
+            tables = [self.new_table(self.parameters[0])]
+        table = torch.stack(tables).sum(dim=0)
+        self._tables = {}
+        dist.all_reduce(table, group=self._group)
+        return table / self._ranks
+
+
+class DDPHalves(HalvesStatistics, DDPEstimator):
+    """Compares the first half of the ranks with the second.
+
+    A measured update reduces a second, signed copy of each bucket beside the mean;
+    with an odd number of ranks the second half has one more.
+    """
+
+    def reduce_measured(self, bucket, segments: list[Segment], table: Tensor):
+        first = self._ranks // 2
+        second = self._ranks - first
+        is_first = dist.get_rank(self._group) < first
+        difference = bucket.buffer() * (1 / first if is_first else -1 / second)
+        mean_future = self._reduce_mean(self._group, bucket)
+        difference_future = dist.all_reduce(
+            difference, group=self._group, async_op=True
+        ).get_future()
+
+        def add_statistics(futures):
+            mean = futures.value()[0].value()
+            if difference.is_cuda:
+                # The callback runs on a stream of its own.
+                difference.record_stream(torch.cuda.current_stream())
+            for segment in segments:
+                halves = split_into_halves(
+                    segment.of(mean), segment.of(difference), first, second
+                )
+                self.add_halves(table[segment.module], segment.parameter, *halves)
+            return mean
+
+        # The mean first: on one stream the second one's end implies the first's.
+        both = torch.futures.collect_all([mean_future, difference_future])
+        return both.then(add_statistics)
+
+    def finish(self) -> dict[str, float]:
+        return self.variances(self._finished_table())
+
+
+class DDPReplicas(ReplicasStatistics, DDPEstimator):
+    """Compares all ranks through the norms of their own gradients.
+
+    A measured update reduces nothing more than two scalars for each module.
+    """
+
+    def reduce_measured(self, bucket, segments: list[Segment], table: Tensor):
+        buffer = bucket.buffer()
+        for segment in segments:
+            self.add_replica(
+                table[segment.module], segment.parameter, segment.of(buffer)
+            )
+
+        def add_statistics(future):
+            mean = future.value()
+            for segment in segments:
+                self.add_mean(
+                    table[segment.module], segment.parameter, segment.of(mean)
+                )
+            return mean
+
+        return self._reduce_mean(self._group, bucket).then(add_statistics)
+
+    def finish(self) -> dict[str, float]:
+        return self.variances(self._finished_table(), self._ranks)

@@ -1,0 +1,103 @@
+"""What the optimizer does to a gradient before it steps along it.
+
+SGD steps along the gradient itself. Adam and AdamW step along it rescaled
+elementwise, and AGVM measures the variance of what they step along.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from agvm_mm.variance import adam_direction, adam_second_moment
+
+
+class IdentityPreconditioner:
+    """SGD: the variance is measured on the gradient itself."""
+
+    elementwise_state = False
+
+    def halves(
+        self, parameter: nn.Parameter, first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """G_A and G_B as they are."""
+        return first, second
+
+    def replica(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        """g_r as it is."""
+        return gradient
+
+
+class AdamPreconditioner:
+    """Adam, AdamW: the gradient is divided by sqrt(v) + eps first.
+
+    v is the optimizer's ``exp_avg_sq`` from before this update, 0 at the first.
+    For two halves each takes its own gradient into its own v; replicas share v as
+    it is, so that their mean goes through the same rescaling.
+
+    Args:
+        optimizer (Optimizer): An Adam or AdamW.
+    """
+
+    # The optimizer keeps a v for each parameter: parameters cannot be treated as
+    # one flat vector.
+    elementwise_state = True
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        # By index: a resume replaces the group dicts.
+        self._group_of = {
+            id(parameter): index
+            for index, group in enumerate(optimizer.param_groups)
+            for parameter in group['params']
+        }
+
+    def _settings(self, parameter: nn.Parameter) -> tuple[Tensor, float, float]:
+        group = self._optimizer.param_groups[self._group_of[id(parameter)]]
+        second_moment = self._optimizer.state.get(parameter, {}).get('exp_avg_sq')
+        if second_moment is None:
+            second_moment = torch.zeros_like(parameter)
+        return second_moment, group['betas'][1], group['eps']
+
+    def halves(
+        self, parameter: nn.Parameter, first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps) for both halves h."""
+        previous, beta2, eps = self._settings(parameter)
+        return tuple(
+            adam_direction(half, adam_second_moment(half, previous, beta2), eps)
+            for half in (first, second)
+        )
+
+    def replica(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        """g_r / (sqrt(v) + eps)."""
+        second_moment, _, eps = self._settings(parameter)
+        return adam_direction(gradient, second_moment, eps)
+
+
+Preconditioner = IdentityPreconditioner | AdamPreconditioner
+
+# Subclasses count; the first match wins.
+PRECONDITIONERS: dict[type[Optimizer], Callable[[Optimizer], Preconditioner]] = {
+    torch.optim.AdamW: AdamPreconditioner,
+    torch.optim.Adam: AdamPreconditioner,
+    torch.optim.SGD: lambda optimizer: IdentityPreconditioner(),
+}
+
+
+def build_preconditioner(optimizer: Optimizer) -> Preconditioner:
+    """The preconditioner of an optimizer.
+
+    Raises:
+        TypeError: If AGVM is not defined for this optimizer.
+    """
+    for kind, build in PRECONDITIONERS.items():
+        if isinstance(optimizer, kind):
+            return build(optimizer)
+    known = ', '.join(sorted(kind.__name__ for kind in PRECONDITIONERS))
+    raise TypeError(
+        f'AGVM measures the gradient that the optimizer steps along, which is '
+        f'defined for {known} and their subclasses; got '
+        f'{type(optimizer).__module__}.{type(optimizer).__name__}'
+    )

@@ -1,0 +1,168 @@
+"""The hook that measures gradient variances for AGVM."""
+
+from collections.abc import Sequence
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from agvm_mm.checks import check_choice
+from agvm_mm.estimators import ESTIMATORS, build_estimator
+from agvm_mm.loops import effective_batch_size, micro_batches_per_update
+from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.schedule import MeasurementSchedule
+
+
+def check_optim_wrapper(optim_wrapper: object) -> None:
+    """Refuse optimizer wrappers whose steps AGVM cannot scale.
+
+    Raises:
+        TypeError: If it is not an AGVM wrapper.
+    """
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        raise TypeError(
+            'VarianceSyncHook does not support OptimWrapperDict (several optimizers): '
+            'AGVM needs one optimizer over all modules'
+        )
+    if not isinstance(optim_wrapper, AGVMMixin):
+        raise TypeError(
+            'VarianceSyncHook needs optim_wrapper=dict(type="AGVMOptimWrapper", '
+            'constructor="AGVMOptimWrapperConstructor", ...) or '
+            f'AGVMAmpOptimWrapper; this run has {type(optim_wrapper).__name__}'
+        )
+
+
+def check_model(model: nn.Module, accumulation: int) -> None:
+    """Refuse wrapped models whose gradients AGVM cannot see.
+
+    Args:
+        model (nn.Module): As the runner trains it.
+        accumulation (int): Micro-batches of one update.
+
+    Raises:
+        TypeError: If it is wrapped in anything but DistributedDataParallel.
+        ValueError: If it is DDP with static_graph and gradients are accumulated.
+    """
+    if any(is_sharded(module) for module in model.modules()):
+        raise TypeError(
+            'AGVM does not support FSDP: no rank holds the whole gradient of a '
+            'module. Use MMDistributedDataParallel'
+        )
+    if isinstance(model, DistributedDataParallel):
+        if model.static_graph and accumulation > 1:
+            raise ValueError(
+                f'static_graph=True with {accumulation} accumulated micro-batches '
+                'fails inside DDP; leave static_graph out of model_wrapper_cfg'
+            )
+    elif is_model_wrapper(model) or isinstance(model, nn.DataParallel):
+        raise TypeError(
+            f'AGVM does not support models wrapped in {type(model).__name__}; use '
+            'MMDistributedDataParallel'
+        )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP, of either generation, holds the parameters of a module."""
+    if not dist.is_available():
+        return False
+    from torch.distributed import fsdp
+
+    # fully_shard and its FSDPModule became public in torch 2.6.
+    kinds = (fsdp.FullyShardedDataParallel, getattr(fsdp, 'FSDPModule', ()))
+    return isinstance(module, kinds)
+
+
+@HOOKS.register_module()
+class VarianceSyncHook(Hook):
+    """Measures each module's gradient variance and hands it to the wrapper.
+
+    Under DDP the replicas are the ranks, also with gradient accumulation. In one
+    process they are the micro-batches of an accumulated update. Logged at each
+    measurement: ``train/agvm/phi/<module>`` and ``train/agvm/mu/<module>``.
+
+    Args:
+        interval (int): Optimizer updates from one measurement to the next.
+            Defaults to 10.
+        begin (int): First update (from 0) at which AGVM acts, best after the
+            warm-up. Defaults to 0.
+        end (int, optional): Last such update. Defaults to None, no end.
+        estimator (str): 'halves', the paper's: one more all-reduce of the gradient
+            at a measured update; or 'replicas': a few scalars, and less noise the
+            more ranks there are. Defaults to 'halves'.
+        comm_hook (str, optional): 'fp16_compress_hook' or 'bf16_compress_hook', to
+            compress DDP's own reduction. Defaults to None.
+
+    Raises:
+        TypeError: If a setting is of the wrong kind.
+        ValueError: If a setting is out of range.
+    """
+
+    # Before LoggerHook (BELOW_NORMAL), which writes what this hook reports.
+    priority = 'NORMAL'
+
+    def __init__(
+        self,
+        *,
+        interval: int = 10,
+        begin: int = 0,
+        end: int | None = None,
+        estimator: str = 'halves',
+        comm_hook: str | None = None,
+    ) -> None:
+        self.schedule = MeasurementSchedule(interval=interval, begin=begin, end=end)
+        check_choice('estimator', estimator, ESTIMATORS)
+        self.estimator = estimator
+        self.comm_hook = comm_hook
+        self._logged = (0, 0)
+
+    def before_train(self, runner) -> None:
+        """Attach an estimator to the optimizer wrapper.
+
+        Raises:
+            TypeError: If the optimizer wrapper or the model's wrapper is of a kind
+                that AGVM cannot work with.
+            ValueError: If there is nothing to compare.
+        """
+        wrapper = runner.optim_wrapper
+        check_optim_wrapper(wrapper)
+        accumulation = micro_batches_per_update(runner)
+        check_model(runner.model, accumulation)
+        estimator = build_estimator(
+            self.estimator,
+            wrapper.optimizer,
+            runner.model,
+            accumulation=accumulation,
+            comm_hook=self.comm_hook,
+        )
+        wrapper.attach(estimator, self.schedule)
+        wrapper.effective_batch_size = effective_batch_size(runner)
+        self._logged = (wrapper.num_measurements, wrapper.num_skipped_measurements)
+
+    def after_train_iter(
+        self,
+        runner,
+        batch_idx: int,
+        data_batch: Sequence[dict] | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Report a new measurement to the message hub."""
+        wrapper = runner.optim_wrapper
+        measured, skipped = self._logged
+        self._logged = (wrapper.num_measurements, wrapper.num_skipped_measurements)
+        if wrapper.num_measurements > measured:
+            multipliers = wrapper.multipliers
+            for module, variance in wrapper.variances.items():
+                runner.message_hub.update_scalar(f'train/agvm/phi/{module}', variance)
+                runner.message_hub.update_scalar(
+                    f'train/agvm/mu/{module}', multipliers[module]
+                )
+        if wrapper.num_skipped_measurements > skipped:
+            runner.logger.warning(
+                f'AGVM: the measurement at update {wrapper.num_updates - 1} was left '
+                f'out ({wrapper.num_skipped_measurements} so far): a gradient '
+                'variance was not finite or the anchor had no gradient'
+            )

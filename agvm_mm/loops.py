@@ -1,0 +1,286 @@
+"""Training loops that count optimizer updates on a total batch size."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_world_size
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch.utils.data import DataLoader
+
+from agvm_mm.checks import check_number
+
+
+class UpdateWindow:
+    """The micro-batches of one optimizer update on this rank, loaded one by one.
+
+    Args:
+        batches (Iterator): Where the micro-batches come from.
+        sizes (Sequence[int]): Images of each micro-batch.
+    """
+
+    def __init__(self, batches: Iterator, sizes: Sequence[int]) -> None:
+        self._batches = batches
+        self.sizes = tuple(sizes)
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator:
+        while self._taken < len(self.sizes):
+            self._taken += 1
+            yield next(self._batches)
+
+    def skip(self) -> None:
+        """Pass over the micro-batches that nobody took."""
+        for _ in self:
+            pass
+
+
+class UpdateDataLoader:
+    """Presents a dataloader in windows of one optimizer update each.
+
+    Its length counts updates, so that schedules, logs and checkpoints do. All other
+    attributes are those of the dataloader.
+
+    Args:
+        dataloader (DataLoader): Yields the micro-batches of this rank.
+        total_batch_size (int): Images of one update over all ranks.
+
+    Attributes:
+        micro_batches (int): Micro-batches of one full update on each rank.
+
+    Raises:
+        ValueError: If the total is no multiple of ranks x images per rank.
+    """
+
+    def __init__(self, dataloader: DataLoader, total_batch_size: int) -> None:
+        check_number('total_batch_size', total_batch_size, low=1, integer=True)
+        self.dataloader = dataloader
+        self.total_batch_size = total_batch_size
+        self.micro_batch_size = images_per_rank(dataloader)
+        ranks = get_world_size()
+        unit = ranks * self.micro_batch_size
+        self.micro_batches, rest = divmod(total_batch_size, unit)
+        if rest:
+            nearest = [n * unit for n in (self.micro_batches, self.micro_batches + 1)]
+            raise ValueError(
+                f'total_batch_size={total_batch_size} is not a multiple of {ranks} '
+                f'rank(s) x {self.micro_batch_size} images per rank = {unit}; the '
+                f'nearest that are: {" and ".join(str(n) for n in nearest if n)}. Or '
+                'change train_dataloader.batch_size'
+            )
+
+    def __getattr__(self, name: str):
+        if name == 'dataloader':  # Not there yet while being unpickled.
+            raise AttributeError(name)
+        return getattr(self.dataloader, name)
+
+    def __len__(self) -> int:
+        if self._is_infinite:
+            return math.ceil(len(self.dataloader.dataset) / self.total_batch_size)
+        return math.ceil(len(self.dataloader) / self.micro_batches)
+
+    def __iter__(self) -> Iterator[UpdateWindow]:
+        batches = iter(self.dataloader)
+        for sizes in self._window_sizes():
+            window = UpdateWindow(batches, sizes)
+            yield window
+            window.skip()
+
+    @property
+    def _is_infinite(self) -> bool:
+        return isinstance(self._sampler, InfiniteSampler)
+
+    @property
+    def _sampler(self):
+        # A batch sampler of one's own wraps the sampler that knows the length.
+        return getattr(
+            self.dataloader.batch_sampler, 'sampler', self.dataloader.sampler
+        )
+
+    def _window_sizes(self) -> Iterator[list[int]]:
+        full = [self.micro_batch_size] * self.micro_batches
+        if self._is_infinite:
+            yield from itertools.repeat(full)
+            return
+        sizes = [self.micro_batch_size] * len(self.dataloader)
+        # Only the last micro-batch of an epoch can be smaller, and is not if the
+        # dataloader drops it.
+        missing = len(sizes) * self.micro_batch_size - len(self._sampler)
+        if missing > 0:
+            sizes[-1] -= missing
+        for start in range(0, len(sizes), self.micro_batches):
+            yield sizes[start : start + self.micro_batches]
+
+
+def images_per_rank(dataloader: DataLoader) -> int:
+    """Images of one micro-batch on one rank.
+
+    Raises:
+        ValueError: If the dataloader has no fixed batch size.
+    """
+    size = dataloader.batch_size
+    if size is None:
+        size = getattr(dataloader.batch_sampler, 'batch_size', None)
+    if size is None:
+        raise ValueError(
+            'train_dataloader has no batch_size, nor has its batch_sampler '
+            f'{type(dataloader.batch_sampler).__name__}; the number of images of an '
+            'update cannot be counted'
+        )
+    return size
+
+
+@contextmanager
+def accumulating(optim_wrapper: OptimWrapper, micro_batches: int) -> Iterator[None]:
+    """Make an OptimWrapper take its next micro-batches as one update.
+
+    MMEngine fixes the number of accumulated micro-batches for a whole training and
+    counts them on through epochs; here each update has its own number. Works for
+    every subclass: they share these counters.
+    """
+    optim_wrapper._accumulative_counts = micro_batches
+    optim_wrapper._inner_count = 0
+    optim_wrapper._max_counts = -1
+    try:
+        yield
+    finally:
+        optim_wrapper._accumulative_counts = 1
+        vars(optim_wrapper).pop('scale_loss', None)
+
+
+class LargeBatchMixin:
+    """One iteration of the loop is one optimizer update on ``total_batch_size``."""
+
+    def __init__(self, runner, dataloader, *, total_batch_size: int, **kwargs) -> None:
+        if isinstance(dataloader, dict):
+            # As MMEngine's BaseLoop builds it.
+            dataloader = runner.build_dataloader(
+                dataloader,
+                seed=runner.seed,
+                diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
+            )
+        super().__init__(
+            runner, UpdateDataLoader(dataloader, total_batch_size), **kwargs
+        )
+
+    def run(self):
+        """Launch training.
+
+        Raises:
+            ValueError: If the optimizer wrapper accumulates by itself.
+            TypeError: If there are several optimizer wrappers.
+        """
+        wrapper = self.runner.optim_wrapper
+        if isinstance(wrapper, OptimWrapperDict):
+            raise TypeError(
+                f'{type(self).__name__} does not support OptimWrapperDict (several '
+                'optimizers)'
+            )
+        if wrapper._accumulative_counts != 1:
+            raise ValueError(
+                f'{type(self).__name__} accumulates by itself up to '
+                f'total_batch_size={self.dataloader.total_batch_size}; leave out '
+                'optim_wrapper.accumulative_counts='
+                f'{wrapper._accumulative_counts}'
+            )
+        return super().run()
+
+    def run_iter(self, *args) -> None:
+        """Run one optimizer update.
+
+        Args:
+            args: The update's index in its epoch, where epochs are counted, and its
+                :class:`UpdateWindow`.
+        """
+        *index, window = args
+        batch_idx = index[0] if index else self._iter
+        wrapper = self.runner.optim_wrapper
+        images = sum(window.sizes)
+        micro_batches = iter(window)
+        data_batch = next(micro_batches)
+        self.runner.call_hook(
+            'before_train_iter', batch_idx=batch_idx, data_batch=data_batch
+        )
+        outputs: dict = {}
+        with accumulating(wrapper, len(window)):
+            for size in window.sizes:
+                # The update is to follow the mean over its images, and the last
+                # micro-batch of an epoch may have fewer.
+                factor = images / size
+                wrapper.scale_loss = lambda loss, factor=factor: loss / factor
+                losses = self.runner.model.train_step(data_batch, optim_wrapper=wrapper)
+                for name, value in losses.items():
+                    outputs[name] = outputs.get(name, 0) + value * (size / images)
+                data_batch = next(micro_batches, data_batch)
+        self.runner.call_hook(
+            'after_train_iter',
+            batch_idx=batch_idx,
+            data_batch=data_batch,
+            outputs=outputs,
+        )
+        self._iter += 1
+
+
+@LOOPS.register_module()
+class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
+    """Epoch-based training whose iterations are updates on ``total_batch_size``.
+
+    Each update runs total / (ranks x images per rank) micro-batches and reduces
+    gradients over the ranks once. ``runner.iter``, schedules, logs and checkpoints
+    count updates. The last update of an epoch may see fewer images; it follows the
+    mean over those.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (DataLoader or dict): Yields the micro-batches.
+        total_batch_size (int): Images of one update over all ranks.
+        max_epochs (int): Epochs of training; further arguments as in MMEngine's
+            ``EpochBasedTrainLoop``.
+
+    Raises:
+        ValueError: If the total is no multiple of ranks x images per rank.
+
+    Example:
+        >>> train_cfg = dict(
+        ...     type='LargeBatchTrainLoop', max_epochs=16, total_batch_size=256
+        ... )
+    """
+
+
+@LOOPS.register_module()
+class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
+    """Training by iterations, each an update on ``total_batch_size`` images.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (DataLoader or dict): Yields the micro-batches.
+        total_batch_size (int): Images of one update over all ranks.
+        max_iters (int): Updates of training; further arguments as in MMEngine's
+            ``IterBasedTrainLoop``.
+
+    Raises:
+        ValueError: If the total is no multiple of ranks x images per rank.
+    """
+
+
+def micro_batches_per_update(runner) -> int:
+    """Micro-batches that each rank runs for one full update."""
+    if isinstance(runner.train_loop, LargeBatchMixin):
+        return runner.train_loop.dataloader.micro_batches
+    return runner.optim_wrapper._accumulative_counts
+
+
+def effective_batch_size(runner) -> int:
+    """Images of one full update over all ranks."""
+    return (
+        get_world_size()
+        * images_per_rank(runner.train_dataloader)
+        * micro_batches_per_update(runner)
+    )

@@ -1,0 +1,16 @@
+"""Set-up that all tests share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# Ranks are spawned by the name of a test's function: the folder must be importable.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tests are small, and two cores are shared with the ranks they start."""
+    torch.set_num_threads(1)

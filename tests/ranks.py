@@ -1,0 +1,63 @@
+"""Runs a function on several gloo ranks of this machine."""
+
+import datetime
+import tempfile
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_on_ranks(function, ranks: int, *args, timeout: float = 120) -> list:
+    """Run ``function(*args)`` on each of several ranks and return what they return.
+
+    Args:
+        function (callable): A function of a module (it is pickled by name).
+        ranks (int): Number of processes.
+        args: Its arguments.
+        timeout (float): Seconds that a collective may wait. Defaults to 120.
+
+    Raises:
+        AssertionError: If a rank raises; the message holds the ranks' tracebacks.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.get_context('spawn')
+        processes = [
+            context.Process(
+                target=_rank, args=(function, rank, ranks, folder, timeout, args)
+            )
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        errors = [path.read_text() for path in sorted(Path(folder).glob('*.error'))]
+        assert not errors, '\n'.join(errors)
+        codes = [process.exitcode for process in processes]
+        assert codes == [0] * ranks, f'exit codes {codes}'
+        return [
+            torch.load(Path(folder, f'{rank}.result'), weights_only=False)
+            for rank in range(ranks)
+        ]
+
+
+def _rank(function, rank: int, ranks: int, folder: str, timeout: float, args) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            'gloo',
+            init_method=f'file://{folder}/rendezvous',
+            rank=rank,
+            world_size=ranks,
+            timeout=datetime.timedelta(seconds=timeout),
+        )
+        torch.save(function(*args), Path(folder, f'{rank}.result'))
+        dist.destroy_process_group()
+    except Exception:
+        Path(folder, f'{rank}.error').write_text(
+            f'rank {rank}:\n{traceback.format_exc()}'
+        )
+        raise SystemExit(1) from None

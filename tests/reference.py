@@ -1,0 +1,124 @@
+"""AGVM written a second time, straight from the definitions, in NumPy.
+
+Takes each replica's full gradient and shares no code with the package.
+"""
+
+import numpy as np
+
+
+class ReferenceAGVM:
+    """Trains parameters from the replicas' full gradients.
+
+    Args:
+        parameters (dict[str, ndarray]): Float64 parameters by name.
+        module_of (dict[str, str]): Module of each parameter.
+        optimizer (str): 'SGD' (momentum 0.9) or 'AdamW'.
+        lr (float): Learning rate.
+        weight_decay (float): Weight decay.
+        estimator (str): 'halves' or 'replicas'.
+        interval (int): Updates between measurements.
+        begin (int): First update measured.
+        momentum (float): Of the multipliers. Defaults to 0.97.
+    """
+
+    def __init__(
+        self,
+        parameters,
+        module_of,
+        *,
+        optimizer,
+        lr,
+        weight_decay,
+        estimator,
+        interval,
+        begin,
+        momentum=0.97,
+    ):
+        self.parameters = {k: v.copy() for k, v in parameters.items()}
+        self.module_of = module_of
+        self.optimizer = optimizer
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.estimator = estimator
+        self.interval = interval
+        self.begin = begin
+        self.momentum = momentum
+        self.multipliers = dict.fromkeys(module_of.values(), 1.0)
+        self.variances = {}
+        self.updates = 0
+        self.first_moment = {k: np.zeros_like(v) for k, v in parameters.items()}
+        self.second_moment = {k: np.zeros_like(v) for k, v in parameters.items()}
+
+    def _precondition(self, gradients, own_square):
+        if self.optimizer == 'SGD':
+            return gradients
+        result = {}
+        for name, gradient in gradients.items():
+            v = self.second_moment[name]
+            if own_square:
+                v = 0.999 * v + 0.001 * gradient**2
+            result[name] = gradient / (np.sqrt(v) + 1e-8)
+        return result
+
+    def _vector(self, gradients, module):
+        return np.concatenate(
+            [
+                gradients[name].ravel()
+                for name in self.parameters
+                if self.module_of[name] == module
+            ]
+        )
+
+    def _measure(self, replicas):
+        n = len(replicas)
+        mean = _mean(replicas)
+        for module in self.multipliers:
+            if self.estimator == 'halves':
+                a, b = (
+                    self._vector(self._precondition(_mean(half), True), module)
+                    for half in (replicas[: n // 2], replicas[n // 2 :])
+                )
+                phi = 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            else:
+                own = [
+                    self._vector(self._precondition(g, False), module) for g in replicas
+                ]
+                local = np.mean([g @ g for g in own])
+                total = self._vector(self._precondition(mean, False), module)
+                total = total @ total
+                phi = 2 * (local - total) / ((n - 2) * total + local)
+            self.variances[module] = phi
+        anchor = self.variances['backbone']
+        for module, phi in self.variances.items():
+            ratio = np.clip((anchor + 1e-6) / (phi + 1e-6), 0.5, 10.0)
+            self.multipliers[module] = self.momentum * self.multipliers[module] + (
+                1 - self.momentum
+            ) * np.sqrt(ratio)
+
+    def step(self, replicas):
+        """One update from a list of gradients by name, one per replica."""
+        if self.updates >= self.begin and self.updates % self.interval == 0:
+            self._measure(replicas)
+        self.updates += 1
+        for name, gradient in _mean(replicas).items():
+            lr = self.lr * self.multipliers[self.module_of[name]]
+            p = self.parameters[name]
+            if self.optimizer == 'SGD':
+                gradient = gradient + self.weight_decay * p
+                self.first_moment[name] = 0.9 * self.first_moment[name] + gradient
+                self.parameters[name] = p - lr * self.first_moment[name]
+            else:
+                m = 0.9 * self.first_moment[name] + 0.1 * gradient
+                v = 0.999 * self.second_moment[name] + 0.001 * gradient**2
+                self.first_moment[name], self.second_moment[name] = m, v
+                m_hat = m / (1 - 0.9**self.updates)
+                v_hat = v / (1 - 0.999**self.updates)
+                p = p - lr * self.weight_decay * p
+                self.parameters[name] = p - lr * m_hat / (np.sqrt(v_hat) + 1e-8)
+
+
+def _mean(replicas):
+    return {
+        name: np.mean([gradients[name] for gradients in replicas], axis=0)
+        for name in replicas[0]
+    }

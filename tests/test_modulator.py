@@ -1,0 +1,108 @@
+"""modulator.py against hand-worked numbers; bounds, memory and refusals."""
+
+import math
+
+import golden
+import pytest
+
+from agvm_mm.modulator import Modulator, raw_multiplier
+
+BOUNDS = (0.5, 10.0)
+
+
+@pytest.mark.parametrize('estimator', golden.VARIANCES)
+def test_hand_checked_case(estimator):
+    phi = golden.VARIANCES[estimator]
+    raw = raw_multiplier(phi['backbone'], phi['head'], BOUNDS)
+    assert raw == pytest.approx(golden.RAW_MULTIPLIER[estimator], abs=1e-7)
+    assert raw**2 == pytest.approx(golden.RATIO[estimator], abs=1e-6)
+    modulator = Modulator(['backbone', 'head'])
+    assert modulator.update(phi)
+    assert modulator.multipliers['backbone'] == 1.0
+    assert modulator.multipliers['head'] == pytest.approx(
+        golden.MULTIPLIER[estimator], abs=1e-7
+    )
+
+
+def test_ratio_is_bounded_on_both_sides():
+    assert raw_multiplier(1.0, 1e-9, BOUNDS) == pytest.approx(math.sqrt(10))
+    assert raw_multiplier(1e-9, 1.0, BOUNDS) == pytest.approx(math.sqrt(0.5))
+    assert raw_multiplier(0.0, 0.0, BOUNDS) == 1.0
+
+
+def test_half_of_the_way_takes_23_measurements():
+    modulator = Modulator(['backbone', 'head'])
+    for _ in range(23):
+        modulator.update({'backbone': 0.4, 'head': 0.1})
+    target = raw_multiplier(0.4, 0.1, BOUNDS)
+    way = (modulator.multipliers['head'] - 1) / (target - 1)
+    assert way == pytest.approx(1 - 0.97**23)
+    assert way == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    'variances',
+    [
+        {'backbone': float('nan'), 'head': 0.1},
+        {'backbone': 0.4, 'head': float('inf')},
+        {'head': 0.1},
+        {},
+    ],
+)
+def test_a_measurement_without_sense_is_left_out(variances):
+    modulator = Modulator(['backbone', 'head'])
+    assert not modulator.update(variances)
+    assert modulator.multipliers == {'backbone': 1.0, 'head': 1.0}
+
+
+def test_a_module_without_gradient_keeps_its_multiplier():
+    modulator = Modulator(['backbone', 'neck', 'mask_head'])
+    assert modulator.update({'backbone': 0.4, 'neck': 0.1})
+    assert modulator.multipliers['mask_head'] == 1.0
+    assert modulator.multipliers['neck'] > 1.0
+
+
+def test_state_goes_on_where_it_was():
+    one = Modulator(['backbone', 'head'])
+    one.update({'backbone': 0.4, 'head': 0.1})
+    other = Modulator(['backbone', 'head'])
+    other.load_state_dict(one.state_dict())
+    for modulator in (one, other):
+        modulator.update({'backbone': 0.3, 'head': 0.2})
+    assert one.multipliers == other.multipliers
+
+
+def test_state_of_another_anchor_or_other_modules_is_refused():
+    saved = Modulator(['backbone', 'head'], anchor='head').state_dict()
+    with pytest.raises(ValueError, match="anchor='head'.*anchor='backbone'"):
+        Modulator(['backbone', 'head']).load_state_dict(saved)
+    saved = Modulator(['backbone', 'neck']).state_dict()
+    with pytest.raises(ValueError, match='backbone, neck.*backbone, head'):
+        Modulator(['backbone', 'head']).load_state_dict(saved)
+
+
+def test_a_missing_anchor_is_refused_with_what_there_is():
+    message = "anchor='backbon'.*backbone, head.*Did you mean 'backbone'"
+    with pytest.raises(ValueError, match=message):
+        Modulator(['backbone', 'head'], anchor='backbon')
+
+
+@pytest.mark.parametrize(
+    'setting, error',
+    [
+        (dict(momentum=1.0), ValueError),
+        (dict(momentum=-0.1), ValueError),
+        (dict(momentum=float('nan')), ValueError),
+        (dict(momentum='0.97'), TypeError),
+        (dict(momentum=True), TypeError),
+        (dict(ratio_bounds=(0.0, 10.0)), ValueError),
+        (dict(ratio_bounds=(1.5, 10.0)), ValueError),
+        (dict(ratio_bounds=(0.5, 0.9)), ValueError),
+        (dict(ratio_bounds=(0.5, float('inf'))), ValueError),
+        (dict(ratio_bounds=0.5), TypeError),
+        (dict(ratio_bounds=(0.5, 1, 2)), TypeError),
+    ],
+)
+def test_bad_numbers_are_refused(setting, error):
+    with pytest.raises(error, match=next(iter(setting))):
+        Modulator(['backbone', 'head'], **setting)
