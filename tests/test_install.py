@@ -1,0 +1,264 @@
+"""tools/install.sh, with stand-ins for Python, the compiler and the disk.
+
+The stand-in for Python writes down how it is called and installs nothing, so
+that the whole flow runs offline in a moment.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = (
+    'awk basename bash cat cksum cp dirname flock getconf ln mkdir mv nproc rm sleep'
+).split()
+
+# `mmcv._ext` imports once mmcv has been installed, pip works once the
+# environment has been created; PIP_WAIT makes one pip call hang and PIP_FAIL
+# makes it fail.
+FAKE_PYTHON = r"""#!/usr/bin/env bash
+here=$(dirname "$0")
+echo "$*" >>"$FAKE_LOG"
+case "$*" in
+  -V) echo Python 3.11.9 ;;
+  *sysconfig*) echo "$FAKE_INCLUDE" ;;
+  *mmcv._ext*) [ -e "$here/mmcv" ] ;;
+  *version_info*)
+    [ -z "${FAKE_OLD:-}" ] ;;
+  '-m venv '*)
+    mkdir -p "$3/bin"
+    [ -e "$3/bin/python" ] || cp "$0" "$3/bin/python"
+    echo >"$3/bin/pip" ;;
+  '-m pip '*)
+    [ -e "$here/pip" ] || exit 1
+    case "$*" in *"${PIP_WAIT:-nothing}"*) echo >"$FAKE_LOG.waits"; sleep 20 ;; esac
+    case "$*" in *"${PIP_FAIL:-nothing}"*) exit 1 ;; esac
+    case "$*" in *' mmcv') echo >"$here/mmcv" ;; esac ;;
+esac
+"""
+
+
+class Sandbox:
+    def __init__(self, root):
+        self.root = root / 'checkout'
+        self.bin = root / 'bin'
+        self.log = root / 'log'
+        self.venv = self.root / '.venv'
+        self.stamp = self.venv / 'agvm_mm.stamp'
+        include = root / 'include'
+        for folder in (self.root / 'agvm_mm', self.bin, include):
+            folder.mkdir(parents=True)
+        shutil.copytree(ROOT / 'tools', self.root / 'tools')
+        for name in ('setup.py', 'agvm_mm/version.py'):
+            shutil.copy(ROOT / name, self.root / name)
+        (include / 'Python.h').touch()
+        for name in TOOLS:
+            found = shutil.which(name)
+            if found:
+                (self.bin / name).symlink_to(found)
+        self.program('python3.11', FAKE_PYTHON)
+        self.program('c++', '#!/bin/sh\nexit 0\n')
+        self.disk(100)
+        self.env = {
+            'PATH': str(self.bin),
+            'FAKE_LOG': str(self.log),
+            'FAKE_INCLUDE': str(include),
+        }
+
+    def program(self, name, text):
+        path = self.bin / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def disk(self, free_gb):
+        row = f'/dev/disk 1 1 {free_gb * 1024**2} 1% /'
+        self.program('df', f'#!/bin/sh\necho header\necho {row}\n')
+
+    def start(self, *args, **env):
+        self.log.write_text('')
+        return subprocess.Popen(
+            [self.bin / 'bash', self.root / 'tools' / 'install.sh', *args],
+            env={**self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def install(self, *args, **env):
+        process = self.start(*args, **env)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def await_pip(self, process):
+        """Return once the pip call that `PIP_WAIT` names hangs."""
+        while not Path(f'{self.log}.waits').exists():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+
+    def pip_installs(self):
+        calls = self.log.read_text().splitlines()
+        return [c for c in calls if c.startswith('-m pip') and ' install ' in c]
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    return Sandbox(tmp_path)
+
+
+def test_second_run_does_nothing(sandbox):
+    code, output = sandbox.install()
+    assert code == 0, output
+    installs = sandbox.pip_installs()
+    order = ['setuptools', 'torch-2.13.0.txt', 'mmcv', 'common.txt', 'panoptic', '-e .']
+    assert len(installs) == len(order)
+    assert all(word in call for word, call in zip(order, installs, strict=True))
+    assert '--no-build-isolation' in installs[2]
+
+    assert sandbox.install() == (0, '')
+    assert sandbox.pip_installs() == []
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['setup.py', 'agvm_mm/version.py', 'tools/install.sh', 'tools/pins/common.txt'],
+)
+def test_changed_input_installs_in_place(sandbox, name):
+    code, output = sandbox.install()
+    assert code == 0, output
+    with open(sandbox.root / name, 'a') as file:
+        file.write('# changed\n')
+    (sandbox.venv / 'mine').touch()
+    code, output = sandbox.install()
+    assert code == 0, output
+    assert sandbox.pip_installs()
+    assert (sandbox.venv / 'mine').exists()
+    assert sandbox.install() == (0, '')
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_interrupted_run_is_not_trusted(sandbox, number):
+    process = sandbox.start(PIP_WAIT='common.txt')
+    sandbox.await_pip(process)
+    # A terminal sends its signals to the whole group, as this does.
+    os.killpg(process.pid, number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert sandbox.stamp.read_text() == 'unfinished\n'
+
+    (sandbox.venv / 'leftover').touch()
+    code, output = sandbox.install()
+    assert code == 0, output
+    assert 'interrupted' in output
+    assert not (sandbox.venv / 'leftover').exists()
+    assert sandbox.install() == (0, '')
+
+
+def test_failed_step_is_completed_in_place(sandbox):
+    code, output = sandbox.install(PIP_FAIL='common.txt')
+    assert code == 1
+    assert 'run this again' in output
+    assert not sandbox.stamp.exists()
+    (sandbox.venv / 'kept').touch()
+    code, output = sandbox.install()
+    assert code == 0, output
+    assert (sandbox.venv / 'kept').exists()
+
+
+def test_interrupted_then_no_compiler_is_still_not_trusted(sandbox):
+    sandbox.install()
+    sandbox.stamp.write_text('unfinished\n')
+    (sandbox.bin / 'c++').unlink()
+    code, _ = sandbox.install()
+    assert code == 1
+    assert sandbox.stamp.read_text() == 'unfinished\n'
+
+
+def test_environment_without_pip_is_completed(sandbox):
+    (sandbox.venv / 'bin').mkdir(parents=True)
+    shutil.copy(sandbox.bin / 'python3.11', sandbox.venv / 'bin' / 'python')
+    code, output = sandbox.install()
+    assert code == 0, output
+
+
+def test_stale_operators_are_compiled_anew(sandbox):
+    """A cached wheel of another torch installs, but does not import."""
+    text = FAKE_PYTHON.replace("*' mmcv')", "*'--no-cache-dir'*' mmcv')")
+    sandbox.program('python3.11', text)
+    code, output = sandbox.install()
+    assert code == 0, output
+    builds = [call for call in sandbox.pip_installs() if call.endswith(' mmcv')]
+    assert len(builds) == 2
+    assert '--no-cache-dir --force-reinstall --no-deps' in builds[1]
+
+
+def test_second_waits_for_the_first(sandbox):
+    if not shutil.which('flock'):
+        pytest.skip('without flock, two at once are not kept apart')
+    first = sandbox.start(PIP_WAIT='-e .')
+    sandbox.await_pip(first)
+    second = sandbox.start()
+    time.sleep(0.5)
+    assert second.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=60)
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, output
+    assert 'waiting' in output and 'interrupted' in output
+
+
+def test_no_python(sandbox):
+    (sandbox.bin / 'python3.11').unlink()
+    code, output = sandbox.install()
+    assert code == 1
+    assert 'no CPython 3.10, 3.11 or 3.12 found' in output
+    assert 'apt install python3.11' in output
+    assert not sandbox.venv.exists()
+
+
+def test_unsupported_python_only(sandbox):
+    code, output = sandbox.install(FAKE_OLD='1')
+    assert code == 1
+    assert 'no CPython 3.10, 3.11 or 3.12 found' in output
+
+
+def test_no_venv_module(sandbox):
+    text = FAKE_PYTHON.replace('  -V)', '  *ensurepip*) exit 1 ;;\n  -V)')
+    sandbox.program('python3.11', text)
+    code, output = sandbox.install()
+    assert code == 1
+    assert 'venv' in output and 'ensurepip' in output
+
+
+def test_no_headers(sandbox):
+    code, output = sandbox.install(FAKE_INCLUDE='/nonexistent')
+    assert code == 1
+    assert 'Python.h' in output
+    assert not sandbox.venv.exists()
+
+
+def test_no_compiler(sandbox):
+    (sandbox.bin / 'c++').unlink()
+    code, output = sandbox.install()
+    assert code == 1
+    assert 'no working C++ compiler' in output and 'g++' in output
+    assert not sandbox.venv.exists()
+
+
+def test_little_disk_space(sandbox):
+    sandbox.disk(1)
+    code, output = sandbox.install()
+    assert code == 1
+    assert 'only 1024 MB free' in output and '4 GB' in output
+    assert not sandbox.venv.exists()
+
+
+def test_unknown_torch_names_the_known(sandbox):
+    code, output = sandbox.install('1.0.0', '.venv-torch1.0.0')
+    assert code == 1
+    assert 'torch-2.13.0.txt' in output and 'torch-2.1.2.txt' in output

@@ -1,0 +1,93 @@
+"""What a user of the package meets before any of its code: its metadata."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agvm_mm.version import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_CORE_REQUIREMENT = {'mmcv', 'mmdet', 'mmsegmentation', 'mmengine'}
+
+
+def requirements():
+    """(name, extra or None) of every requirement in the installed metadata."""
+    found = []
+    for line in importlib.metadata.requires('agvm_mm'):
+        name = re.match(r'[\w.-]+', line).group().lower()
+        extra = re.search(r'extra == [\'"](\w+)[\'"]', line)
+        found.append((name, extra and extra.group(1)))
+    return found
+
+
+def test_version_is_in_one_place():
+    assert importlib.metadata.version('agvm_mm') == __version__
+    for name in ('setup.py', 'pyproject.toml', 'agvm_mm/__init__.py'):
+        assert __version__ not in (ROOT / name).read_text(encoding='utf-8')
+
+
+def test_only_torch_and_numpy_are_required():
+    """Forks ship the same modules under other dist names."""
+    core = {name for name, extra in requirements() if extra is None}
+    assert core == {'torch', 'numpy'}
+
+
+def test_extras():
+    extras = importlib.metadata.metadata('agvm_mm').get_all('Provides-Extra')
+    assert set(extras) == {'detection', 'segmentation', 'demo', 'test', 'all'}
+    by_extra = {e: {n for n, of in requirements() if of == e} for e in extras}
+    assert 'mmdet' in by_extra['detection']
+    assert {'mmsegmentation', 'ftfy', 'regex'} <= by_extra['segmentation']
+    assert by_extra['all'] == set().union(*by_extra.values())
+    # pip would build it without torch in sight, hence without operators
+    assert 'mmcv' not in by_extra['all']
+
+
+def test_python_range():
+    metadata = importlib.metadata.metadata('agvm_mm')
+    assert set(metadata['Requires-Python'].split(',')) == {'>=3.10', '<3.13'}
+
+
+@pytest.mark.parametrize('blocked', ['mmcv mmdet mmseg', 'mmdet', 'mmseg'])
+def test_imports_without_the_toolboxes(blocked):
+    """torch and mmengine are enough, and nothing of them is replaced."""
+    code = f"""
+import sys
+for name in {blocked.split()!r}:
+    sys.modules[name] = None  # makes `import name` raise ImportError
+import torch, mmengine
+load, step = torch.load, mmengine.optim.OptimWrapper.update_params
+import agvm_mm
+assert torch.load is load
+assert mmengine.optim.OptimWrapper.update_params is step
+print(agvm_mm.__version__)
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == __version__
+
+
+def test_committed_files_name_no_machine_paths():
+    """Nothing that belongs to the machine of whoever ran something last."""
+    files = subprocess.run(
+        ['git', 'ls-files', '*.py', '*.sh', '*.md', '*.txt', '*.toml', 'Makefile'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if files.returncode != 0 or not files.stdout:
+        pytest.skip('not a git checkout')
+    pattern = re.compile(r'(?<![\w.])/(?:home|root|opt|Users)/\w')
+    bad = [
+        name
+        for name in files.stdout.split()
+        if (ROOT / name).exists()
+        and pattern.search((ROOT / name).read_text(encoding='utf-8'))
+    ]
+    assert not bad

@@ -1,0 +1,173 @@
+#!/usr/bin/env bash
+# Set up the environment: install.sh [TORCH [VENV]]. Safe to run at any time:
+# done work is not done again, interrupted work is not trusted.
+#
+# $VENV/agvm_mm.stamp holds the state:
+#   a key        installed and checked for exactly this key
+#   unfinished   a run was killed in the middle: the environment starts anew
+#   no file      somebody's own environment, or a step failed: completed in place
+# pip keeps downloads and the compiled mmcv in its cache, so that starting anew
+# costs a minute or two and not another compilation.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+TORCH=${1:-2.13.0}
+VENV=${2:-.venv}
+LANE=tools/pins/torch-$TORCH.txt
+PY=$VENV/bin/python
+STAMP=$VENV/agvm_mm.stamp
+NEEDED_GB=4
+
+say() { printf '==> %s\n' "$*" >&2; }
+
+# Stop with a message. What this run has done stays, unless a signal ended it.
+working= interrupted=
+trap 'interrupted=1' INT TERM
+die() {
+  if [ -n "$interrupted" ]; then
+    say 'interrupted; the next run starts the environment anew'
+    exit 130
+  fi
+  [ -z "$working" ] || rm -f "$STAMP"
+  printf '\nInstallation stopped: %s\n' "$1" >&2
+  shift
+  [ $# -eq 0 ] || printf '  %s\n' "$@" >&2
+  exit 1
+}
+
+# What the environment depends on; the folder, because environments don't move.
+key() {
+  { cat tools/install.sh tools/check_install.py tools/pins/common.txt "$LANE" \
+      setup.py agvm_mm/version.py
+    echo "$TORCH $PWD"
+    "$PY" -V; } 2>&1 | cksum
+}
+state() { cat "$STAMP" 2>/dev/null || true; }
+finished() { [ -e "$STAMP" ] && [ "$(state)" = "$(key)" ]; }
+
+supported() {
+  "$1" -c 'import sys
+sys.exit(sys.implementation.name != "cpython" or not (3, 10) <= sys.version_info < (3, 13))' \
+    2>/dev/null
+}
+find_python() {
+  local name found=
+  for name in ${PYTHON:-python3.11 python3.12 python3.10 python3 python}; do
+    supported "$name" || continue
+    found=${found:-$name}
+    if "$name" -c 'import venv, ensurepip' 2>/dev/null; then
+      BASE=$name
+      return
+    fi
+  done
+  [ -z "$found" ] || die "$found cannot create environments (no venv or ensurepip)." \
+    "Debian, Ubuntu: apt install $("$found" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+  die "no CPython 3.10, 3.11 or 3.12 found${PYTHON:+ under the name $PYTHON}." \
+    'Debian, Ubuntu: apt install python3.11 python3.11-venv python3.11-dev' \
+    'If it is not on the PATH: PYTHON=/path/to/python3.11 make install'
+}
+
+# What compiling mmcv takes. A C++17 compiler with its headers, not just a name.
+check_toolchain() {
+  local cxx=${CXX:-c++} include
+  include=$("$BASE" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+  [ -e "$include/Python.h" ] || die "the headers of Python are missing ($BASE has no Python.h)." \
+    "Debian, Ubuntu: apt install $("$BASE" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')"
+  "$cxx" -std=c++17 -x c++ -fsyntax-only - <<<$'#include <vector>\nint main() {}' 2>/dev/null ||
+    die "no working C++ compiler ($cxx), which mmcv's operators need." \
+      'Debian, Ubuntu: apt install g++    Fedora: dnf install gcc-c++    macOS: xcode-select --install' \
+      'Another compiler: CC=clang CXX=clang++ make install'
+}
+check_disk() {
+  local free_kb
+  free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
+  [ "$free_kb" -ge $((NEEDED_GB * 1024 * 1024)) ] ||
+    die "only $((free_kb / 1024)) MB free in $PWD, $NEEDED_GB GB are needed." \
+      'Free some space, or clone the repository to a larger disk.'
+}
+
+pip() { "$PY" -m pip --disable-pip-version-check "$@"; }
+ops_load() { "$PY" -c 'import torch, mmcv._ext' 2>/dev/null; }
+
+[ -e "$LANE" ] || die "no pinned versions for torch $TORCH." \
+  "There are: $(cd tools/pins && echo torch-*.txt)"
+if finished; then exit 0; fi
+
+# One installation at a time. The lock goes when the last child of its owner ends.
+if command -v flock >/dev/null; then
+  exec 9<tools/install.sh
+  flock -n 9 || { say 'another installation is running; waiting for it'; flock 9; }
+  if finished; then exit 0; fi
+fi
+
+anew=
+if [ -e "$VENV" ]; then
+  if [ "$(state)" = unfinished ]; then
+    anew='its installation was interrupted'
+  elif ! "$PY" -c pass 2>/dev/null; then
+    anew='its Python does not run'
+  elif ! supported "$PY"; then
+    die "$VENV has $("$PY" -V 2>&1), but CPython 3.10, 3.11 or 3.12 is needed." \
+      "Move or delete $VENV, then run this again."
+  fi
+fi
+if [ -d "$VENV" ] && [ -z "$anew" ]; then BASE=$PY; else find_python; fi
+if [ -n "$anew" ] || ! ops_load; then
+  check_toolchain
+  check_disk
+fi
+
+if [ -n "$anew" ]; then
+  say "$VENV starts anew: $anew"
+  rm -rf "$VENV"
+fi
+mkdir -p "$VENV"
+working=1
+echo unfinished >"$STAMP"
+if ! pip --version >/dev/null 2>&1; then
+  say "creating $VENV with $("$BASE" -V 2>&1)"
+  "$BASE" -m venv "$VENV" || die "creating $VENV failed, see above."
+fi
+# mmcv's build looks for ninja on the PATH; without it, it takes twice as long.
+export PATH="$PWD/$VENV/bin:$PATH"
+
+failed='see the messages of pip above; run this again to go on.'
+pins=(-c tools/pins/common.txt -c "$LANE")
+say "installing torch $TORCH"
+pip install "${pins[@]}" setuptools wheel ninja || die "$failed"
+pip install "${pins[@]}" -r "$LANE" || die "$failed"
+
+if ! ops_load; then
+  # With a GPU in sight mmcv compiles for CUDA, which takes the toolkit.
+  "$PY" -c 'import sys, torch
+from torch.utils.cpp_extension import CUDA_HOME
+sys.exit(torch.cuda.is_available() and torch.version.hip is None and CUDA_HOME is None)' ||
+    die 'torch sees a GPU, but there is no CUDA toolkit (nvcc) to compile mmcv with.' \
+      'Install the toolkit, set CUDA_HOME if it is not found, and run this again,' \
+      'or leave the GPU alone: CUDA_VISIBLE_DEVICES= make demo'
+  jobs=${MAX_JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
+  say "compiling mmcv's operators with $jobs jobs: about 10 minutes on 2 cores, once"
+  # torch has to be visible to the build, hence no isolation: without torch
+  # mmcv installs without its operators and says nothing.
+  mmcv() { MAX_JOBS=$jobs MMCV_WITH_OPS=1 pip install "${pins[@]}" --no-build-isolation "$@" mmcv; }
+  mmcv || die "$failed" 'Out of memory? MAX_JOBS=1 make install'
+  if ! ops_load; then
+    say 'these operators belong to another torch (a wheel from the cache); compiling anew'
+    mmcv --no-cache-dir --force-reinstall --no-deps || die "$failed"
+  fi
+fi
+
+say 'installing the other packages'
+pip install -q "${pins[@]}" -r tools/pins/common.txt || die "$failed"
+# Its metadata asks for numpy < 2, which it does not need.
+pip install -q --no-deps panopticapi-lite==0.2.0 || die "$failed"
+pip install -q --no-deps --no-build-isolation -e . || die "$failed"
+
+say 'checking'
+"$PY" tools/check_install.py "$TORCH" ||
+  die 'the packages are installed but do not work together, see above.' \
+    "If it stays so: rm -rf $VENV, and run this again."
+[ -z "$interrupted" ] || die ''
+key >"$STAMP.new"
+mv "$STAMP.new" "$STAMP"
+say "ready: $VENV"
