@@ -1,6 +1,7 @@
 """Runs a function on several gloo ranks of this machine."""
 
 import datetime
+import os
 import tempfile
 import traceback
 from pathlib import Path
@@ -46,6 +47,7 @@ def run_on_ranks(function, ranks: int, *args, timeout: float = 120) -> list:
 
 def _rank(function, rank: int, ranks: int, folder: str, timeout: float, args) -> None:
     torch.set_num_threads(1)
+    os.environ['LOCAL_RANK'] = str(rank)  # MMEngine reads it.
     try:
         dist.init_process_group(
             'gloo',

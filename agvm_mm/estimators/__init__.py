@@ -4,7 +4,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from agvm_mm.checks import check_choice
 from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.ddp import COMPRESSION_HOOKS, DDPHalves, DDPReplicas
 from agvm_mm.estimators.micro_batches import MicroBatchHalves, MicroBatchReplicas
@@ -34,11 +33,8 @@ def build_estimator(
         comm_hook (str, optional): Compression of the mean gradient under DDP.
 
     Raises:
-        ValueError: If there is nothing to compare, or a name is not known.
+        ValueError: If there is nothing to compare, or nothing to compress.
     """
-    check_choice('estimator', name, ESTIMATORS)
-    if comm_hook is not None:
-        check_choice('comm_hook', comm_hook, COMPRESSION_HOOKS)
     with_ranks, with_micro_batches = ESTIMATORS[name]
     if isinstance(model, DistributedDataParallel):
         ranks = model.process_group.size()
@@ -61,6 +57,7 @@ def build_estimator(
 
 
 __all__ = [
+    'COMPRESSION_HOOKS',
     'ESTIMATORS',
     'VarianceEstimator',
     'build_estimator',

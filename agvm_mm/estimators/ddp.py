@@ -103,7 +103,7 @@ class DDPEstimator(VarianceEstimator):
             )
         self._group = model.process_group
         self._ranks = dist.get_world_size(self._group)
-        self._reduce_mean = COMPRESSION_HOOKS.get(comm_hook, mean_hook)
+        self._reduce_mean = COMPRESSION_HOOKS[comm_hook] if comm_hook else mean_hook
         self._measuring = False
         # By bucket, summed in the order of the buckets at the end: the order in
         # which reductions complete is not the same on every run.

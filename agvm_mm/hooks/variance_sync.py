@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import distributed as dist
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm.checks import check_choice
-from agvm_mm.estimators import ESTIMATORS, build_estimator
+from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
 from agvm_mm.loops import effective_batch_size, micro_batches_per_update
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
 from agvm_mm.schedule import MeasurementSchedule
@@ -44,7 +45,8 @@ def check_model(model: nn.Module, accumulation: int) -> None:
         accumulation (int): Micro-batches of one update.
 
     Raises:
-        TypeError: If it is wrapped in anything but DistributedDataParallel.
+        TypeError: If it is wrapped in anything but DistributedDataParallel, or in
+            nothing on several ranks.
         ValueError: If it is DDP with static_graph and gradients are accumulated.
     """
     if any(is_sharded(module) for module in model.modules()):
@@ -52,7 +54,9 @@ def check_model(model: nn.Module, accumulation: int) -> None:
             'AGVM does not support FSDP: no rank holds the whole gradient of a '
             'module. Use MMDistributedDataParallel'
         )
-    if isinstance(model, DistributedDataParallel):
+    # MMSeparateDistributedDataParallel says that it is a DDP, but wraps several.
+    separate = isinstance(model, MMSeparateDistributedDataParallel)
+    if isinstance(model, DistributedDataParallel) and not separate:
         if model.static_graph and accumulation > 1:
             raise ValueError(
                 f'static_graph=True with {accumulation} accumulated micro-batches '
@@ -62,6 +66,12 @@ def check_model(model: nn.Module, accumulation: int) -> None:
         raise TypeError(
             f'AGVM does not support models wrapped in {type(model).__name__}; use '
             'MMDistributedDataParallel'
+        )
+    elif get_world_size() > 1:
+        raise TypeError(
+            f'{get_world_size()} ranks, but the model is not wrapped in '
+            'DistributedDataParallel: each would train a model of its own. Set '
+            "launcher='pytorch' (or slurm, mpi)"
         )
 
 
@@ -115,6 +125,8 @@ class VarianceSyncHook(Hook):
     ) -> None:
         self.schedule = MeasurementSchedule(interval=interval, begin=begin, end=end)
         check_choice('estimator', estimator, ESTIMATORS)
+        if comm_hook is not None:
+            check_choice('comm_hook', comm_hook, COMPRESSION_HOOKS)
         self.estimator = estimator
         self.comm_hook = comm_hook
         self._logged = (0, 0)

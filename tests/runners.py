@@ -1,0 +1,62 @@
+"""A whole MMEngine Runner on small float64 data."""
+
+import torch
+from mmengine.registry import DATASETS, MODELS
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
+from toy import ToyDetector, make_images
+
+MODELS.register_module(module=ToyDetector, force=True)
+
+
+@DATASETS.register_module(force=True)
+class ImageDataset(Dataset):
+    """Noisy regression data, one (inputs, target) pair per image."""
+
+    def __init__(self, images: int):
+        self.tensors = make_images(images)
+
+    def __len__(self):
+        return len(self.tensors[0])
+
+    def __getitem__(self, index):
+        inputs, targets = self.tensors
+        return inputs[index], targets[index]
+
+
+def make_runner(
+    work_dir,
+    optim_wrapper,
+    *,
+    images,
+    batch_size,
+    train_cfg,
+    hooks=(),
+    sampler='DefaultSampler',
+    shuffle=True,
+    param_scheduler=None,
+    checkpoint=None,
+    **kwargs,
+):
+    """Build a Runner on this rank's gloo group, if there is one."""
+    return Runner(
+        model=dict(type='ToyDetector'),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            dataset=dict(type='ImageDataset', images=images),
+            sampler=dict(type=sampler, shuffle=shuffle),
+            batch_size=batch_size,
+            collate_fn=dict(type='default_collate'),
+        ),
+        optim_wrapper=optim_wrapper,
+        train_cfg=train_cfg,
+        param_scheduler=param_scheduler,
+        custom_hooks=list(hooks),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
+            checkpoint=checkpoint or dict(type='CheckpointHook', interval=-1),
+        ),
+        randomness=dict(seed=0),
+        experiment_name=f'{work_dir.name}-{torch.randint(10**9, ()).item()}',
+        **kwargs,
+    )

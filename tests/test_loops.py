@@ -1,0 +1,139 @@
+"""loops.py: one iteration is one optimizer update on the total batch."""
+
+import pytest
+import torch
+from runners import ImageDataset, make_runner
+from torch.utils.data import DataLoader
+
+from agvm_mm.loops import UpdateDataLoader
+
+PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
+
+
+def windows(images, batch_size, total, **kwargs):
+    loader = DataLoader(ImageDataset(images), batch_size=batch_size, **kwargs)
+    return UpdateDataLoader(loader, total)
+
+
+@pytest.mark.parametrize(
+    'images, sizes',
+    [
+        (24, [(4, 4, 4), (4, 4, 4)]),
+        (20, [(4, 4, 4), (4, 4)]),
+        (18, [(4, 4, 4), (4, 2)]),
+        (13, [(4, 4, 4), (1,)]),
+    ],
+)
+def test_windows_count_the_images_they_hold(images, sizes):
+    loader = windows(images, 4, 12)
+    assert len(loader) == len(sizes)
+    seen = list(loader)
+    assert [window.sizes for window in seen] == sizes
+    for window in loader:
+        assert tuple(len(batch[0]) for batch in window) == window.sizes
+
+
+def test_dropping_the_last_batch_is_respected():
+    loader = windows(18, 4, 12, drop_last=True)
+    assert [window.sizes for window in loader] == [(4, 4, 4), (4,)]
+
+
+def test_a_window_that_nobody_read_is_passed_over():
+    first = [[b[0][:, 0].tolist() for b in w] for w in windows(24, 4, 12)]
+    loader = iter(windows(24, 4, 12))
+    next(loader)
+    assert [b[0][:, 0].tolist() for b in next(loader)] == first[1]
+
+
+def test_attributes_are_those_of_the_dataloader():
+    loader = windows(24, 4, 12)
+    assert loader.batch_size == 4
+    assert len(loader.dataset) == 24
+    assert loader.sampler is loader.dataloader.sampler
+
+
+def test_a_total_that_does_not_divide_names_the_nearest():
+    with pytest.raises(ValueError, match='total_batch_size=13.*12 and 16'):
+        windows(24, 4, 13)
+    with pytest.raises(ValueError, match='total_batch_size=2 .*are: 4'):
+        windows(24, 4, 2)
+    with pytest.raises(TypeError, match='total_batch_size'):
+        windows(24, 4, 12.0)
+
+
+@pytest.mark.parametrize('last', [24, 20, 18])
+def test_an_update_is_the_mean_over_its_images(tmp_path, last):
+    """Against one plain SGD step on all images of each update at once."""
+    runner = make_runner(
+        tmp_path,
+        PLAIN,
+        images=last,
+        batch_size=4,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=2, total_batch_size=12),
+        shuffle=False,
+    )
+    model = runner.train()
+    expected = type(model)()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.05, momentum=0.9)
+    inputs, targets = ImageDataset(last).tensors
+    for _ in range(2):
+        for x, y in zip(inputs.split(12), targets.split(12), strict=True):
+            optimizer.zero_grad()
+            expected(x, y)['loss'].backward()
+            optimizer.step()
+    assert runner.iter == 4
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_by_iterations_with_an_infinite_sampler(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        PLAIN,
+        images=20,
+        batch_size=4,
+        train_cfg=dict(
+            type='LargeBatchIterTrainLoop', max_iters=5, total_batch_size=12
+        ),
+        sampler='InfiniteSampler',
+        shuffle=False,
+    )
+    model = runner.train()
+    expected = type(model)()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.05, momentum=0.9)
+    inputs, targets = (t.repeat(3, 1) for t in ImageDataset(20).tensors)
+    for x, y in zip(inputs.split(12), targets.split(12), strict=True):
+        optimizer.zero_grad()
+        expected(x, y)['loss'].backward()
+        optimizer.step()
+    assert runner.iter == 5
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_the_reported_loss_is_the_mean_over_the_update(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        PLAIN,
+        images=18,
+        batch_size=4,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=20),
+        shuffle=False,
+    )
+    runner.train()
+    inputs, targets = ImageDataset(18).tensors
+    expected = type(runner.model)()(inputs, targets)['loss']
+    logged = runner.message_hub.get_scalar('train/loss').current()
+    assert float(logged) == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_accumulating_twice_is_refused(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        dict(PLAIN, accumulative_counts=2),
+        images=24,
+        batch_size=4,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=12),
+    )
+    with pytest.raises(ValueError, match='leave out .*accumulative_counts=2'):
+        runner.train()

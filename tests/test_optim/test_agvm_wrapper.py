@@ -1,0 +1,227 @@
+"""AGVMOptimWrapper: learning rates, counting, state, refusals."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.optim.scheduler import CosineAnnealingLR
+from toy import ToyDetector, make_images, make_wrapper
+
+
+def run_updates(model, wrapper, updates, first=0, micro_batches=2):
+    for update in range(first, first + updates):
+        for micro_batch in range(micro_batches):
+            images = make_images(4, seed=micro_batches * update + micro_batch)
+            wrapper.update_params(model(*images)['loss'])
+
+
+def make(optimizer='SGD', estimator='halves', **kwargs):
+    model = ToyDetector()
+    kwargs.setdefault('accumulative_counts', 2)
+    return model, make_wrapper(model, optimizer, estimator=estimator, **kwargs)
+
+
+def lrs(wrapper):
+    return [group['lr'] for group in wrapper.optimizer.param_groups]
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+def test_the_step_sees_lr_times_mu_and_leaves_lr_as_it_was(optimizer):
+    model, wrapper = make(optimizer)
+    before = lrs(wrapper)
+    seen = []
+    wrapper.optimizer.register_step_pre_hook(lambda *_: seen.append(lrs(wrapper)))
+    run_updates(model, wrapper, 5)
+    assert lrs(wrapper) == before
+    expected = [
+        lr * wrapper.multipliers[group['module']]
+        for lr, group in zip(before, wrapper.optimizer.param_groups, strict=True)
+    ]
+    assert seen[-1] == expected
+    assert len(set(expected)) == 4
+
+
+def test_lr_is_restored_when_the_step_raises():
+    model, wrapper = make()
+    run_updates(model, wrapper, 3)
+    before = lrs(wrapper)
+
+    def fail(*_):
+        assert lrs(wrapper) != before
+        raise OSError('out of luck')
+
+    handle = wrapper.optimizer.register_step_pre_hook(fail)
+    with pytest.raises(OSError, match='out of luck'):
+        run_updates(model, wrapper, 1, first=3)
+    assert lrs(wrapper) == before
+    assert wrapper.num_updates == 3
+    handle.remove()
+
+
+def test_a_cosine_schedule_is_the_one_without_agvm():
+    schedules = []
+    for with_agvm in (True, False):
+        model, wrapper = make()
+        if not with_agvm:
+            wrapper = OptimWrapper(
+                torch.optim.SGD(model.parameters(), lr=0.05), accumulative_counts=2
+            )
+        scheduler = CosineAnnealingLR(wrapper, T_max=10, by_epoch=False)
+        schedule = []
+        for update in range(10):
+            run_updates(model, wrapper, 1, first=update)
+            scheduler.step()
+            schedule.append(wrapper.get_lr()['lr'][0])
+        schedules.append(schedule)
+    assert schedules[0] == schedules[1]
+    assert len(set(schedules[0])) == 10
+
+
+def test_multipliers_act_from_begin_to_end_only():
+    model, wrapper = make(schedule=dict(interval=1, begin=2, end=4))
+    moved = []
+    for update in range(7):
+        run_updates(model, wrapper, 1, first=update)
+        moved.append(wrapper.num_measurements)
+    assert moved == [0, 0, 1, 2, 3, 3, 3]
+    assert set(wrapper.multipliers.values()) == {1.0}
+
+    model, wrapper = make(schedule=dict(interval=1, begin=2, end=4))
+    steps = []
+    group = wrapper.optimizer.param_groups[-1]
+    wrapper.optimizer.register_step_pre_hook(lambda *_: steps.append(group['lr']))
+    run_updates(model, wrapper, 7)
+    lr = group['lr']
+    assert steps[:2] == [lr, lr] and steps[5:] == [lr, lr]
+    assert lr not in steps[2:5]
+
+
+def test_the_multiplier_acts_at_the_update_it_was_measured_at():
+    model, wrapper = make(schedule=dict(interval=10))
+    group = wrapper.optimizer.param_groups[-1]
+    steps = []
+    wrapper.optimizer.register_step_pre_hook(lambda *_: steps.append(group['lr']))
+    run_updates(model, wrapper, 1)
+    assert steps == [group['lr'] * wrapper.multipliers[group['module']]]
+    assert steps != [group['lr']]
+
+
+def test_measured_before_clipping():
+    variances = []
+    for clip_grad in (None, dict(max_norm=1e-3)):
+        model, wrapper = make(clip_grad=clip_grad)
+        run_updates(model, wrapper, 1)
+        variances.append(wrapper.variances)
+    assert variances[0] == variances[1]
+
+
+def test_updates_are_counted_not_micro_batches():
+    model, wrapper = make(accumulative_counts=4, schedule=dict(interval=2))
+    run_updates(model, wrapper, 6, micro_batches=4)
+    assert (wrapper.num_updates, wrapper.num_measurements) == (6, 3)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+@pytest.mark.parametrize('estimator', ['halves', 'replicas'])
+def test_a_measurement_that_is_not_finite_leaves_mu_alone(bad, estimator):
+    model, wrapper = make(estimator=estimator)
+    run_updates(model, wrapper, 2)
+    multipliers, variances = wrapper.multipliers, wrapper.variances
+    wrapper.update_params(model(*make_images(4))['loss'] * bad)
+    wrapper.update_params(model(*make_images(4))['loss'])
+    assert wrapper.multipliers == multipliers
+    assert wrapper.variances == variances
+    assert (wrapper.num_measurements, wrapper.num_skipped_measurements) == (2, 1)
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+@pytest.mark.parametrize('estimator', ['halves', 'replicas'])
+def test_saved_and_loaded_it_goes_on_to_the_last_bit(optimizer, estimator, tmp_path):
+    model, wrapper = make(optimizer, estimator, schedule=dict(interval=2, begin=1))
+    run_updates(model, wrapper, 7)
+    path = tmp_path / 'state.pth'
+    torch.save((model.state_dict(), wrapper.state_dict()), path)
+    run_updates(model, wrapper, 7, first=7)
+
+    other_model, other = make(optimizer, estimator, schedule=dict(interval=2, begin=1))
+    model_state, wrapper_state = torch.load(path, weights_only=True)
+    keys = set(wrapper_state)
+    other_model.load_state_dict(model_state)
+    other.load_state_dict(wrapper_state)
+    assert set(wrapper_state) == keys, 'the loaded dict was changed'
+    run_updates(other_model, other, 7, first=7)
+    assert other.state_dict()['agvm'] == wrapper.state_dict()['agvm']
+    for p, q in zip(model.parameters(), other_model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_the_state_names_what_a_resume_has_to_know():
+    model, wrapper = make()
+    wrapper.effective_batch_size = 8
+    run_updates(model, wrapper, 3)
+    state = copy.deepcopy(wrapper.state_dict()['agvm'])
+    assert state == dict(
+        anchor='backbone',
+        multipliers=wrapper.multipliers,
+        variances=wrapper.variances,
+        num_updates=3,
+        num_measurements=3,
+        num_skipped_measurements=0,
+        effective_batch_size=8,
+    )
+
+
+def test_a_checkpoint_without_agvm_or_of_another_anchor_is_refused():
+    model, wrapper = make()
+    plain = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)).state_dict()
+    with pytest.raises(ValueError, match='holds no AGVM state.*load_from'):
+        wrapper.load_state_dict(plain)
+    _, other = make(anchor='neck')
+    with pytest.raises(ValueError, match="anchor='neck'.*anchor='backbone'"):
+        wrapper.load_state_dict(other.state_dict())
+
+
+def test_a_wrapper_without_hook_says_so_before_the_first_forward_pass():
+    model = ToyDetector()
+    wrapper = make_wrapper(model)
+    with pytest.raises(RuntimeError, match='VarianceSyncHook'):
+        with wrapper.optim_context(model):
+            pytest.fail('the forward pass began')
+    with pytest.raises(RuntimeError, match='VarianceSyncHook'):
+        wrapper.update_params(model(*make_images(4))['loss'])
+    with pytest.raises(RuntimeError, match='VarianceSyncHook'):
+        wrapper.step()
+
+
+def test_a_wrapper_without_the_constructor_is_refused():
+    from agvm_mm.optim import AGVMOptimWrapper
+
+    optimizer = torch.optim.SGD(ToyDetector().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match='AGVMOptimWrapperConstructor'):
+        AGVMOptimWrapper(optimizer=optimizer)
+
+
+def test_optimizers_that_agvm_is_not_defined_for_are_refused():
+    with pytest.raises(TypeError, match='Adam, AdamW, SGD.*RMSprop'):
+        make_wrapper(ToyDetector(), dict(type='RMSprop', lr=0.1))
+
+
+@pytest.mark.parametrize(
+    'setting, error, message',
+    [
+        (dict(anchor='rpn_head'), ValueError, "anchor='rpn_head'.*bbox_head"),
+        (dict(momentum=2), ValueError, 'momentum must be'),
+        (dict(ratio_bounds=(2, 1)), ValueError, r'ratio_bounds\[0\] must be'),
+    ],
+)
+def test_bad_settings_are_refused(setting, error, message):
+    with pytest.raises(error, match=message):
+        make_wrapper(ToyDetector(), **setting)
+
+
+def test_a_frozen_anchor_is_refused():
+    model = ToyDetector()
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match="anchor='backbone'.*neck, bbox_head"):
+        make_wrapper(model)
