@@ -1,0 +1,317 @@
+"""Scenes of handwritten digits: pure functions of a numpy generator.
+
+A scene is a textured canvas with a few real handwritten digits (scikit-learn's
+bundled 1,797 images of 8 x 8 pixels) pasted at several scales. Everything random
+is drawn from the ``numpy.random.Generator`` a function is given, and
+:func:`scene_rng` gives every scene its own, so that scene ``i`` is the same
+whatever the number of scenes, their order or the number of processes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+CLASSES = tuple(str(digit) for digit in range(10))
+"""Names of the ten object classes; label ``k`` is the digit ``k``."""
+
+TEXTURES = ('plain', 'stripes', 'checks', 'blobs')
+"""Names of the background textures, by their value in ``Scene.textures``."""
+
+SPLITS = ('train', 'val')
+
+IMAGE_SIZE = 96
+"""Side of a scene, in pixels."""
+
+DIGIT_HEIGHTS = (12, 48)
+"""Smallest and largest side of the square an 8 x 8 digit is scaled to, in pixels."""
+
+DIGITS_PER_SCENE = (2, 6)
+
+MAX_BOX_OVERLAP = 0.15
+"""How much of a digit's square may lie on squares that were there before."""
+
+# First element of the spawn keys below: what a stream of random numbers is for.
+# Values must never change, or the same seed would give other data.
+_SPLIT_STREAM = 0
+_SCENE_STREAMS = {'train': 1, 'val': 2}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image and everything that is known about its pixels.
+
+    Args:
+        image: RGB image, ``(H, W, 3)``, uint8.
+        instances: ``(H, W)``, uint8. 0 is background, ``k`` marks the visible
+            pixels of the k-th digit, counted from 1.
+        labels: Class of each digit: ``labels[k - 1]`` belongs to ``k``.
+        sources: Index of each digit in ``sklearn.datasets.load_digits()``.
+        textures: ``(H, W)``, uint8, index in :data:`TEXTURES` of the background
+            at (or behind) each pixel.
+    """
+
+    image: np.ndarray
+    instances: np.ndarray
+    labels: tuple
+    sources: tuple
+    textures: np.ndarray
+
+
+def load_digits():
+    """Read scikit-learn's bundled handwritten digits.
+
+    Returns:
+        tuple: ``images``, ``(1797, 8, 8)``, float32 in [0, 1], ink is 1; and
+        ``labels``, ``(1797,)``, int64.
+
+    Raises:
+        ImportError: If scikit-learn is missing.
+    """
+    # scikit-learn takes a second to import and is needed only here.
+    try:
+        from sklearn.datasets import load_digits as sklearn_digits
+    except ImportError as error:
+        raise ImportError(
+            'The handwritten digits come with scikit-learn: pip install scikit-learn'
+        ) from error
+
+    bunch = sklearn_digits()
+    return bunch.images.astype(np.float32) / 16, bunch.target.astype(np.int64)
+
+
+def split_digits(labels, seed, *, val_fraction=0.2):
+    """Divide the source digits into training and validation digits.
+
+    Args:
+        labels (np.ndarray): Class of each source digit, ``(N,)``.
+        seed (int): Seed of the data.
+        val_fraction (float): Part of each class that goes to validation, in
+            (0, 1).
+
+    Returns:
+        dict[str, np.ndarray]: Sorted indices by split; disjoint, and together
+        all of ``0 .. N - 1``. Every class is divided alike.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f'val_fraction must lie in (0, 1), got {val_fraction}')
+    rng = stream_rng(seed, _SPLIT_STREAM)
+    parts = {split: [] for split in SPLITS}
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        cut = max(1, round(val_fraction * len(members)))
+        parts['val'].append(members[:cut])
+        parts['train'].append(members[cut:])
+    return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
+
+
+def scene_rng(seed, split, index):
+    """The random generator of one scene.
+
+    Args:
+        seed (int): Seed of the data, not negative.
+        split (str): ``'train'`` or ``'val'``.
+        index (int): Number of the scene within its split, from 0.
+
+    Returns:
+        np.random.Generator: Independent of every other scene's.
+    """
+    if split not in _SCENE_STREAMS:
+        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
+    return stream_rng(seed, _SCENE_STREAMS[split], index)
+
+
+def stream_rng(seed, *key):
+    """The random generator of one purpose, independent of every other key's."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def compose_scene(rng, images, labels, candidates, *, size=IMAGE_SIZE):
+    """Draw one scene.
+
+    Args:
+        rng (np.random.Generator): Source of everything random.
+        images (np.ndarray): All source digits, ``(N, 8, 8)`` in [0, 1].
+        labels (np.ndarray): Their classes, ``(N,)``.
+        candidates (np.ndarray): Indices of the source digits that may be used.
+        size (int): Side of the scene in pixels, at least the largest digit.
+
+    Returns:
+        Scene: With at least one digit; every digit lies inside the canvas.
+    """
+    if size < DIGIT_HEIGHTS[1]:
+        raise ValueError(
+            f'size must be at least {DIGIT_HEIGHTS[1]} pixels to hold the largest '
+            f'digit, got {size}'
+        )
+    image, textures = draw_background(rng, size)
+    count = rng.integers(DIGITS_PER_SCENE[0], DIGITS_PER_SCENE[1] + 1)
+    low, high = np.log(DIGIT_HEIGHTS)
+    heights = np.exp(rng.uniform(low, high, count)).round().astype(int)
+    # Largest first: a later, smaller digit can then hide only a little of it.
+    heights = np.sort(heights)[::-1]
+    occupied = np.zeros((size, size), bool)
+    instances = np.zeros((size, size), np.uint8)
+    used = []
+    for height in heights:
+        corner = _find_place(rng, occupied, height)
+        if corner is None:
+            continue
+        source = rng.choice(candidates)
+        ink = render_digit(rng, images[source], height)
+        region = _square(corner, height)
+        paste_ink(rng, image[region], ink)
+        used.append(int(source))
+        instances[region][ink >= 0.5] = len(used)
+        occupied[region] = True
+    return Scene(
+        image=image.round().astype(np.uint8),
+        instances=instances,
+        labels=tuple(int(labels[source]) for source in used),
+        sources=tuple(used),
+        textures=textures,
+    )
+
+
+def compose_patch(rng, digit, *, size):
+    """Draw one digit alone, somewhere near the middle of a textured patch.
+
+    Args:
+        rng (np.random.Generator): Source of everything random.
+        digit (np.ndarray): Source digit, ``(8, 8)`` in [0, 1].
+        size (int): Side of the patch in pixels.
+
+    Returns:
+        np.ndarray: RGB image, ``(size, size, 3)``, uint8.
+    """
+    image, _ = draw_background(rng, size)
+    height = rng.integers(size * 2 // 5, size * 9 // 10 + 1)
+    middle = (size - height) / 2
+    corner = np.round(middle * rng.uniform(0.3, 1.7, 2)).astype(int)
+    ink = render_digit(rng, digit, height)
+    paste_ink(rng, image[_square(corner, height)], ink)
+    return image.round().astype(np.uint8)
+
+
+def draw_background(rng, size):
+    """Draw two textures that meet along a random straight line.
+
+    Returns:
+        tuple: image, ``(size, size, 3)``, float32 in [0, 255]; and the map of
+        texture indices, ``(size, size)``, uint8.
+    """
+    kinds = rng.choice(len(TEXTURES), 2, replace=False)
+    y, x = _grid(size)
+    angle = rng.uniform(0, 2 * math.pi)
+    offset = rng.uniform(-0.25, 0.25) * size
+    distance = math.cos(angle) * (x - size / 2) + math.sin(angle) * (y - size / 2)
+    side = distance > offset
+    first = draw_texture(rng, TEXTURES[kinds[0]], size)
+    second = draw_texture(rng, TEXTURES[kinds[1]], size)
+    image = np.where(side[..., None], second, first)
+    image += 4 * rng.standard_normal(image.shape, dtype=np.float32)
+    textures = np.where(side, kinds[1], kinds[0]).astype(np.uint8)
+    return np.clip(image, 0, 255), textures
+
+
+def draw_texture(rng, kind, size):
+    """Draw one texture that fills the canvas.
+
+    Args:
+        rng (np.random.Generator): Source of everything random.
+        kind (str): One of :data:`TEXTURES`.
+        size (int): Side in pixels.
+
+    Returns:
+        np.ndarray: ``(size, size, 3)``, float32, not yet clipped to [0, 255].
+    """
+    base = rng.uniform(40, 215, 3).astype(np.float32)
+    swing = rng.uniform(-30, 30, 3).astype(np.float32)
+    y, x = _grid(size)
+    angle = rng.uniform(0, 2 * math.pi)
+    along = math.cos(angle) * x + math.sin(angle) * y
+    across = math.cos(angle) * y - math.sin(angle) * x
+    period = rng.uniform(6, 20)
+    if kind == 'plain':
+        pattern = along / size
+    elif kind == 'stripes':
+        pattern = np.sin(2 * math.pi * along / period)
+    elif kind == 'checks':
+        pattern = np.sign(np.sin(2 * math.pi * along / period))
+        pattern = pattern * np.sign(np.sin(2 * math.pi * across / period))
+    elif kind == 'blobs':
+        coarse = rng.standard_normal((7, 7), dtype=np.float32)
+        pattern = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    else:
+        raise ValueError(f'kind must be one of {TEXTURES}, got {kind!r}')
+    return base + pattern[..., None] * swing
+
+
+def render_digit(rng, digit, height):
+    """Scale a source digit up, slightly turned and slanted, with crisp edges.
+
+    Args:
+        rng (np.random.Generator): Source of everything random.
+        digit (np.ndarray): Source digit, ``(8, 8)`` in [0, 1].
+        height (int): Side of the result in pixels.
+
+    Returns:
+        np.ndarray: How much ink covers each pixel, ``(height, height)``,
+        float32 in [0, 1]. A pixel belongs to the digit from 0.5 on.
+    """
+    angle = math.radians(rng.uniform(-12, 12))
+    slant = rng.uniform(-0.15, 0.15)
+    # Target -> source, about the middles. 9.5 source pixels across leave a small
+    # margin, so that a turned digit is not cut off at the border.
+    scale = 9.5 / height
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    linear = np.array([[cos, -sin + slant * scale], [sin, cos]])
+    shift = np.array([3.5, 3.5]) - linear @ np.full(2, (height - 1) / 2)
+    ink = cv2.warpAffine(
+        digit,
+        np.hstack([linear, shift[:, None]]),
+        (int(height), int(height)),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )
+    # A steep ramp about 0.4 turns the blur of upscaling into a stroke.
+    return np.clip((ink - 0.4) / 0.3 + 0.5, 0, 1).astype(np.float32)
+
+
+def paste_ink(rng, region, ink):
+    """Blend ink of a random colour into a region of an image, in place.
+
+    The colour's brightness differs from the region's by 70 levels or more, so
+    that every digit can be read.
+
+    Args:
+        rng (np.random.Generator): Source of everything random.
+        region (np.ndarray): View into an image, ``(h, w, 3)``, float32.
+        ink (np.ndarray): Coverage, ``(h, w)`` in [0, 1].
+    """
+    background = region.mean()
+    dark = background - 70 >= 0 and (background + 70 > 255 or rng.random() < 0.5)
+    low, high = (0, background - 70) if dark else (background + 70, 255)
+    colour = rng.uniform(low, high) + rng.uniform(-25, 25, 3).astype(np.float32)
+    ink = ink[..., None]
+    region[:] = np.clip(region * (1 - ink) + colour * ink, 0, 255)
+
+
+def _find_place(rng, occupied, height, tries=30):
+    """Top-left corner (y, x) of a square that is nearly free, or None."""
+    for _ in range(tries):
+        corner = rng.integers(0, occupied.shape[0] - height + 1, 2)
+        if occupied[_square(corner, height)].mean() <= MAX_BOX_OVERLAP:
+            return corner
+    return None
+
+
+def _square(corner, height):
+    y, x = corner
+    return slice(y, y + height), slice(x, x + height)
+
+
+def _grid(size):
+    return np.mgrid[:size, :size].astype(np.float32)
