@@ -1,0 +1,26 @@
+# 12 epochs of 4096 images at a total batch of 256, on any number of processes: one
+# iteration is one update of the weights, an epoch has 16 of them.
+train_cfg = dict(
+    type='LargeBatchTrainLoop', max_epochs=12, val_interval=3, total_batch_size=256
+)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.04, momentum=0.9, weight_decay=1e-4),
+    clip_grad=dict(max_norm=10),
+)
+
+param_scheduler = [
+    # 3 epochs of warm-up
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=48),
+    dict(
+        type='MultiStepLR',
+        by_epoch=True,
+        begin=0,
+        end=12,
+        milestones=[9, 11],
+        gamma=0.1,
+    ),
+]
