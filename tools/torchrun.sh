@@ -1,0 +1,17 @@
+# Sourced by dist_train.sh and dist_test.sh.
+
+# run_ranks RANKS SCRIPT [ARGUMENTS]: the script once per rank, under torchrun.
+run_ranks() {
+    local ranks=$1 where
+    shift
+    if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
+        where=(--standalone)  # a free port of this machine
+    else
+        where=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}"
+            --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
+    fi
+    # One thread per rank, as torchrun would set it with a warning.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" \
+        -m torch.distributed.run "${where[@]}" --nproc-per-node "$ranks" "$@"
+}

@@ -1,0 +1,74 @@
+"""Train a detector or segmenter from a config, with MMDetection's flags."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from agvm_mm import launch
+
+
+def parse_args(argv=None):
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of the config file')
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints; by default work_dirs/<config name>',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='train in automatic mixed precision'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate linearly from auto_scale_lr.base_batch_size',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint; without a path, from the latest one of '
+        'the work folder',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings that override those of the config, as key=value; a key may '
+        'be dotted, a list is key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the ranks',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def main():
+    """Build a Runner from the config and train."""
+    args = parse_args()
+    # torchrun sets it; other launchers pass the argument.
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+    cfg = launch.load_config(args.config, args.cfg_options)
+    launch.set_work_dir(cfg, args.work_dir, args.config)
+    if args.amp:
+        launch.enable_amp(cfg)
+    if args.auto_scale_lr:
+        launch.enable_auto_scale_lr(cfg)
+    launch.set_resume(cfg, args.resume)
+    launch.prepare_launcher(cfg, args.launcher)
+    launch.allow_runner_checkpoints()
+
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
