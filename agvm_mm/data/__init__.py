@@ -6,8 +6,15 @@ in ``custom_imports`` beside ``agvm_mm``.
 
 import importlib.util
 
-from .scenes import CLASSES, Scene, compose_scene, load_digits, scene_rng, split_digits
-from .writer import is_finished, write_digits
+from agvm_mm.data.scenes import (
+    CLASSES,
+    Scene,
+    compose_scene,
+    load_digits,
+    scene_rng,
+    split_digits,
+)
+from agvm_mm.data.writer import is_finished, write_digits
 
 __all__ = [
     'CLASSES',
@@ -22,7 +29,7 @@ __all__ = [
 
 # Scenes can be made without MMDetection, but only MMDetection reads this data set.
 if importlib.util.find_spec('mmdet') is not None:
-    from .dataset import DigitsDetDataset
-    from .pretrain import pretrain_backbone
+    from agvm_mm.data.dataset import DigitsDetDataset
+    from agvm_mm.data.pretrain import pretrain_backbone
 
     __all__ += ['DigitsDetDataset', 'pretrain_backbone']

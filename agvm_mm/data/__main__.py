@@ -3,8 +3,8 @@
 import argparse
 import time
 
-from .scenes import SPLITS
-from .writer import write_digits
+from agvm_mm.data.scenes import SPLITS
+from agvm_mm.data.writer import write_digits
 
 
 def parse_args(argv=None):
@@ -43,7 +43,7 @@ def main(argv=None):
     if args.no_backbone:
         return
     # Needs MMDetection and mmcv, which the scenes do not.
-    from .pretrain import pretrain_backbone
+    from agvm_mm.data.pretrain import pretrain_backbone
 
     start = time.perf_counter()
     result = pretrain_backbone(args.out, seed=args.seed)

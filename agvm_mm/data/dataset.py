@@ -5,7 +5,7 @@ import os.path as osp
 from mmdet.datasets import CocoDataset
 from mmengine.registry import DATASETS
 
-from .scenes import CLASSES
+from agvm_mm.data.scenes import CLASSES
 
 
 @DATASETS.register_module()

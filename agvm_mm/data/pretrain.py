@@ -18,7 +18,7 @@ from mmdet.utils import register_all_modules
 from torch import nn
 from tqdm import tqdm
 
-from . import scenes
+from agvm_mm.data import scenes
 
 CHECKPOINT_FILE = 'resnet18_w16.pth'
 """Name of the checkpoint within the folder of the data set."""

@@ -15,7 +15,8 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from . import scenes
+from agvm_mm.checks import check_number
+from agvm_mm.data import scenes
 
 SETTINGS_FILE = 'settings.json'
 """Its presence marks a finished folder; it holds the settings it was made with."""
@@ -45,7 +46,8 @@ def write_digits(out, *, seed=0, num_train=4096, num_val=512, progress=True):
     Raises:
         FileExistsError: If ``out`` holds something that this function did not
             write.
-        ValueError: If an argument is out of range.
+        TypeError: If a number is not a whole one.
+        ValueError: If one is out of range.
     """
     settings = digits_settings(seed=seed, num_train=num_train, num_val=num_val)
     out = Path(out).absolute()
@@ -82,13 +84,12 @@ def digits_settings(*, seed, num_train, num_val):
     """What a data folder is made from, as stored in :data:`SETTINGS_FILE`.
 
     Raises:
-        ValueError: If an argument is out of range.
+        TypeError: If an argument is not a whole number.
+        ValueError: If one is out of range.
     """
-    if seed < 0:
-        raise ValueError(f'seed must not be negative, got {seed}')
-    for name, number in (('num_train', num_train), ('num_val', num_val)):
-        if number < 1:
-            raise ValueError(f'{name} must be at least 1, got {number}')
+    check_number('seed', seed, low=0, integer=True)
+    check_number('num_train', num_train, low=1, integer=True)
+    check_number('num_val', num_val, low=1, integer=True)
     return dict(
         format_version=FORMAT_VERSION,
         seed=seed,
