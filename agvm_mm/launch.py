@@ -6,11 +6,13 @@ so: :func:`init_cpu_process_group` and :func:`allow_runner_checkpoints`.
 
 import os
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.logging.history_buffer import HistoryBuffer
+from packaging.version import Version
 
 AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
@@ -175,13 +177,12 @@ def allow_runner_checkpoints():
     """Let ``torch.load`` read what MMEngine's Runner stores beside the weights.
 
     From 2.6 on torch loads only tensors and plain containers unless told
-    otherwise. The Runner's log history is a numpy array in a class of MMEngine:
-    both are harmless, and checkpoints that hold anything else are still refused.
+    otherwise. The Runner adds its log history: numpy arrays in a class of MMEngine,
+    with references to that class's methods. Nothing else is allowed, so
+    checkpoints that could run code are still refused.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return  # older versions load everything
-    import numpy as np
-
+    if Version(torch.__version__) < Version('2.6'):
+        return  # loads everything
     try:
         from numpy._core import multiarray
     except ImportError:  # numpy 1
@@ -190,13 +191,24 @@ def allow_runner_checkpoints():
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
-            multiarray._reconstruct,
-            multiarray.scalar,
+            (_history_method, 'builtins.getattr'),
+            (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+            (multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
+            (multiarray.scalar, 'numpy.core.multiarray.scalar'),
+            (multiarray.scalar, 'numpy._core.multiarray.scalar'),
             np.ndarray,
             np.dtype,
             *numbers,
         ]
     )
+
+
+def _history_method(owner, name):
+    """Stands in for ``getattr`` when a checkpoint is read."""
+    methods = ('min', 'max', 'current', 'mean')
+    if owner is not HistoryBuffer or name not in methods:
+        raise ValueError(f'a checkpoint may not ask for {owner!r}.{name}')
+    return getattr(owner, name)
 
 
 def draw_predictions(cfg, folder):
