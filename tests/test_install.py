@@ -26,6 +26,7 @@ here=$(dirname "$0")
 echo "$*" >>"$FAKE_LOG"
 case "$*" in
   -V) echo Python 3.11.9 ;;
+  *_base_executable*) echo "$FAKE_BASE" ;;
   *sysconfig*) echo "$FAKE_INCLUDE" ;;
   *mmcv._ext*) [ -e "$here/mmcv" ] ;;
   *version_info*)
@@ -68,6 +69,7 @@ class Sandbox:
             'PATH': str(self.bin),
             'FAKE_LOG': str(self.log),
             'FAKE_INCLUDE': str(include),
+            'FAKE_BASE': str(self.bin / 'python3.11'),
         }
 
     def program(self, name, text):
@@ -157,6 +159,37 @@ def test_interrupted_run_is_not_trusted(sandbox, number):
     assert 'interrupted' in output
     assert not (sandbox.venv / 'leftover').exists()
     assert sandbox.install() == (0, '')
+
+
+def test_interrupted_deletion_is_not_trusted(sandbox):
+    sandbox.install()
+    sandbox.stamp.write_text('unfinished\n')
+    (sandbox.venv / 'leftover').touch()
+    real = sandbox.bin / 'rm'
+    real.rename(sandbox.bin / 'real_rm')
+    # The state is the first file to go, then the power fails.
+    sandbox.program(
+        'rm',
+        '#!/usr/bin/env bash\n[ ! -e "$2" ] && exit 0\n'
+        'real_rm -f "$2/agvm_mm.stamp"; kill -9 $PPID\n',
+    )
+    code, _ = sandbox.install()
+    assert code == -signal.SIGKILL
+
+    real.unlink()
+    (sandbox.bin / 'real_rm').rename(real)
+    code, output = sandbox.install()
+    assert code == 0, output
+    assert not (sandbox.venv / 'leftover').exists()
+
+
+def test_starts_anew_while_activated(sandbox):
+    """The first Python on the PATH is then the one that will be deleted."""
+    sandbox.install()
+    shutil.copy(sandbox.venv / 'bin' / 'python', sandbox.venv / 'bin' / 'python3.11')
+    sandbox.stamp.write_text('unfinished\n')
+    code, output = sandbox.install(PATH=f'{sandbox.venv}/bin:{sandbox.bin}')
+    assert code == 0, output
 
 
 def test_failed_step_is_completed_in_place(sandbox):

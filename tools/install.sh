@@ -56,7 +56,9 @@ find_python() {
     supported "$name" || continue
     found=${found:-$name}
     if "$name" -c 'import venv, ensurepip' 2>/dev/null; then
-      BASE=$name
+      # The one behind it where this is an environment's, perhaps ours: an
+      # activated one comes first on the PATH, and may be deleted below.
+      BASE=$("$name" -c 'import sys; print(sys._base_executable)')
       return
     fi
   done
@@ -119,7 +121,10 @@ fi
 
 if [ -n "$anew" ]; then
   say "$VENV starts anew: $anew"
-  rm -rf "$VENV"
+  # Renamed first: a deletion cut short must not leave half an environment.
+  rm -rf "$VENV.old"
+  mv "$VENV" "$VENV.old"
+  rm -rf "$VENV.old"
 fi
 mkdir -p "$VENV"
 working=1
