@@ -124,8 +124,8 @@ if [ -n "$anew" ]; then
   # Renamed first: a deletion cut short must not leave half an environment.
   rm -rf "$VENV.old"
   mv "$VENV" "$VENV.old"
-  rm -rf "$VENV.old"
 fi
+rm -rf "$VENV.old"
 mkdir -p "$VENV"
 working=1
 echo unfinished >"$STAMP"
