@@ -9,20 +9,25 @@ from agvm_mm.version import __version__
 
 check_versions()
 
-from agvm_mm.hooks import VarianceSyncHook  # noqa: E402
+from agvm_mm.hooks import AtomicCheckpointHook, VarianceSyncHook  # noqa: E402
 from agvm_mm.loops import LargeBatchIterTrainLoop, LargeBatchTrainLoop  # noqa: E402
 from agvm_mm.optim import (  # noqa: E402
     AGVMAmpOptimWrapper,
     AGVMOptimWrapper,
     AGVMOptimWrapperConstructor,
 )
+from agvm_mm.optim.baselines import PMDLAMB  # noqa: E402
+from agvm_mm.schedulers import ExponentialWarmupLR  # noqa: E402
 
 __all__ = [
     'AGVMAmpOptimWrapper',
     'AGVMOptimWrapper',
     'AGVMOptimWrapperConstructor',
+    'AtomicCheckpointHook',
+    'ExponentialWarmupLR',
     'LargeBatchIterTrainLoop',
     'LargeBatchTrainLoop',
+    'PMDLAMB',
     'VarianceSyncHook',
     '__version__',
 ]

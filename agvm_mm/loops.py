@@ -2,17 +2,25 @@
 
 import itertools
 import math
+import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_world_size
+from mmengine.dist import get_rank, get_world_size
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
+from agvm_mm.batch import images_per_rank
+from agvm_mm.checkpoints import prepare_resume
 from agvm_mm.checks import check_number
+from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.summary import describe_run
 
 
 class UpdateWindow:
@@ -119,24 +127,6 @@ class UpdateDataLoader:
             yield sizes[start : start + self.micro_batches]
 
 
-def images_per_rank(dataloader: DataLoader) -> int:
-    """Images of one micro-batch on one rank.
-
-    Raises:
-        ValueError: If the dataloader has no fixed batch size.
-    """
-    size = dataloader.batch_size
-    if size is None:
-        size = getattr(dataloader.batch_sampler, 'batch_size', None)
-    if size is None:
-        raise ValueError(
-            'train_dataloader has no batch_size, nor has its batch_sampler '
-            f'{type(dataloader.batch_sampler).__name__}; the number of images of an '
-            'update cannot be counted'
-        )
-    return size
-
-
 @contextmanager
 def accumulating(optim_wrapper: OptimWrapper, micro_batches: int) -> Iterator[None]:
     """Make an OptimWrapper take its next micro-batches as one update.
@@ -155,29 +145,55 @@ def accumulating(optim_wrapper: OptimWrapper, micro_batches: int) -> Iterator[No
         vars(optim_wrapper).pop('scale_loss', None)
 
 
+def seed_update(seed: int, update: int) -> None:
+    """Make the random numbers of an update a function of its number.
+
+    A run that is resumed before an update draws the same ones as a run that never
+    stopped, whatever was drawn before.
+
+    Args:
+        seed (int): The run's seed.
+        update (int): The update's number, from 0.
+    """
+    (seed,) = np.random.SeedSequence([seed, update]).generate_state(1).tolist()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 class LargeBatchMixin:
     """One iteration of the loop is one optimizer update on ``total_batch_size``."""
 
     def __init__(self, runner, dataloader, *, total_batch_size: int, **kwargs) -> None:
+        prepare_resume(runner)
+        self._dataloader_cfg = dataloader
+        self._total_batch_size = total_batch_size
+        super().__init__(runner, self._build_dataloader(runner), **kwargs)
+
+    def _build_dataloader(self, runner, dataset=None) -> UpdateDataLoader:
+        dataloader = self._dataloader_cfg
+        self._built_for_seed = runner.seed
         if isinstance(dataloader, dict):
+            if dataset is not None:
+                dataloader = dict(dataloader, dataset=dataset)
             # As MMEngine's BaseLoop builds it.
             dataloader = runner.build_dataloader(
                 dataloader,
                 seed=runner.seed,
                 diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
             )
-        super().__init__(
-            runner, UpdateDataLoader(dataloader, total_batch_size), **kwargs
-        )
+        return UpdateDataLoader(dataloader, self._total_batch_size)
 
     def run(self):
         """Launch training.
 
         Raises:
-            ValueError: If the optimizer wrapper accumulates by itself.
+            ValueError: If the optimizer wrapper accumulates by itself, or the run
+                resumes one of another batch size.
             TypeError: If there are several optimizer wrappers.
         """
-        wrapper = self.runner.optim_wrapper
+        runner = self.runner
+        wrapper = runner.optim_wrapper
         if isinstance(wrapper, OptimWrapperDict):
             raise TypeError(
                 f'{type(self).__name__} does not support OptimWrapperDict (several '
@@ -186,11 +202,23 @@ class LargeBatchMixin:
         if wrapper._accumulative_counts != 1:
             raise ValueError(
                 f'{type(self).__name__} accumulates by itself up to '
-                f'total_batch_size={self.dataloader.total_batch_size}; leave out '
+                f'total_batch_size={self._total_batch_size}; leave out '
                 'optim_wrapper.accumulative_counts='
                 f'{wrapper._accumulative_counts}'
             )
+        if runner.seed != self._built_for_seed:
+            # Resumed: the order of the images is that of the checkpoint's seed.
+            self._replace_dataloader(
+                self._build_dataloader(runner, self.dataloader.dataset)
+            )
+        if not isinstance(wrapper, AGVMMixin):
+            # VarianceSyncHook prints it together with what AGVM does.
+            runner.logger.info(describe_run(runner))
+        self._seen_at = time.perf_counter()
         return super().run()
+
+    def _replace_dataloader(self, dataloader: UpdateDataLoader) -> None:
+        self.dataloader = dataloader
 
     def run_iter(self, *args) -> None:
         """Run one optimizer update.
@@ -203,6 +231,7 @@ class LargeBatchMixin:
         batch_idx = index[0] if index else self._iter
         wrapper = self.runner.optim_wrapper
         images = sum(window.sizes)
+        seed_update(self.runner.seed + self._rank_offset, self._iter)
         micro_batches = iter(window)
         data_batch = next(micro_batches)
         self.runner.call_hook(
@@ -219,6 +248,7 @@ class LargeBatchMixin:
                 for name, value in losses.items():
                     outputs[name] = outputs.get(name, 0) + value * (size / images)
                 data_batch = next(micro_batches, data_batch)
+        self._report(len(window), images)
         self.runner.call_hook(
             'after_train_iter',
             batch_idx=batch_idx,
@@ -226,6 +256,22 @@ class LargeBatchMixin:
             outputs=outputs,
         )
         self._iter += 1
+
+    @property
+    def _rank_offset(self) -> int:
+        # As MMEngine's set_random_seed has it.
+        differ = self.runner._randomness_cfg.get('diff_rank_seed', False)
+        return get_rank() if differ else 0
+
+    def _report(self, micro_batches: int, images: int) -> None:
+        """Tell the log line what an update was; nothing here waits for a device."""
+        ranks = get_world_size()
+        now = time.perf_counter()
+        seconds, self._seen_at = now - self._seen_at, now
+        hub = self.runner.message_hub
+        hub.update_scalar('train/batch_size', images * ranks)
+        hub.update_scalar('train/micro_batches', micro_batches)
+        hub.update_scalar('train/images_per_second', images * ranks / seconds)
 
 
 @LOOPS.register_module()
@@ -253,6 +299,21 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         ... )
     """
 
+    def run_epoch(self) -> None:
+        """Run the updates of one epoch, from where a resumed one had stopped.
+
+        What it had seen of the epoch is loaded again and passed over, so that random
+        augmentations in the workers go on as they would have.
+        """
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        for idx, window in enumerate(self.dataloader):
+            if idx >= done:
+                self.run_iter(idx, window)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
 
 @LOOPS.register_module()
 class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
@@ -269,18 +330,6 @@ class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
         ValueError: If the total is no multiple of ranks x images per rank.
     """
 
-
-def micro_batches_per_update(runner) -> int:
-    """Micro-batches that each rank runs for one full update."""
-    if isinstance(runner.train_loop, LargeBatchMixin):
-        return runner.train_loop.dataloader.micro_batches
-    return runner.optim_wrapper._accumulative_counts
-
-
-def effective_batch_size(runner) -> int:
-    """Images of one full update over all ranks."""
-    return (
-        get_world_size()
-        * images_per_rank(runner.train_dataloader)
-        * micro_batches_per_update(runner)
-    )
+    def _replace_dataloader(self, dataloader: UpdateDataLoader) -> None:
+        super()._replace_dataloader(dataloader)
+        self.dataloader_iterator = type(self.dataloader_iterator)(dataloader)

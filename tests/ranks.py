@@ -10,8 +10,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# A server that has imported what every rank needs, and forks ranks from there: a rank
+# starts in a fraction of a second instead of five.
+CONTEXT = mp.get_context('forkserver')
+CONTEXT.set_forkserver_preload(['torch', 'mmengine.runner', 'agvm_mm', 'runners'])
 
-def run_on_ranks(function, ranks: int, *args, timeout: float = 120) -> list:
+
+def run_on_ranks(
+    function, ranks: int, *args, timeout: float = 120, check: bool = True
+) -> list:
     """Run ``function(*args)`` on each of several ranks and return what they return.
 
     Args:
@@ -19,14 +26,15 @@ def run_on_ranks(function, ranks: int, *args, timeout: float = 120) -> list:
         ranks (int): Number of processes.
         args: Its arguments.
         timeout (float): Seconds that a collective may wait. Defaults to 120.
+        check (bool): Whether all ranks must succeed; otherwise the traceback or the
+            exit status of each is returned instead. Defaults to True.
 
     Raises:
         AssertionError: If a rank raises; the message holds the ranks' tracebacks.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.get_context('spawn')
         processes = [
-            context.Process(
+            CONTEXT.Process(
                 target=_rank, args=(function, rank, ranks, folder, timeout, args)
             )
             for rank in range(ranks)
@@ -36,6 +44,12 @@ def run_on_ranks(function, ranks: int, *args, timeout: float = 120) -> list:
         for process in processes:
             process.join()
         errors = [path.read_text() for path in sorted(Path(folder).glob('*.error'))]
+        if not check:
+            return [
+                path.read_text() if path.exists() else process.exitcode
+                for rank, process in enumerate(processes)
+                for path in [Path(folder, f'{rank}.error')]
+            ]
         assert not errors, '\n'.join(errors)
         codes = [process.exitcode for process in processes]
         assert codes == [0] * ranks, f'exit codes {codes}'

@@ -36,16 +36,21 @@ def make_runner(
     shuffle=True,
     param_scheduler=None,
     checkpoint=None,
+    model='ToyDetector',
+    dataset='ImageDataset',
+    num_workers=0,
+    randomness=None,
     **kwargs,
 ):
     """Build a Runner on this rank's gloo group, if there is one."""
     return Runner(
-        model=dict(type='ToyDetector'),
+        model=dict(type=model),
         work_dir=str(work_dir),
         train_dataloader=dict(
-            dataset=dict(type='ImageDataset', images=images),
+            dataset=dict(type=dataset, images=images),
             sampler=dict(type=sampler, shuffle=shuffle),
             batch_size=batch_size,
+            num_workers=num_workers,
             collate_fn=dict(type='default_collate'),
         ),
         optim_wrapper=optim_wrapper,
@@ -56,7 +61,7 @@ def make_runner(
             logger=dict(type='LoggerHook', interval=1),
             checkpoint=checkpoint or dict(type='CheckpointHook', interval=-1),
         ),
-        randomness=dict(seed=0),
+        randomness=dict(seed=0) if randomness is None else randomness,
         experiment_name=f'{work_dir.name}-{torch.randint(10**9, ()).item()}',
         **kwargs,
     )

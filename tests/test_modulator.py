@@ -72,13 +72,16 @@ def test_state_goes_on_where_it_was():
     assert one.multipliers == other.multipliers
 
 
-def test_state_of_another_anchor_or_other_modules_is_refused():
-    saved = Modulator(['backbone', 'head'], anchor='head').state_dict()
-    with pytest.raises(ValueError, match="anchor='head'.*anchor='backbone'"):
-        Modulator(['backbone', 'head']).load_state_dict(saved)
-    saved = Modulator(['backbone', 'neck']).state_dict()
-    with pytest.raises(ValueError, match='backbone, neck.*backbone, head'):
-        Modulator(['backbone', 'head']).load_state_dict(saved)
+def test_state_of_other_modules_is_taken_as_far_as_it_goes():
+    one = Modulator(['backbone', 'neck', 'head'])
+    one.update({'backbone': 0.4, 'neck': 0.1, 'head': 0.2})
+    other = Modulator(['neck', 'backbone', 'mask_head'], anchor='neck')
+    other.load_state_dict(one.state_dict())
+    assert other.multipliers == {'neck': 1.0, 'backbone': 1.0, 'mask_head': 1.0}
+    third = Modulator(['backbone', 'head', 'mask_head'])
+    third.load_state_dict(one.state_dict())
+    assert third.multipliers['head'] == one.multipliers['head'] != 1
+    assert third.multipliers['mask_head'] == 1
 
 
 def test_a_missing_anchor_is_refused_with_what_there_is():

@@ -48,17 +48,24 @@ class VarianceEstimator(ABC):
         shape = (len(self.module_names), self.columns)
         return torch.zeros(shape, dtype=wide, device=like.device)
 
-    @abstractmethod
-    def start(self, micro_batches: int) -> bool:
+    def start(self, micro_batches: int, loss_scale: Tensor | None = None) -> bool:
         """Begin a measured update.
 
         Args:
             micro_batches (int): Backward passes that this update consists of.
+            loss_scale (Tensor, optional): What gradients are multiplied by under
+                mixed precision, on their device. Defaults to None, 1.
 
         Returns:
             bool: False if an update of so many passes has nothing to compare; it
             is not measured then.
         """
+        self.preconditioner.loss_scale = loss_scale
+        return self._start(micro_batches)
+
+    @abstractmethod
+    def _start(self, micro_batches: int) -> bool:
+        """:meth:`start` for one source of replicas."""
 
     @abstractmethod
     def after_backward(self, weight: float) -> None:

@@ -110,7 +110,7 @@ class DDPEstimator(VarianceEstimator):
         self._tables: dict[int, Tensor] = {}
         model.register_comm_hook(None, self._hook)
 
-    def start(self, micro_batches: int) -> bool:
+    def _start(self, micro_batches: int) -> bool:
         self._measuring = True
         self._tables = {}
         return True

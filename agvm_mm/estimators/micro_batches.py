@@ -11,7 +11,7 @@ class MicroBatchHalves(HalvesStatistics):
     Holds one copy of the gradient from the middle of a measured update to its end.
     """
 
-    def start(self, micro_batches: int) -> bool:
+    def _start(self, micro_batches: int) -> bool:
         self._passes_left = micro_batches // 2
         self._first_weight = 0.0
         self._total_weight = 0.0
@@ -58,7 +58,7 @@ class MicroBatchReplicas(ReplicasStatistics):
     part of it where a shared head runs under activation checkpointing.)
     """
 
-    def start(self, micro_batches: int) -> bool:
+    def _start(self, micro_batches: int) -> bool:
         self._replicas = micro_batches
         self._passes_left = micro_batches
         self._sums: list[Tensor | None] = [None] * len(self.parameters)

@@ -14,9 +14,13 @@ from agvm_mm.variance import adam_direction, adam_second_moment
 
 
 class IdentityPreconditioner:
-    """SGD: the variance is measured on the gradient itself."""
+    """SGD: the variance is measured on the gradient itself.
+
+    Phi does not change when all gradients are multiplied by one loss scale.
+    """
 
     elementwise_state = False
+    loss_scale: Tensor | None = None
 
     def halves(
         self, parameter: nn.Parameter, first: Tensor, second: Tensor
@@ -43,6 +47,8 @@ class AdamPreconditioner:
     # The optimizer keeps a v for each parameter: parameters cannot be treated as
     # one flat vector.
     elementwise_state = True
+    # The optimizer's v is of gradients without the loss scale.
+    loss_scale: Tensor | None = None
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -60,6 +66,13 @@ class AdamPreconditioner:
             second_moment = torch.zeros_like(parameter)
         return second_moment, group['betas'][1], group['eps']
 
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        if self.loss_scale is None:
+            return gradient
+        # In float32 or wider: what was scaled up may vanish in half precision.
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        return gradient.to(wide) / self.loss_scale
+
     def halves(
         self, parameter: nn.Parameter, first: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -67,13 +80,13 @@ class AdamPreconditioner:
         previous, beta2, eps = self._settings(parameter)
         return tuple(
             adam_direction(half, adam_second_moment(half, previous, beta2), eps)
-            for half in (first, second)
+            for half in (self._unscaled(first), self._unscaled(second))
         )
 
     def replica(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
         """g_r / (sqrt(v) + eps)."""
         second_moment, _, eps = self._settings(parameter)
-        return adam_direction(gradient, second_moment, eps)
+        return adam_direction(self._unscaled(gradient), second_moment, eps)
 
 
 Preconditioner = IdentityPreconditioner | AdamPreconditioner

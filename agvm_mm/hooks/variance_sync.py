@@ -1,8 +1,9 @@
 """The hook that measures gradient variances for AGVM."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapperDict
@@ -11,11 +12,13 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from agvm_mm.checks import check_choice
+from agvm_mm.batch import effective_batch_size, micro_batches_per_update
+from agvm_mm.checkpoints import prepare_resume
+from agvm_mm.checks import check_choice, check_number
 from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
-from agvm_mm.loops import effective_batch_size, micro_batches_per_update
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
 from agvm_mm.schedule import MeasurementSchedule
+from agvm_mm.summary import describe_run, parameter_counts
 
 
 def check_optim_wrapper(optim_wrapper: object) -> None:
@@ -105,6 +108,8 @@ class VarianceSyncHook(Hook):
             more ranks there are. Defaults to 'halves'.
         comm_hook (str, optional): 'fp16_compress_hook' or 'bf16_compress_hook', to
             compress DDP's own reduction. Defaults to None.
+        max_rejected (int, optional): Stop after so many measurements in a row that
+            were not finite; None to go on. Defaults to 10.
 
     Raises:
         TypeError: If a setting is of the wrong kind.
@@ -122,14 +127,28 @@ class VarianceSyncHook(Hook):
         end: int | None = None,
         estimator: str = 'halves',
         comm_hook: str | None = None,
+        max_rejected: int | None = 10,
     ) -> None:
         self.schedule = MeasurementSchedule(interval=interval, begin=begin, end=end)
         check_choice('estimator', estimator, ESTIMATORS)
         if comm_hook is not None:
             check_choice('comm_hook', comm_hook, COMPRESSION_HOOKS)
+        if max_rejected is not None:
+            check_number('max_rejected', max_rejected, low=1, integer=True)
         self.estimator = estimator
         self.comm_hook = comm_hook
+        self.max_rejected = max_rejected
+        self._attached_to: nn.Module | None = None
         self._logged = (0, 0)
+        self._rejected_in_a_row = 0
+
+    def before_run(self, runner) -> None:
+        """Check the checkpoint to resume before the runner reads it.
+
+        Raises:
+            RuntimeError: If it is missing, truncated or corrupt.
+        """
+        prepare_resume(runner)
 
     def before_train(self, runner) -> None:
         """Attach an estimator to the optimizer wrapper.
@@ -137,22 +156,48 @@ class VarianceSyncHook(Hook):
         Raises:
             TypeError: If the optimizer wrapper or the model's wrapper is of a kind
                 that AGVM cannot work with.
-            ValueError: If there is nothing to compare.
+            ValueError: If there is nothing to compare, the ranks disagree on what
+                they train, or the run resumes one on another batch size.
         """
         wrapper = runner.optim_wrapper
         check_optim_wrapper(wrapper)
         accumulation = micro_batches_per_update(runner)
         check_model(runner.model, accumulation)
-        estimator = build_estimator(
-            self.estimator,
-            wrapper.optimizer,
-            runner.model,
-            accumulation=accumulation,
-            comm_hook=self.comm_hook,
-        )
-        wrapper.attach(estimator, self.schedule)
-        wrapper.effective_batch_size = effective_batch_size(runner)
+        check_ranks_agree(self._fingerprint(wrapper))
+        batch_size = effective_batch_size(runner)
+        if wrapper.effective_batch_size not in (None, batch_size):
+            wrapper.report_mismatch(
+                {'images of an update': (wrapper.effective_batch_size, batch_size)}
+            )
+        wrapper.effective_batch_size = batch_size
+        # DDP takes one communication hook in its life, and a runner may train twice.
+        if self._attached_to is not runner.model:
+            wrapper.attach(
+                build_estimator(
+                    self.estimator,
+                    wrapper.optimizer,
+                    runner.model,
+                    accumulation=accumulation,
+                    comm_hook=self.comm_hook,
+                ),
+                self.schedule,
+            )
+            self._attached_to = runner.model
         self._logged = (wrapper.num_measurements, wrapper.num_skipped_measurements)
+        runner.logger.info(describe_run(runner, self.schedule, self.estimator))
+
+    def _fingerprint(self, wrapper: AGVMMixin) -> dict[str, object]:
+        """What must be the same on all ranks, by its name in messages."""
+        return {
+            'begin': self.schedule.begin,
+            'end': self.schedule.end,
+            'interval': self.schedule.interval,
+            'estimator': self.estimator,
+            'comm_hook': self.comm_hook,
+            'parameters of each module': parameter_counts(wrapper),
+            'update': wrapper.num_updates,
+            'multipliers': wrapper.multipliers,
+        }
 
     def after_train_iter(
         self,
@@ -161,7 +206,12 @@ class VarianceSyncHook(Hook):
         data_batch: Sequence[dict] | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Report a new measurement to the message hub."""
+        """Report a new measurement to the message hub.
+
+        Raises:
+            FloatingPointError: If ``max_rejected`` measurements in a row were not
+                finite.
+        """
         wrapper = runner.optim_wrapper
         measured, skipped = self._logged
         self._logged = (wrapper.num_measurements, wrapper.num_skipped_measurements)
@@ -172,9 +222,62 @@ class VarianceSyncHook(Hook):
                 runner.message_hub.update_scalar(
                     f'train/agvm/mu/{module}', multipliers[module]
                 )
+            self._rejected_in_a_row = 0
         if wrapper.num_skipped_measurements > skipped:
-            runner.logger.warning(
-                f'AGVM: the measurement at update {wrapper.num_updates - 1} was left '
-                f'out ({wrapper.num_skipped_measurements} so far): a gradient '
-                'variance was not finite or the anchor had no gradient'
+            self._rejected_in_a_row += 1
+            self._report_rejected(runner)
+
+    def _report_rejected(self, runner) -> None:
+        wrapper = runner.optim_wrapper
+        update = wrapper.num_updates - 1
+        reason = explain_rejected(wrapper.rejected_variances, wrapper.modulator.anchor)
+        runner.message_hub.update_scalar(
+            'train/agvm/rejected', wrapper.num_skipped_measurements
+        )
+        runner.logger.warning(
+            f'AGVM: left out the measurement at update {update} '
+            f'({wrapper.num_skipped_measurements} so far): {reason}'
+        )
+        if self._rejected_in_a_row == self.max_rejected:
+            raise FloatingPointError(
+                f'AGVM: {self.max_rejected} measurements in a row, up to update '
+                f'{update}, could not be used: {reason}. Lower the learning rate or '
+                'lengthen the warm-up; VarianceSyncHook(max_rejected=None) goes on '
+                'all the same'
             )
+
+
+def explain_rejected(variances: Mapping[str, float], anchor: str) -> str:
+    """Why a measurement was left out.
+
+    Gradients that are not finite spread from the loss towards the input, so that
+    they began in the last module that has them.
+
+    Args:
+        variances (Mapping[str, float]): Phi by module, in the order of the network.
+        anchor (str): The anchor's name.
+    """
+    bad = [name for name, phi in variances.items() if not math.isfinite(phi)]
+    if not bad:
+        return f"the anchor '{anchor}' had no gradient"
+    return f"gradients are not finite, beginning in '{bad[-1]}' ({', '.join(bad)})"
+
+
+def check_ranks_agree(fingerprint: Mapping[str, object]) -> None:
+    """Compare settings over all ranks.
+
+    Args:
+        fingerprint (Mapping[str, object]): This rank's settings by name.
+
+    Raises:
+        ValueError: If a rank has another value than rank 0.
+    """
+    everyone = all_gather_object(dict(fingerprint))
+    for rank, other in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if other[name] != value:
+                raise ValueError(
+                    f'the ranks disagree on {name}: rank 0 has {value}, rank {rank} '
+                    f'has {other[name]}; start all of them from the same config and '
+                    'checkpoint'
+                )

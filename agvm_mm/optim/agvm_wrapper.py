@@ -1,16 +1,54 @@
 """The optimizer wrappers that step each module with its own learning rate."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor
 
+from agvm_mm.checks import check_number
 from agvm_mm.estimators import VarianceEstimator, build_preconditioner
 from agvm_mm.modulator import Modulator
 from agvm_mm.schedule import MeasurementSchedule
+
+
+def check_clip_window(window: object, clips: bool) -> None:
+    """Check a window of updates in which gradients are clipped.
+
+    Args:
+        window (object): What the user gave: None or (first, last).
+        clips (bool): Whether ``clip_grad`` is set.
+
+    Raises:
+        TypeError: If it is no pair of whole numbers.
+        ValueError: If it is out of order, or there is no ``clip_grad``.
+    """
+    if window is None:
+        return
+    if not isinstance(window, Sequence) or len(window) != 2:
+        raise TypeError(
+            f'clip_window must be a pair (first update, last update), got {window!r}'
+        )
+    check_number('clip_window[0]', window[0], low=0, integer=True)
+    check_number('clip_window[1]', window[1], low=window[0], integer=True)
+    if not clips:
+        raise ValueError(
+            f'clip_window={tuple(window)} without clip_grad clips nothing; add '
+            'clip_grad=dict(max_norm=1.0)'
+        )
+
+
+def base_learning_rates(groups: Sequence[Mapping]) -> dict[str, list[float]]:
+    """Learning rates before any schedule, sorted, by module name."""
+    rates: dict[str, set[float]] = {}
+    for group in groups:
+        rate = float(group.get('initial_lr', group['lr']))
+        rates.setdefault(str(group.get('module')), set()).add(rate)
+    return {module: sorted(values) for module, values in rates.items()}
 
 
 class AGVMMixin:
@@ -25,9 +63,14 @@ class AGVMMixin:
         anchor: str = 'backbone',
         momentum: float = 0.97,
         ratio_bounds: tuple[float, float] = (0.5, 10.0),
+        clip_window: tuple[int, int] | None = None,
+        allow_resume_mismatch: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_clip_window(clip_window, clips=bool(self.clip_grad_kwargs))
+        self.clip_window = clip_window
+        self.allow_resume_mismatch = allow_resume_mismatch
         groups = self.optimizer.param_groups
         if not all('module' in group for group in groups):
             raise ValueError(
@@ -53,6 +96,7 @@ class AGVMMixin:
         self.num_updates = 0
         self.num_measurements = 0
         self.num_skipped_measurements = 0
+        self.rejected_variances: dict[str, float] = {}
         self.effective_batch_size: int | None = None
 
     @property
@@ -98,7 +142,9 @@ class AGVMMixin:
             self._in_update = True
             self._measuring = self._schedule.is_measured(
                 self.num_updates
-            ) and self._estimator.start(self._micro_batches_of_update())
+            ) and self._estimator.start(
+                self._micro_batches_of_update(), self._loss_scale()
+            )
         if not self._measuring:
             super().backward(loss, **kwargs)
             return
@@ -122,6 +168,11 @@ class AGVMMixin:
         self.num_updates += 1
         self._in_update = False
 
+    def _clip_grad(self) -> None:
+        window = self.clip_window
+        if window is None or window[0] <= self.num_updates <= window[1]:
+            super()._clip_grad()
+
     def state_dict(self) -> dict:
         """The optimizer's state and, under 'agvm', AGVM's own."""
         state_dict = super().state_dict()
@@ -132,15 +183,23 @@ class AGVMMixin:
             num_measurements=self.num_measurements,
             num_skipped_measurements=self.num_skipped_measurements,
             effective_batch_size=self.effective_batch_size,
+            optimizer=type(self.optimizer).__name__,
         )
         return state_dict
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take up a saved state.
+        """Take up a saved state, and check that it is of this training.
+
+        Under ``allow_resume_mismatch`` a difference is logged instead. Then
+        multipliers of modules that both have go on and others start at 1, schedules
+        go on as saved, and with other modules or another optimizer the optimizer
+        starts without its moments. The number of images of an update is compared by
+        ``VarianceSyncHook``, which knows it.
 
         Raises:
-            ValueError: If it was not written by an AGVM wrapper, or for another
-                anchor or other modules.
+            ValueError: If it was not written by an AGVM wrapper, or by one with
+                another anchor, other modules, another optimizer or other learning
+                rates.
         """
         state_dict = dict(state_dict)
         if 'agvm' not in state_dict:
@@ -151,14 +210,60 @@ class AGVMMixin:
             )
         saved = state_dict.pop('agvm')
         # Before the optimizer: its own message about other groups explains nothing.
-        self.modulator.load_state_dict(saved)
+        differences = self._differences(saved, state_dict['param_groups'])
+        self.report_mismatch(differences)
+        if {'modules', 'optimizer'} & differences.keys():
+            # Group by group, nothing fits.
+            state_dict.update(self.optimizer.state_dict())
         super().load_state_dict(state_dict)
+        self.modulator.load_state_dict(saved)
         self._variances = dict(saved['variances'])
         self.num_updates = saved['num_updates']
         self.num_measurements = saved['num_measurements']
         self.num_skipped_measurements = saved['num_skipped_measurements']
         self.effective_batch_size = saved['effective_batch_size']
         self._in_update = self._measuring = False
+
+    def report_mismatch(self, differences: Mapping[str, tuple]) -> None:
+        """Refuse to go on from another training, or log that it was allowed.
+
+        Args:
+            differences (Mapping[str, tuple]): By setting, the checkpoint's value and
+                this run's.
+
+        Raises:
+            ValueError: If there are any and they are not allowed.
+        """
+        if not differences:
+            return
+        listed = '; '.join(
+            f'{setting}: {saved} in the checkpoint, {now} in this run'
+            for setting, (saved, now) in differences.items()
+        )
+        if not self.allow_resume_mismatch:
+            raise ValueError(
+                f'the checkpoint is of another training ({listed}). Set '
+                'optim_wrapper.allow_resume_mismatch=True to go on from it all the '
+                'same'
+            )
+        print_log(
+            f'AGVM: going on from a checkpoint of another training ({listed})',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+    def _differences(self, saved: dict, saved_groups: list[dict]) -> dict[str, tuple]:
+        modules = list(self.modulator.multipliers)
+        settings = {
+            'anchor': (saved['anchor'], self.modulator.anchor),
+            'modules': (list(saved['multipliers']), modules),
+            'optimizer': (saved['optimizer'], type(self.optimizer).__name__),
+            'learning rates': (
+                base_learning_rates(saved_groups),
+                base_learning_rates(self.optimizer.param_groups),
+            ),
+        }
+        return {name: pair for name, pair in settings.items() if pair[0] != pair[1]}
 
     def _require_estimator(self) -> None:
         if self._estimator is None:
@@ -178,12 +283,18 @@ class AGVMMixin:
         left = self._max_counts - self._inner_count
         return min(self._accumulative_counts, left)
 
+    def _loss_scale(self) -> Tensor | None:
+        """What gradients are multiplied by, on their device; None for 1."""
+        return None
+
     def _take_in(self, variances: dict[str, float]) -> None:
         if self.modulator.update(variances):
             self._variances = variances
             self.num_measurements += 1
+            self.rejected_variances = {}
         else:
             self.num_skipped_measurements += 1
+            self.rejected_variances = variances
 
     @contextmanager
     def _modulated_lr(self) -> Iterator[None]:
@@ -219,6 +330,11 @@ class AGVMOptimWrapper(AGVMMixin, OptimWrapper):
         ratio_bounds (tuple[float, float]): Smallest and largest ratio of the
             anchor's to a module's variance; multipliers lie between the square
             roots. Defaults to (0.5, 10.0).
+        clip_window (tuple[int, int], optional): First and last update (from 0, both
+            included) at which ``clip_grad`` acts. Defaults to None, always.
+        allow_resume_mismatch (bool): Go on from a checkpoint of another batch size,
+            anchor, module split, optimizer or learning rate instead of stopping.
+            Defaults to False.
 
     Raises:
         ValueError: If it was not built by the constructor, the anchor has no
@@ -243,3 +359,10 @@ class AGVMAmpOptimWrapper(AGVMMixin, AmpOptimWrapper):
     Takes the arguments of MMEngine's ``AmpOptimWrapper`` (``loss_scale``,
     ``dtype``) beside its own.
     """
+
+    def _loss_scale(self) -> Tensor | None:
+        if not self.loss_scaler.is_enabled():
+            return None
+        # By multiplying: to ask the scaler for the number would wait for the device.
+        device = self.optimizer.param_groups[0]['params'][0].device
+        return self.loss_scaler.scale(torch.ones((), device=device))

@@ -154,7 +154,7 @@ def test_a_skipped_measurement_is_logged(tmp_path):
         runner.train()
     assert runner.optim_wrapper.num_skipped_measurements == 3
     (log,) = tmp_path.glob('*/*.log')
-    assert 'measurement at update 0 was left out (1 so far)' in log.read_text()
+    assert 'left out the measurement at update 0 (1 so far)' in log.read_text()
 
 
 @pytest.mark.parametrize(

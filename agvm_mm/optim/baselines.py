@@ -1,0 +1,234 @@
+"""The optimizers that AGVM is compared with: LARS, LAMB and PMD-LAMB.
+
+LARS and LAMB come from the package ``pytorch-optimizer``, which is imported when a
+config names one. AGVM refuses all three: it scales the learning rate of a module,
+and their trust ratios set the length of each layer's step whatever the gradient's
+variance is, so that the two would correct for one another.
+
+SAM, the paper's fourth baseline, is not here. Its second gradient is taken at
+other weights but on the same images, so an accumulated update has to run all of
+its micro-batches twice; the loops load them one by one and keep none.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from mmengine.registry import OPTIMIZERS
+from torch import Tensor
+from torch.optim import Optimizer
+
+from agvm_mm.checks import check_number
+
+# LAMB's phi, the bound on the norm of a layer's weights in its trust ratio, of the
+# first version of its paper; pytorch-optimizer has the same.
+MAX_WEIGHT_NORM = 10.0
+
+
+def _pytorch_optimizer(wanted_for: str):
+    """Import ``pytorch_optimizer``, which takes seconds.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        import pytorch_optimizer
+    except ImportError as error:
+        raise ImportError(
+            f'{wanted_for} needs the package pytorch-optimizer 4; run '
+            "pip install 'pytorch-optimizer>=4,<5'"
+        ) from error
+    return pytorch_optimizer
+
+
+@OPTIMIZERS.register_module(name='BaselineLARS')
+def build_lars(
+    params: Iterable,
+    lr: float,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    trust_coefficient: float = 1e-3,
+) -> Optimizer:
+    """LARS (You et al., 2017, arXiv 1708.03888): SGD with a trust ratio per layer.
+
+        ratio    = trust_coefficient |w| / (|g| + weight_decay |w|)
+        buffer  <- momentum buffer + ratio (g + weight_decay w)
+        w       <- w - lr buffer
+
+    Parameters of one dimension (biases, normalisation) take plain momentum steps,
+    without ratio and weight decay. Gradients are clipped by the optimizer wrapper's
+    ``clip_grad`` or not at all.
+
+    Args:
+        params (Iterable): Parameters or groups, as ``torch.optim`` takes them.
+        lr (float): Learning rate; far larger than SGD's, as the ratio is small.
+        momentum (float): Defaults to 0.9.
+        weight_decay (float): Defaults to 1e-4.
+        trust_coefficient (float): The paper's eta. Defaults to 1e-3.
+
+    Returns:
+        Optimizer: ``pytorch_optimizer.LARS``.
+
+    Raises:
+        ImportError: If pytorch-optimizer is not installed.
+    """
+    return _pytorch_optimizer('BaselineLARS').LARS(
+        params,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        trust_coefficient=trust_coefficient,
+        dampening=0.0,
+        nesterov=False,
+    )
+
+
+@OPTIMIZERS.register_module(name='BaselineLAMB')
+def build_lamb(
+    params: Iterable,
+    lr: float,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    """LAMB (You et al., ICLR 2020, arXiv 1904.00962): Adam with a trust ratio.
+
+        m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
+        u  = m / (sqrt(v) + eps) + weight_decay w
+        w <- w - lr min(|w|, 10) / |u| u              (ratio 1 where either is 0)
+
+    for each parameter tensor, without bias correction. Weight decay is inside the
+    ratio, and pytorch-optimizer's own clipping is off: gradients are clipped by the
+    optimizer wrapper's ``clip_grad`` or not at all.
+
+    Args:
+        params (Iterable): Parameters or groups, as ``torch.optim`` takes them.
+        lr (float): Learning rate.
+        betas (tuple[float, float]): b1 and b2. Defaults to (0.9, 0.999).
+        eps (float): Defaults to 1e-6.
+        weight_decay (float): Defaults to 0.01.
+
+    Returns:
+        Optimizer: ``pytorch_optimizer.Lamb``.
+
+    Raises:
+        ImportError: If pytorch-optimizer is not installed.
+    """
+    return _pytorch_optimizer('BaselineLAMB').Lamb(
+        params,
+        lr=lr,
+        betas=tuple(betas),
+        eps=eps,
+        weight_decay=weight_decay,
+        weight_decouple=False,
+        pre_norm=False,
+        max_grad_norm=0.0,
+    )
+
+
+@OPTIMIZERS.register_module()
+class PMDLAMB(Optimizer):
+    """LAMB whose moments are decayed periodically, so that old gradients fade.
+
+    The idea of PMD-LAMB (Wang et al., *Large Batch Optimization for Object
+    Detection: Training COCO in 12 Minutes*, ECCV 2020): with few large updates the
+    moments hold gradients of weights long left behind. How much and how often is
+    ours to choose here: before the updates period, 2 period, 3 period, ... of a
+    parameter both of its moments are multiplied by ``moment_decay``, and then
+
+        m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
+        u  = m / (sqrt(v) + eps) + weight_decay w
+        w <- w - lr min(|w|, 10) / |u| u              (ratio 1 where either is 0)
+
+    as in LAMB without bias correction. ``moment_decay=1`` is LAMB, 0 starts anew.
+
+    Args:
+        params (Iterable): Parameters or groups, as ``torch.optim`` takes them.
+        lr (float): Learning rate.
+        betas (tuple[float, float]): b1 and b2, in [0, 1). Defaults to (0.9, 0.999).
+        eps (float): Added to sqrt(v). Defaults to 1e-6.
+        weight_decay (float): Defaults to 0.01.
+        period (int): Updates from one decay to the next. Defaults to 100.
+        moment_decay (float): What is left of the moments, in [0, 1]. Defaults to
+            0.1.
+
+    Raises:
+        TypeError: If a number is not a number.
+        ValueError: If a number is out of its range.
+
+    Example:
+        >>> optim_wrapper = dict(optimizer=dict(type='PMDLAMB', lr=0.005, period=100))
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        period: int = 100,
+        moment_decay: float = 0.1,
+    ) -> None:
+        check_number('lr', lr, low=0)
+        for name, beta in zip(('betas[0]', 'betas[1]'), betas, strict=True):
+            check_number(name, beta, low=0, below=1)
+        check_number('eps', eps, above=0)
+        check_number('weight_decay', weight_decay, low=0)
+        check_number('period', period, low=1, integer=True)
+        check_number('moment_decay', moment_decay, low=0, high=1)
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=tuple(betas),
+                eps=eps,
+                weight_decay=weight_decay,
+                period=period,
+                moment_decay=moment_decay,
+            ),
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Take one update.
+
+        Args:
+            closure (Callable, optional): Computes the loss again. Defaults to None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict) -> None:
+        gradient = parameter.grad
+        state = self.state[parameter]
+        if not state:
+            state['step'] = 0
+            state['exp_avg'] = torch.zeros_like(parameter)
+            state['exp_avg_sq'] = torch.zeros_like(parameter)
+        first, second = state['exp_avg'], state['exp_avg_sq']
+        if state['step'] and state['step'] % group['period'] == 0:
+            first.mul_(group['moment_decay'])
+            second.mul_(group['moment_decay'])
+        state['step'] += 1
+        beta1, beta2 = group['betas']
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        update = first / second.sqrt().add_(group['eps'])
+        update.add_(parameter, alpha=group['weight_decay'])
+        weight_norm = torch.linalg.vector_norm(parameter).clamp_(max=MAX_WEIGHT_NORM)
+        update_norm = torch.linalg.vector_norm(update)
+        # Without a branch, which would wait for the device at each parameter.
+        ratio = torch.where(
+            (weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0
+        )
+        parameter.sub_(update.mul_(group['lr'] * ratio))
