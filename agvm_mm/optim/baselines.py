@@ -124,6 +124,9 @@ def build_lamb(
         weight_decouple=False,
         pre_norm=False,
         max_grad_norm=0.0,
+        # Otherwise the package multiplies the finished step by 1 / (1 - b1^t), and
+        # the first ones are up to ten times as long as the trust ratio says.
+        adam_debias=True,
     )
 
 
