@@ -1,0 +1,161 @@
+"""The tools from the command line: one process, two ranks, resuming, testing."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from agvm_mm.data import pretrain_backbone, write_digits
+
+ROOT = Path(__file__).parents[2]
+AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_12e_digits.py'
+PLAIN = 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_12e_digits.py'
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'digits'
+    write_digits(folder, num_train=32, num_val=4, progress=False)
+    pretrain_backbone(folder, num_patches=64, epochs=1, progress=False)
+    return folder
+
+
+def options(data, **more):
+    """Two updates of 16 images per epoch on the tiny data, measured from the first."""
+    settings = {
+        'train_dataloader.dataset.data_root': f'{data}/',
+        'val_dataloader.dataset.data_root': f'{data}/',
+        'test_dataloader.dataset.data_root': f'{data}/',
+        'val_evaluator.ann_file': f'{data}/annotations/instances_val.json',
+        'test_evaluator.ann_file': f'{data}/annotations/instances_val.json',
+        'model.backbone.init_cfg.checkpoint': f'{data}/resnet18_w16.pth',
+        'train_dataloader.batch_size': 4,
+        'train_cfg.total_batch_size': 16,
+        'train_cfg.max_epochs': 1,
+        'default_hooks.logger.interval': 1,
+        **more,
+    }
+    return ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
+
+
+def run_here(script, *arguments):
+    """Run a tool in this process, which has the large imports behind it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, 'argv', [str(part) for part in (script, *arguments)])
+        runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
+
+
+def run_ranks(script, *arguments):
+    """Run a distributed tool on CPU cores; its output, or a failure."""
+    path = f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
+    environment = dict(
+        os.environ,
+        PYTHON=sys.executable,
+        PYTHONPATH=path,
+        OMP_NUM_THREADS='1',
+        CUDA_VISIBLE_DEVICES='',
+    )
+    done = subprocess.run(
+        [str(part) for part in (ROOT / 'tools' / script, *arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def read_log(work_dir):
+    """The log of the latest run in a work folder."""
+    logs = work_dir.glob('*/*.log')
+    return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text()
+
+
+def updates(output):
+    """'epoch/update' of every training line of a log."""
+    return re.findall(r'Epoch\(train\) +\[(\d+)\]\[ *(\d+)/2\]', output)
+
+
+def test_one_process_trains_resumes_and_tests(data, tmp_path):
+    begin = {'custom_hooks.0.begin': 0}
+    run_here('train.py', AGVM, '--work-dir', tmp_path, *options(data, **begin))
+    log = read_log(tmp_path)
+    assert updates(log) == [('1', '1'), ('1', '2')]
+    assert len(re.findall(r'agvm/mu/rpn_head: ', log)) == 2
+    assert 'coco/bbox_mAP: ' in log
+    first = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+
+    more = begin | {'train_cfg.max_epochs': 2}
+    resume = ['--work-dir', tmp_path, '--resume']
+    run_here('train.py', AGVM, *resume, *options(data, **more))
+    assert updates(read_log(tmp_path)) == [('2', '1'), ('2', '2')]
+    second = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    name = 'rpn_head.rpn_conv.weight'
+    assert not torch.equal(first['state_dict'][name], second['state_dict'][name])
+
+    run_here(
+        'test.py',
+        AGVM,
+        tmp_path / 'epoch_2.pth',
+        '--work-dir',
+        tmp_path / 'test',
+        '--out',
+        tmp_path / 'predictions.pkl',
+        '--show-dir',
+        'pictures',
+        *options(data, **{'default_hooks.visualization.interval': 1}),
+    )
+    assert 'coco/bbox_mAP: ' in read_log(tmp_path / 'test')
+    assert (tmp_path / 'predictions.pkl').stat().st_size > 0
+    assert len(list((tmp_path / 'test').glob('*/pictures/*'))) == 4
+
+
+def test_two_ranks_train_and_test(data, tmp_path):
+    # SyncBN has no CPU version: it must be reverted on the way.
+    more = {'custom_hooks.0.begin': 0, 'model.backbone.norm_cfg.type': 'SyncBN'}
+    folder = ['--work-dir', tmp_path]
+    output = run_ranks('dist_train.sh', AGVM, 2, *folder, *options(data, **more))
+    assert updates(output) == [('1', '1'), ('1', '2')]
+    assert len(re.findall(r'agvm/mu/rpn_head: ', output)) == 2
+    evaluated = re.findall(r'coco/bbox_\w+: [-\d.]+', output)
+    assert len(evaluated) == 6
+
+    # One process reads the checkpoint of two ranks and finds the same.
+    checkpoint = tmp_path / 'epoch_1.pth'
+    folder = ['--work-dir', tmp_path / 'one']
+    run_here('test.py', AGVM, checkpoint, *folder, *options(data))
+    log = read_log(tmp_path / 'one')
+    assert re.findall(r'coco/bbox_\w+: [-\d.]+', log) == evaluated
+
+    folder = ['--work-dir', tmp_path / 'two']
+    output = run_ranks('dist_test.sh', AGVM, checkpoint, 2, *folder, *options(data))
+    assert re.findall(r'coco/bbox_\w+: [-\d.]+', output) == evaluated
+
+
+def test_without_agvm(data, tmp_path):
+    run_here('train.py', PLAIN, '--work-dir', tmp_path, *options(data))
+    log = read_log(tmp_path)
+    assert updates(log) == [('1', '1'), ('1', '2')]
+    assert 'agvm/' not in log[log.index('Epoch(train)') :]
+
+
+def test_missing_data_is_said_before_training(tmp_path):
+    folder = ['--work-dir', tmp_path / 'run']
+    with pytest.raises(FileNotFoundError, match='python -m agvm_mm.data --out'):
+        run_here('train.py', PLAIN, *folder, *options(tmp_path))
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
+def test_usage(script):
+    done = subprocess.run([ROOT / 'tools' / script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f'usage: {ROOT}/tools/{script} CONFIG' in done.stderr
