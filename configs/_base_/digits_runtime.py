@@ -7,6 +7,9 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # Averages BatchNorm's running statistics over the ranks: what is evaluated is
+    # then what the checkpoint holds.
+    sync_buffers=dict(type='SyncBuffersHook'),
     visualization=dict(type='DetVisualizationHook'),
 )
 

@@ -84,7 +84,7 @@ model = dict(
             debug=False,
         ),
         rpn_proposal=dict(
-            nms_pre=200,
+            nms_pre=100,
             max_per_img=100,
             nms=dict(type='nms', iou_threshold=0.7),
             min_bbox_size=0,
@@ -111,7 +111,7 @@ model = dict(
     ),
     test_cfg=dict(
         rpn=dict(
-            nms_pre=200,
+            nms_pre=100,
             max_per_img=50,
             nms=dict(type='nms', iou_threshold=0.7),
             min_bbox_size=0,
