@@ -104,7 +104,7 @@ CASES = {
         dict(type='LargeBatchTrainLoop', max_epochs=3, total_batch_size=16),
         dict(by_epoch=False, interval=1),
         dict(type='DieHook', after=4),
-        dict(optimizer=dict(type='AdamW', lr=0.01), randomness=dict()),
+        dict(optimizer=dict(type='AdamW', lr=0.01), randomness=dict(seed=None)),
     ),
 }
 

@@ -228,3 +228,35 @@ def test_a_frozen_anchor_is_refused():
     model.backbone.requires_grad_(False)
     with pytest.raises(ValueError, match="anchor='backbone'.*neck, bbox_head"):
         make_wrapper(model)
+
+
+def test_gradients_are_clipped_in_the_window_only():
+    model, wrapper = make(clip_grad=dict(max_norm=1e-3), clip_window=(1, 2))
+    norms = []
+
+    def record(*_):
+        gradients = [p.grad.flatten() for p in model.parameters()]
+        norms.append(torch.cat(gradients).norm().item())
+
+    wrapper.optimizer.register_step_pre_hook(record)
+    run_updates(model, wrapper, 5)
+    assert [norm < 1.001e-3 for norm in norms] == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    'window, error, message',
+    [
+        ((2, 1), ValueError, r'clip_window\[1\] must be at least 2'),
+        ((-1, 1), ValueError, r'clip_window\[0\] must be at least 0'),
+        ((1.5, 2), TypeError, r'clip_window\[0\] must be a whole number'),
+        (820, TypeError, 'clip_window must be a pair'),
+    ],
+)
+def test_bad_clip_windows_are_refused(window, error, message):
+    with pytest.raises(error, match=message):
+        make(clip_grad=dict(max_norm=1.0), clip_window=window)
+
+
+def test_a_clip_window_without_clip_grad_is_refused():
+    with pytest.raises(ValueError, match='without clip_grad clips nothing'):
+        make(clip_window=(1, 2))
