@@ -1,0 +1,8 @@
+# MMSegmentation's UperNet for the 150 classes of ADE20K.
+_base_ = 'mmseg::_base_/models/upernet_r50.py'
+
+model = dict(
+    data_preprocessor=dict(size=(512, 512)),
+    decode_head=dict(num_classes=150),
+    auxiliary_head=dict(num_classes=150),
+)

@@ -1,0 +1,37 @@
+# 10000 updates at total batch 512, as many images as 160000 updates at 32. Warm-up for
+# 20 of 253 epochs.
+train_cfg = dict(
+    type='LargeBatchIterTrainLoop',
+    max_iters=10000,
+    val_interval=1000,
+    total_batch_size=512,
+)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+param_scheduler = [
+    dict(
+        type='ExponentialWarmupLR',
+        start_factor=0.001,
+        by_epoch=False,
+        begin=0,
+        end=790,
+    ),
+    dict(
+        type='PolyLR',
+        by_epoch=False,
+        begin=790,
+        end=10000,
+        power=0.9,
+        eta_min=0.0,
+    ),
+]
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='AtomicCheckpointHook', by_epoch=False, interval=1000),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook'),
+)

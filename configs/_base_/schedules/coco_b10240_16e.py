@@ -1,0 +1,37 @@
+# 16 epochs of 117,266 images at total batch 10240: 12 updates each, 192 in all. Warm-up
+# for 2 epochs.
+train_cfg = dict(
+    type='LargeBatchTrainLoop',
+    max_epochs=16,
+    val_interval=4,
+    total_batch_size=10240,
+)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+param_scheduler = [
+    dict(
+        type='ExponentialWarmupLR',
+        start_factor=0.001,
+        by_epoch=False,
+        begin=0,
+        end=24,
+    ),
+    dict(
+        type='MultiStepLR',
+        by_epoch=True,
+        begin=0,
+        end=16,
+        milestones=[12, 14],
+        gamma=0.1,
+    ),
+]
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=1),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='AtomicCheckpointHook', interval=4),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='DetVisualizationHook'),
+)

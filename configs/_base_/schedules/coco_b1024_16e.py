@@ -1,0 +1,37 @@
+# 16 epochs of 117,266 images at total batch 1024: 115 updates each, 1840 in all.
+# Warm-up for 2 epochs.
+train_cfg = dict(
+    type='LargeBatchTrainLoop',
+    max_epochs=16,
+    val_interval=1,
+    total_batch_size=1024,
+)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+param_scheduler = [
+    dict(
+        type='ExponentialWarmupLR',
+        start_factor=0.001,
+        by_epoch=False,
+        begin=0,
+        end=230,
+    ),
+    dict(
+        type='MultiStepLR',
+        by_epoch=True,
+        begin=0,
+        end=16,
+        milestones=[12, 14],
+        gamma=0.1,
+    ),
+]
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=10),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='AtomicCheckpointHook', interval=1),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='DetVisualizationHook'),
+)

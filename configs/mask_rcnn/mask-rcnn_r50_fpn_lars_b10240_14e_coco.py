@@ -1,0 +1,10 @@
+# LARS at total batch 10240. Ours: lr square root, SimCLR's for LARS.
+_base_ = [
+    '../_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_b10240_14e.py',
+    '../_base_/methods/lars.py',
+    '../_base_/coco_runtime.py',
+]
+train_dataloader = dict(batch_size=16)
+optim_wrapper = dict(optimizer=dict(lr=0.075 * 10240**0.5))

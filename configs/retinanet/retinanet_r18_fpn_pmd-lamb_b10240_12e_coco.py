@@ -1,0 +1,11 @@
+# PMD-LAMB at total batch 10240. Ours: lr square root from 0.005 at 512, LAMB's for
+# ResNet-50.
+_base_ = [
+    '../_base_/models/retinanet_r18_fpn.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_b10240_12e.py',
+    '../_base_/methods/pmd-lamb.py',
+    '../_base_/coco_runtime.py',
+]
+train_dataloader = dict(batch_size=16)
+optim_wrapper = dict(optimizer=dict(lr=0.005 * (10240 / 512) ** 0.5, period=12))

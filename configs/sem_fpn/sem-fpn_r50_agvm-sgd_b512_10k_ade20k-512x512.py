@@ -1,0 +1,14 @@
+# SGD + AGVM at total batch 512. Ours: lr linear from 0.02 at 16 to 128, then square
+# root; AGVM begins 40 updates after the warm-up.
+_base_ = [
+    '../_base_/models/sem-fpn_r50.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade20k_b512_10k.py',
+    '../_base_/methods/agvm-sgd_clip.py',
+    '../_base_/ade20k_runtime.py',
+]
+train_dataloader = dict(batch_size=16)
+optim_wrapper = dict(
+    optimizer=dict(lr=0.16 * (512 / 128) ** 0.5), clip_window=(750, 830)
+)
+custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=830)]

@@ -1,0 +1,10 @@
+# SGD at total batch 256. Ours: lr linear from 0.02 at 16.
+_base_ = [
+    '../_base_/models/upernet_r50.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade20k_b256_20k.py',
+    '../_base_/methods/sgd.py',
+    '../_base_/ade20k_runtime.py',
+]
+train_dataloader = dict(batch_size=16)
+optim_wrapper = dict(optimizer=dict(lr=0.02 * 256 / 16))
