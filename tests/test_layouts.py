@@ -112,7 +112,7 @@ def test_plain_sgd_is_the_same_on_every_layout(tmp_path):
     assert '32 images = 2 rank(s) x 4 images x 4 micro-batch(es)' in block
     assert '3 in an epoch, 12 in all, 0 done' in block
     assert 'LinearLR from update 0 to 3' in block
-    assert 'MultiStepLR from epoch 0 at 3' in block
+    assert 'MultiStepLR from epoch 0 to 4 at 3' in block
 
 
 def test_schedules_and_measurements_of_agvm_are_the_same_on_every_layout(tmp_path):
