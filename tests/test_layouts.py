@@ -234,7 +234,7 @@ def one_run(work_dir, **changes):
         ),
         (
             dict(optim_wrapper=dict(AGVM, optimizer=dict(PLAIN['optimizer'], lr=0.5))),
-            r"learning rates: .*'neck': \[0.05\].*'neck': \[0.5\]",
+            r"learning_rates: .*'neck': \[0.05\].*'neck': \[0.5\]",
         ),
     ],
 )

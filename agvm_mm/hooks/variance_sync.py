@@ -3,90 +3,23 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
-from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
-from torch import distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm.batch import effective_batch_size, micro_batches_per_update
 from agvm_mm.checkpoints import prepare_resume
 from agvm_mm.checks import check_choice, check_number
 from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
+from agvm_mm.hooks.preflight import (
+    check_model,
+    check_optim_wrapper,
+    check_ranks_agree,
+)
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.optim.resume import report_differences
 from agvm_mm.schedule import MeasurementSchedule
 from agvm_mm.summary import describe_run, parameter_counts
-
-
-def check_optim_wrapper(optim_wrapper: object) -> None:
-    """Refuse optimizer wrappers whose steps AGVM cannot scale.
-
-    Raises:
-        TypeError: If it is not an AGVM wrapper.
-    """
-    if isinstance(optim_wrapper, OptimWrapperDict):
-        raise TypeError(
-            'VarianceSyncHook does not support OptimWrapperDict (several optimizers): '
-            'AGVM needs one optimizer over all modules'
-        )
-    if not isinstance(optim_wrapper, AGVMMixin):
-        raise TypeError(
-            'VarianceSyncHook needs optim_wrapper=dict(type="AGVMOptimWrapper", '
-            'constructor="AGVMOptimWrapperConstructor", ...) or '
-            f'AGVMAmpOptimWrapper; this run has {type(optim_wrapper).__name__}'
-        )
-
-
-def check_model(model: nn.Module, accumulation: int) -> None:
-    """Refuse wrapped models whose gradients AGVM cannot see.
-
-    Args:
-        model (nn.Module): As the runner trains it.
-        accumulation (int): Micro-batches of one update.
-
-    Raises:
-        TypeError: If it is wrapped in anything but DistributedDataParallel, or in
-            nothing on several ranks.
-        ValueError: If it is DDP with static_graph and gradients are accumulated.
-    """
-    if any(is_sharded(module) for module in model.modules()):
-        raise TypeError(
-            'AGVM does not support FSDP: no rank holds the whole gradient of a '
-            'module. Use MMDistributedDataParallel'
-        )
-    # MMSeparateDistributedDataParallel says that it is a DDP, but wraps several.
-    separate = isinstance(model, MMSeparateDistributedDataParallel)
-    if isinstance(model, DistributedDataParallel) and not separate:
-        if model.static_graph and accumulation > 1:
-            raise ValueError(
-                f'static_graph=True with {accumulation} accumulated micro-batches '
-                'fails inside DDP; leave static_graph out of model_wrapper_cfg'
-            )
-    elif is_model_wrapper(model) or isinstance(model, nn.DataParallel):
-        raise TypeError(
-            f'AGVM does not support models wrapped in {type(model).__name__}; use '
-            'MMDistributedDataParallel'
-        )
-    elif get_world_size() > 1:
-        raise TypeError(
-            f'{get_world_size()} ranks, but the model is not wrapped in '
-            'DistributedDataParallel: each would train a model of its own. Set '
-            "launcher='pytorch' (or slurm, mpi)"
-        )
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP, of either generation, holds the parameters of a module."""
-    if not dist.is_available():
-        return False
-    from torch.distributed import fsdp
-
-    # fully_shard and its FSDPModule became public in torch 2.6.
-    kinds = (fsdp.FullyShardedDataParallel, getattr(fsdp, 'FSDPModule', ()))
-    return isinstance(module, kinds)
 
 
 @HOOKS.register_module()
@@ -166,8 +99,9 @@ class VarianceSyncHook(Hook):
         check_ranks_agree(self._fingerprint(wrapper))
         batch_size = effective_batch_size(runner)
         if wrapper.effective_batch_size not in (None, batch_size):
-            wrapper.report_mismatch(
-                {'images of an update': (wrapper.effective_batch_size, batch_size)}
+            report_differences(
+                {'images of an update': (wrapper.effective_batch_size, batch_size)},
+                allowed=wrapper.allow_resume_mismatch,
             )
         wrapper.effective_batch_size = batch_size
         # DDP takes one communication hook in its life, and a runner may train twice.
@@ -261,23 +195,3 @@ def explain_rejected(variances: Mapping[str, float], anchor: str) -> str:
     if not bad:
         return f"the anchor '{anchor}' had no gradient"
     return f"gradients are not finite, beginning in '{bad[-1]}' ({', '.join(bad)})"
-
-
-def check_ranks_agree(fingerprint: Mapping[str, object]) -> None:
-    """Compare settings over all ranks.
-
-    Args:
-        fingerprint (Mapping[str, object]): This rank's settings by name.
-
-    Raises:
-        ValueError: If a rank has another value than rank 0.
-    """
-    everyone = all_gather_object(dict(fingerprint))
-    for rank, other in enumerate(everyone):
-        for name, value in everyone[0].items():
-            if other[name] != value:
-                raise ValueError(
-                    f'the ranks disagree on {name}: rank 0 has {value}, rank {rank} '
-                    f'has {other[name]}; start all of them from the same config and '
-                    'checkpoint'
-                )

@@ -1,11 +1,9 @@
 """The optimizer wrappers that step each module with its own learning rate."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor
@@ -13,6 +11,7 @@ from torch import Tensor
 from agvm_mm.checks import check_number
 from agvm_mm.estimators import VarianceEstimator, build_preconditioner
 from agvm_mm.modulator import Modulator
+from agvm_mm.optim.resume import base_learning_rates, compare, report_differences
 from agvm_mm.schedule import MeasurementSchedule
 
 
@@ -40,15 +39,6 @@ def check_clip_window(window: object, clips: bool) -> None:
             f'clip_window={tuple(window)} without clip_grad clips nothing; add '
             'clip_grad=dict(max_norm=1.0)'
         )
-
-
-def base_learning_rates(groups: Sequence[Mapping]) -> dict[str, list[float]]:
-    """Learning rates before any schedule, sorted, by module name."""
-    rates: dict[str, set[float]] = {}
-    for group in groups:
-        rate = float(group.get('initial_lr', group['lr']))
-        rates.setdefault(str(group.get('module')), set()).add(rate)
-    return {module: sorted(values) for module, values in rates.items()}
 
 
 class AGVMMixin:
@@ -210,8 +200,20 @@ class AGVMMixin:
             )
         saved = state_dict.pop('agvm')
         # Before the optimizer: its own message about other groups explains nothing.
-        differences = self._differences(saved, state_dict['param_groups'])
-        self.report_mismatch(differences)
+        differences = compare(
+            dict(
+                saved,
+                modules=list(saved['multipliers']),
+                learning_rates=base_learning_rates(state_dict['param_groups']),
+            ),
+            dict(
+                anchor=self.modulator.anchor,
+                modules=list(self.modulator.multipliers),
+                optimizer=type(self.optimizer).__name__,
+                learning_rates=base_learning_rates(self.optimizer.param_groups),
+            ),
+        )
+        report_differences(differences, allowed=self.allow_resume_mismatch)
         if {'modules', 'optimizer'} & differences.keys():
             # Group by group, nothing fits.
             state_dict.update(self.optimizer.state_dict())
@@ -223,47 +225,6 @@ class AGVMMixin:
         self.num_skipped_measurements = saved['num_skipped_measurements']
         self.effective_batch_size = saved['effective_batch_size']
         self._in_update = self._measuring = False
-
-    def report_mismatch(self, differences: Mapping[str, tuple]) -> None:
-        """Refuse to go on from another training, or log that it was allowed.
-
-        Args:
-            differences (Mapping[str, tuple]): By setting, the checkpoint's value and
-                this run's.
-
-        Raises:
-            ValueError: If there are any and they are not allowed.
-        """
-        if not differences:
-            return
-        listed = '; '.join(
-            f'{setting}: {saved} in the checkpoint, {now} in this run'
-            for setting, (saved, now) in differences.items()
-        )
-        if not self.allow_resume_mismatch:
-            raise ValueError(
-                f'the checkpoint is of another training ({listed}). Set '
-                'optim_wrapper.allow_resume_mismatch=True to go on from it all the '
-                'same'
-            )
-        print_log(
-            f'AGVM: going on from a checkpoint of another training ({listed})',
-            logger='current',
-            level=logging.WARNING,
-        )
-
-    def _differences(self, saved: dict, saved_groups: list[dict]) -> dict[str, tuple]:
-        modules = list(self.modulator.multipliers)
-        settings = {
-            'anchor': (saved['anchor'], self.modulator.anchor),
-            'modules': (list(saved['multipliers']), modules),
-            'optimizer': (saved['optimizer'], type(self.optimizer).__name__),
-            'learning rates': (
-                base_learning_rates(saved_groups),
-                base_learning_rates(self.optimizer.param_groups),
-            ),
-        }
-        return {name: pair for name, pair in settings.items() if pair[0] != pair[1]}
 
     def _require_estimator(self) -> None:
         if self._estimator is None:
