@@ -11,6 +11,7 @@ import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner import find_latest_checkpoint
+from mmengine.utils import digit_version
 
 HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
 
@@ -34,8 +35,8 @@ def allow_runner_checkpoints() -> None:
     to that class's own statistics; these are told to be harmless. A checkpoint that
     holds anything else is refused as before.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return  # Older versions load everything.
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        return  # It loads everything.
     try:
         from numpy._core import multiarray
     except ImportError:  # NumPy 1
@@ -45,8 +46,11 @@ def allow_runner_checkpoints() -> None:
         [
             HistoryBuffer,
             (history_attribute, 'builtins.getattr'),
-            multiarray._reconstruct,
-            multiarray.scalar,
+            # NumPy 2 moved the module; files name the one of their time.
+            (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+            (multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
+            (multiarray.scalar, 'numpy.core.multiarray.scalar'),
+            (multiarray.scalar, 'numpy._core.multiarray.scalar'),
             np.ndarray,
             np.dtype,
             *numbers,

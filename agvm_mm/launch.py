@@ -1,18 +1,14 @@
 """What the command-line tools do to a config before a Runner is built from it.
 
 Functions on configs, without side effects elsewhere, except where their name says
-so: :func:`init_cpu_process_group` and :func:`allow_runner_checkpoints`.
+so: :func:`init_cpu_process_group`.
 """
 
 import os
 
-import numpy as np
-import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.logging.history_buffer import HistoryBuffer
-from packaging.version import Version
 
 AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
@@ -171,44 +167,6 @@ def init_cpu_process_group():
             'Use tools/dist_train.sh, or leave --launcher out for one process'
         )
     dist.init_process_group('gloo')
-
-
-def allow_runner_checkpoints():
-    """Let ``torch.load`` read what MMEngine's Runner stores beside the weights.
-
-    From 2.6 on torch loads only tensors and plain containers unless told
-    otherwise. The Runner adds its log history: numpy arrays in a class of MMEngine,
-    with references to that class's methods. Nothing else is allowed, so
-    checkpoints that could run code are still refused.
-    """
-    if Version(torch.__version__) < Version('2.6'):
-        return  # loads everything
-    try:
-        from numpy._core import multiarray
-    except ImportError:  # numpy 1
-        from numpy.core import multiarray
-    numbers = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'bool')]
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (_history_method, 'builtins.getattr'),
-            (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-            (multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
-            (multiarray.scalar, 'numpy.core.multiarray.scalar'),
-            (multiarray.scalar, 'numpy._core.multiarray.scalar'),
-            np.ndarray,
-            np.dtype,
-            *numbers,
-        ]
-    )
-
-
-def _history_method(owner, name):
-    """Stands in for ``getattr`` when a checkpoint is read."""
-    methods = ('min', 'max', 'current', 'mean')
-    if owner is not HistoryBuffer or name not in methods:
-        raise ValueError(f'a checkpoint may not ask for {owner!r}.{name}')
-    return getattr(owner, name)
 
 
 def draw_predictions(cfg, folder):

@@ -14,7 +14,7 @@ from toy import make_wrapper
 
 CONFIG = (
     Path(__file__).parent.parent
-    / 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_12e_digits.py'
+    / 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
 )
 MODULES = {'backbone', 'neck', 'rpn_head', 'bbox_head'}
 

@@ -1,11 +1,7 @@
 """What the tools do to a config."""
 
-import pickle
-
 import pytest
-import torch
 from mmengine.config import Config
-from mmengine.logging.history_buffer import HistoryBuffer
 
 from agvm_mm import launch
 
@@ -155,27 +151,6 @@ def test_accelerators_are_left_to_mmengine(monkeypatch):
     assert cfg.launcher == 'pytorch'
     assert 'model_wrapper_cfg' not in cfg
     assert cfg.model.norm_cfg.type == 'SyncBN'
-
-
-def test_runner_checkpoints_load_and_others_do_not(tmp_path):
-    history = HistoryBuffer()
-    history.update(1.5)
-    history.update(2)
-    torch.save(dict(message_hub=dict(log_scalars=dict(loss=history))), tmp_path / 'a')
-    torch.save(dict(config=config()), tmp_path / 'b')
-    torch.save(dict(method=Config.fromfile), tmp_path / 'c')
-    launch.allow_runner_checkpoints()
-    loaded = torch.load(tmp_path / 'a', weights_only=True)
-    assert loaded['message_hub']['log_scalars']['loss'].mean() == 1.75
-    for name in 'bc':
-        with pytest.raises(pickle.UnpicklingError):
-            torch.load(tmp_path / name, weights_only=True)
-
-
-@pytest.mark.parametrize('owner, name', [(HistoryBuffer, 'update'), (Config, 'mean')])
-def test_checkpoints_may_refer_to_few_methods(owner, name):
-    with pytest.raises(ValueError, match='may not ask for'):
-        launch._history_method(owner, name)
 
 
 def test_drawing_and_dumping_predictions():

@@ -20,10 +20,11 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 from analysis import plot_predictions, plot_variance
 
 from agvm_mm import launch
+from agvm_mm.checkpoints import allow_runner_checkpoints
 from agvm_mm.data import pretrain_backbone, write_digits
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_12e_digits.py'
+CONFIG = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
 DATA = 'data/digits'
 LEAST_MAP = 0.30
 
@@ -175,7 +176,7 @@ def main():
         records, title='Faster R-CNN on digits, AGVM-SGD, batch 256'
     )
     plot_variance.save_figure(figure, files['pictures'])
-    launch.allow_runner_checkpoints()
+    allow_runner_checkpoints()
     results, classes = plot_predictions.predict(
         launch.load_config(CONFIG), str(files['checkpoint']), range(6)
     )

@@ -8,6 +8,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from agvm_mm import launch
+from agvm_mm.checkpoints import allow_runner_checkpoints
 
 
 def parse_args(argv=None):
@@ -64,7 +65,7 @@ def main():
         launch.enable_auto_scale_lr(cfg)
     launch.set_resume(cfg, args.resume)
     launch.prepare_launcher(cfg, args.launcher)
-    launch.allow_runner_checkpoints()
+    allow_runner_checkpoints()
 
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()

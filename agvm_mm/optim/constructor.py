@@ -5,6 +5,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from torch import nn
 
 from agvm_mm.modules import assign_modules
+from agvm_mm.optim.agvm_wrapper import AGVMMixin
 
 
 def merge_groups(groups: list[dict]) -> list[dict]:
@@ -28,6 +29,28 @@ def merge_groups(groups: list[dict]) -> list[dict]:
     return list(merged.values())
 
 
+def check_wrapper_type(kind: str | type | None) -> None:
+    """Refuse to build a wrapper that would not modulate anything.
+
+    Raises:
+        TypeError: If it is not one of AGVM's wrappers.
+    """
+    found = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+    if found is not None and issubclass(found, AGVMMixin):
+        return
+    hint = ''
+    if kind == 'AmpOptimWrapper':
+        hint = (
+            ". MMDetection's and MMSegmentation's own --amp overwrites the type: "
+            "leave the flag out and set type='AGVMAmpOptimWrapper', or use --amp of "
+            "agvm_mm's tools/train.py"
+        )
+    raise TypeError(
+        'AGVMOptimWrapperConstructor builds AGVMOptimWrapper or AGVMAmpOptimWrapper, '
+        f'got optim_wrapper.type={kind!r}{hint}'
+    )
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class AGVMOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's default constructor, with the module of each parameter group.
@@ -44,6 +67,7 @@ class AGVMOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg (dict, optional): As in MMEngine. Defaults to None.
 
     Raises:
+        TypeError: If ``type`` is not one of AGVM's wrappers.
         ValueError: If the modules do not cover each trainable parameter once; see
             :func:`agvm_mm.modules.assign_modules`.
     """
@@ -53,6 +77,7 @@ class AGVMOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         self.modules = self.optim_wrapper_cfg.pop('modules', None)
+        check_wrapper_type(self.optim_wrapper_cfg.get('type'))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer and its wrapper for a model, in DDP or not."""

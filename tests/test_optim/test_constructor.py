@@ -95,3 +95,16 @@ def test_a_model_in_ddp_is_unwrapped_and_own_modules_are_taken():
 def test_bad_modules_are_refused():
     with pytest.raises(ValueError, match="Did you mean 'roi_head'"):
         make_wrapper(ToyDetector(), OPTIMIZER, modules=dict(backbone=['roi_hed']))
+
+
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        ('AmpOptimWrapper', "got .*'AmpOptimWrapper'.*--amp overwrites the type"),
+        ('OptimWrapper', "got optim_wrapper.type='OptimWrapper'$"),
+        (None, 'got optim_wrapper.type=None$'),
+    ],
+)
+def test_wrappers_that_modulate_nothing_are_refused(kind, message):
+    with pytest.raises(TypeError, match=message):
+        AGVMOptimWrapperConstructor(dict(type=kind, optimizer=OPTIMIZER))

@@ -13,8 +13,8 @@ import torch
 from agvm_mm.data import pretrain_backbone, write_digits
 
 ROOT = Path(__file__).parents[2]
-AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_12e_digits.py'
-PLAIN = 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_12e_digits.py'
+AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
+PLAIN = 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py'
 
 
 @pytest.fixture(scope='module')

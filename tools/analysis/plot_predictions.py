@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 
 from agvm_mm import launch
+from agvm_mm.checkpoints import allow_runner_checkpoints
 
 TRUE_COLOUR = '#56B4E9'
 PREDICTED_COLOUR = '#E69F00'
@@ -141,7 +142,7 @@ def main():
     args = parser.parse_args()
     plt.switch_backend('agg')
     cfg = launch.load_config(args.config)
-    launch.allow_runner_checkpoints()
+    allow_runner_checkpoints()
     results, classes = predict(cfg, args.checkpoint, range(args.num_images))
     save_figure(
         plot_predictions(results, classes, score_threshold=args.score_threshold),

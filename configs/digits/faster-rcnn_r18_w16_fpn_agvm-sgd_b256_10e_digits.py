@@ -1,4 +1,4 @@
-_base_ = './faster-rcnn_r18_w16_fpn_sgd_b256_12e_digits.py'
+_base_ = './faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py'
 
 # Measured at every update from epoch 4 on, when the warm-up is over.
 optim_wrapper = dict(

@@ -1,7 +1,7 @@
-# 12 epochs of 4096 images at a total batch of 256, on any number of processes: one
+# 10 epochs of 4096 images at a total batch of 256, on any number of processes: one
 # iteration is one update of the weights, an epoch has 16 of them.
 train_cfg = dict(
-    type='LargeBatchTrainLoop', max_epochs=12, val_interval=3, total_batch_size=256
+    type='LargeBatchTrainLoop', max_epochs=10, val_interval=5, total_batch_size=256
 )
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -19,8 +19,8 @@ param_scheduler = [
         type='MultiStepLR',
         by_epoch=True,
         begin=0,
-        end=12,
-        milestones=[9, 11],
+        end=10,
+        milestones=[7, 9],
         gamma=0.1,
     ),
 ]
