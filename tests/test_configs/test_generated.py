@@ -1,0 +1,127 @@
+"""What tools/make_configs.py writes is what is checked in, and MIM can read it."""
+
+import json
+import subprocess
+import sys
+
+import yaml
+from zoo import ROOT, ZOO, load, told
+
+
+def test_checked_in_is_what_the_generator_writes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, 'tools/make_configs.py', '--out', str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    written = [path for path in tmp_path.rglob('*') if path.is_file()]
+    for path in written:
+        checked_in = ROOT / path.relative_to(tmp_path)
+        assert checked_in.read_text() == path.read_text(), path.name
+    # Nor is there a leaf that it does not write.
+    leaves = {
+        str(path.relative_to(tmp_path / 'configs').with_suffix(''))
+        for path in written
+        if path.suffix == '.py' and '_base_' not in path.parts
+    }
+    assert leaves == set(ZOO)
+
+
+def metafiles():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text(encoding='utf-8'))
+    for path in index['Import']:
+        yield path, yaml.safe_load((ROOT / path).read_text(encoding='utf-8'))
+
+
+def test_metafiles_list_every_config_once():
+    listed = []
+    for path, metafile in metafiles():
+        names = {collection['Name'] for collection in metafile['Collections']}
+        for model in metafile['Models']:
+            assert model['In Collection'] in names
+            config = ROOT / model['Config']
+            assert config.is_file() and config.stem == model['Name']
+            assert config.parent == (ROOT / path).parent
+            leaf = str(config.relative_to(ROOT / 'configs').with_suffix(''))
+            metadata = model['Metadata']
+            assert metadata['Total Batch Size'] == told(leaf)['batch']
+            if 'max_epochs' in load(leaf).train_cfg:
+                assert metadata['Epochs'] == load(leaf).train_cfg.max_epochs
+            else:
+                assert metadata['Updates'] == load(leaf).train_cfg.max_iters
+            listed.append(leaf)
+    assert sorted(listed) == ZOO
+
+
+# Where a cell of the paper is run, by table, model and column.
+RUNS = {
+    ('sgd_four_tasks', 'faster_rcnn'): 'faster_rcnn/faster-rcnn_r50_fpn_{}_16e',
+    ('sgd_four_tasks', 'mask_rcnn'): 'mask_rcnn/mask-rcnn_r50_fpn_{}_14e',
+    ('sgd_four_tasks', 'panoptic_fpn'): 'panoptic_fpn/panoptic-fpn_r50_fpn_{}_14e',
+    ('adamw_faster_rcnn', 'faster_rcnn'): 'faster_rcnn/faster-rcnn_r50_fpn_{}_12e',
+    ('retinanet_extreme', 'retinanet_r18'): 'retinanet/retinanet_r18_fpn_{}_12e',
+    ('open_source_rerun', 'faster_rcnn'): 'faster_rcnn/faster-rcnn_r50_fpn_{}_16e',
+    ('open_source_rerun', 'mask_rcnn'): 'mask_rcnn/mask-rcnn_r50_fpn_{}_16e',
+}
+METHODS = {
+    'sgd_four_tasks': {'MegDet': 'sgd', 'LARS': 'lars', 'AGVM': 'agvm-sgd'},
+    'adamw_faster_rcnn': {
+        'AdamW': 'adamw',
+        'LAMB': 'lamb',
+        'PMD-LAMB': 'pmd-lamb',
+        'AGVM': 'agvm-adamw',
+    },
+    'retinanet_extreme': {'PMD-LAMB': 'pmd-lamb', 'AGVM': 'agvm-adamw'},
+    'open_source_rerun': {'baseline': 'sgd', 'AGVM': 'agvm-sgd'},
+}
+SEMANTIC_LENGTH = {32: '160k', 512: '10k', 1024: '5k', 2048: '2500iters'}
+
+
+def cells():
+    """(config, metric, value, updates or None) of every cell that we can run."""
+    text = (ROOT / 'configs' / 'paper_results.json').read_text(encoding='utf-8')
+    for key, table in json.loads(text)['tables'].items():
+        for row in table['rows']:
+            batch = row['batch_size']
+            for column, value in zip(table['columns'], row['values'], strict=True):
+                method = METHODS.get(key, {}).get(column)
+                if method is None or value is None:
+                    continue  # SAM, UniNet-G and cells left empty
+                if row['model'] == 'semantic_fpn':
+                    length = SEMANTIC_LENGTH[batch]
+                    leaf = f'sem_fpn/sem-fpn_r50_{method}_b{batch}_{length}'
+                    leaf += '_ade20k-512x512'
+                else:
+                    leaf = RUNS[key, row['model']].format(f'{method}_b{batch}')
+                    leaf += '_coco'
+                yield leaf, row['metric'], value, row.get('iterations')
+
+
+def test_every_cell_of_the_paper_has_its_config_and_figure():
+    figures, updates = {}, {}
+    for _, metafile in metafiles():
+        for model in metafile['Models']:
+            leaf = model['Config'].removeprefix('configs/').removesuffix('.py')
+            updates[leaf] = model['Metadata']['Updates']
+            figures[leaf] = sorted(
+                (figure['Metric'], str(figure['Value']))
+                for figure in model['Metadata'].get(
+                    'Figures of the AGVM paper, not measured here', []
+                )
+            )
+    expected = {leaf: [] for leaf in ZOO}
+    for leaf, metric, value, iterations in cells():
+        expected[leaf].append((metric, str(value)))
+        # The authors' lengths are to the update what they print.
+        assert iterations in (None, updates[leaf])
+    assert figures == {leaf: sorted(found) for leaf, found in expected.items()}
+
+
+def test_nothing_is_claimed_as_measured():
+    """Until a config is run there are no Results and no Weights."""
+    for _, metafile in metafiles():
+        for model in metafile['Models']:
+            assert not {'Results', 'Weights'} & set(model)

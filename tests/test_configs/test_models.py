@@ -1,0 +1,194 @@
+"""Every model builds, splits into the expected modules and takes an update."""
+
+import copy
+import math
+from functools import lru_cache
+
+import pytest
+import synthetic  # noqa: F401  registers SyntheticDataset
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from zoo import LEAVES, ZOO, by_model, load
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+
+TWO_STAGE = {'backbone', 'neck', 'rpn_head', 'bbox_head'}
+MODULES = {
+    'faster_rcnn': TWO_STAGE,
+    'mask_rcnn': TWO_STAGE | {'mask_head'},
+    'cascade_mask_rcnn': TWO_STAGE | {'mask_head'},
+    'panoptic_fpn': TWO_STAGE | {'mask_head', 'semantic_head'},
+    'retinanet': {'backbone', 'neck', 'bbox_head'},
+    'upernet': {'backbone', 'decode_head', 'auxiliary_head'},
+    'sem_fpn': {'backbone', 'neck', 'decode_head'},
+}
+# The large one is built without memory for its weights.
+BILLION = next(leaf for leaf in ZOO if 'swin-1b' in leaf)
+BUILT = [leaf for leaf in by_model(LEAVES) if leaf != BILLION]
+
+
+def without_downloads(cfg):
+    """A model config whose weights are random."""
+    if isinstance(cfg, dict):
+        init = cfg.get('init_cfg')
+        if isinstance(init, dict) and init.get('type') == 'Pretrained':
+            cfg['init_cfg'] = None
+        if 'pretrained' in cfg:
+            cfg['pretrained'] = None
+        for value in cfg.values():
+            without_downloads(value)
+    elif isinstance(cfg, list):
+        for value in cfg:
+            without_downloads(value)
+    return cfg
+
+
+@lru_cache(maxsize=1)
+def scope_ready(scope):
+    module = {'mmdet': 'mmdet.utils', 'mmseg': 'mmseg.utils'}[scope]
+    __import__(module, fromlist=['_']).register_all_modules(init_default_scope=False)
+    init_default_scope(scope)
+
+
+def build(leaf, device='cpu'):
+    cfg = load(leaf)
+    scope_ready(cfg.default_scope)
+    model_cfg = without_downloads(copy.deepcopy(cfg.model))
+    with torch.device(device):
+        return MODELS.build(model_cfg)
+
+
+def module_of(name):
+    """The module that a parameter should belong to, by its name alone."""
+    first, second, *_ = name.split('.')
+    return second if first == 'roi_head' else first
+
+
+def check_modules(leaf, model):
+    expected = MODULES.get(leaf.split('/')[0])
+    cfg = dict(
+        type='AGVMOptimWrapper',
+        constructor='AGVMOptimWrapperConstructor',
+        optimizer=dict(type='SGD', lr=0.1),
+    )
+    own = load(leaf).optim_wrapper
+    if own.type == 'AGVMOptimWrapper':
+        cfg = copy.deepcopy(own)
+    groups = build_optim_wrapper(model, cfg).optimizer.param_groups
+    found = [(id(p), group['module']) for group in groups for p in group['params']]
+    assert len({key for key, _ in found}) == len(found)
+    found = dict(found)
+    names = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert names
+    for name, parameter in names.items():
+        assert found[id(parameter)] == module_of(name), name
+    if expected is not None:
+        assert {module_of(name) for name in names} == expected
+
+
+@pytest.mark.parametrize('leaf', BUILT)
+def test_every_parameter_is_in_its_module(leaf):
+    check_modules(leaf, build(leaf))
+
+
+def test_the_billion(monkeypatch):
+    # Swin reads its drop rates out of a tensor, which has no content on 'meta'.
+    linspace = torch.linspace
+    monkeypatch.setattr(
+        torch, 'linspace', lambda *a, **k: linspace(*a, **dict(k, device='cpu'))
+    )
+    model = build(BILLION, device='meta')
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert 0.95e9 < trainable < 1.1e9
+    check_modules(BILLION, model)
+
+
+def small(leaf, tmp_path):
+    """The leaf's own config, on four random images and for one update."""
+    cfg = copy.deepcopy(load(leaf))
+    without_downloads(cfg.model)
+    if leaf == BILLION:
+        # The same network with a backbone that fits.
+        cfg.model.backbone.update(
+            embed_dims=96, depths=[2, 2, 2, 2], num_heads=[3, 6, 12, 24], window_size=7
+        )
+        cfg.model.neck.in_channels = [96, 192, 384, 768]
+    is_seg = cfg.default_scope == 'mmseg'
+    if is_seg:
+        cfg.model.data_preprocessor.size = (64, 64)
+    heads = [cfg.model.get(key, {}) for key in ('bbox_head', 'decode_head')]
+    heads.append(cfg.model.get('roi_head', {}).get('bbox_head', {}))
+    heads = [head[0] if isinstance(head, list) else head for head in heads]
+    classes = next(head['num_classes'] for head in heads if 'num_classes' in head)
+    stuff = cfg.model.get('semantic_head', {}).get('num_stuff_classes', 0)
+    cfg.train_dataloader = dict(
+        # Pyramid pooling to one pixel needs two images to normalise over.
+        batch_size=2 if is_seg else 1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='pseudo_collate'),
+        dataset=dict(
+            type='SyntheticDataset',
+            scope=cfg.default_scope,
+            images=4 if is_seg else 2,
+            size=64,
+            num_classes=classes,
+            num_seg_classes=classes + stuff,
+        ),
+    )
+    cfg.train_cfg.total_batch_size = 4 if is_seg else 2
+    for length in ('max_epochs', 'max_iters'):
+        if length in cfg.train_cfg:
+            cfg.train_cfg[length] = 1
+    for key in ('val', 'test'):
+        for part in ('cfg', 'dataloader', 'evaluator'):
+            cfg[f'{key}_{part}'] = None
+    cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
+    cfg.default_hooks.logger.interval = 1
+    for hook in cfg.get('custom_hooks', []):
+        if hook.type == 'VarianceSyncHook':
+            hook.update(begin=0, interval=1)
+    cfg.env_cfg.mp_cfg = dict(mp_start_method='fork', opencv_num_threads=0)
+    cfg.work_dir = str(tmp_path)
+    cfg.experiment_name = leaf.replace('/', '-')
+    return cfg
+
+
+@pytest.mark.parametrize('leaf', [*BUILT, BILLION])
+def test_one_update(leaf, tmp_path):
+    """Through the Runner: the config's own loop, wrapper, schedules and hooks."""
+    cfg = small(leaf, tmp_path)
+    scope_ready(cfg.default_scope)
+    runner = Runner.from_cfg(cfg)
+    runner.model.init_weights()
+    before = {
+        name: parameter.detach().clone()
+        for name, parameter in runner.model.named_parameters()
+        if parameter.requires_grad
+    }
+    runner.train()
+    assert runner.iter == 1
+
+    loss = runner.message_hub.get_scalar('train/loss').current()
+    assert math.isfinite(loss) and loss > 0
+    after = dict(runner.model.named_parameters())
+    moved = {
+        module_of(name)
+        for name, value in before.items()
+        if not torch.equal(value, after[name].detach())
+    }
+    assert moved == {module_of(name) for name in before}
+    assert all(parameter.isfinite().all() for parameter in after.values())
+
+    wrapper = runner.optim_wrapper
+    if cfg.optim_wrapper.type == 'AGVMOptimWrapper':
+        assert wrapper.num_measurements == 1
+        assert wrapper.multipliers['backbone'] == 1
+        assert set(wrapper.variances) == set(wrapper.multipliers)
+        assert any(mu != 1 for mu in wrapper.multipliers.values())
+        for module, mu in wrapper.multipliers.items():
+            logged = runner.message_hub.get_scalar(f'train/agvm/mu/{module}')
+            assert logged.current() == mu
