@@ -515,8 +515,11 @@ def epochs_of_table(table: str, run: Run) -> bool:
     return True
 
 
-def paper_figures(run: Run, paper: dict) -> list[dict]:
-    """The cells of the paper's tables that a run makes."""
+def paper_figures(run: Run, paper: dict) -> list[str]:
+    """The cells of the paper's tables that a run makes.
+
+    As strings: MIM takes a list of dicts for inference times.
+    """
     figures = []
     for key, columns in COLUMNS.items():
         table = paper['tables'][key]
@@ -533,13 +536,8 @@ def paper_figures(run: Run, paper: dict) -> list[dict]:
                 if isinstance(status, list):
                     status = status[index]
                 figures.append(
-                    dict(
-                        Table=table['title'],
-                        Column=column,
-                        Metric=row['metric'],
-                        Value=value,
-                        Provenance=paper['status_values'][status],
-                    )
+                    f'{row["metric"]} {value}: {column} in "{table["title"]}", '
+                    f'{paper["status_values"][status]}'
                 )
     return figures
 

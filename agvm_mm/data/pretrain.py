@@ -6,6 +6,7 @@ digits on textured patches; only the training digits are used, so that a detecto
 that starts from it has never seen a validation digit.
 """
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -13,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmdet.registry import MODELS
-from mmdet.utils import register_all_modules
 from torch import nn
 from tqdm import tqdm
 
@@ -139,11 +138,32 @@ class DigitClassifier(nn.Module):
 
 
 def build_classifier():
-    """A classifier with random weights on MMDetection's ResNet."""
-    register_all_modules(init_default_scope=False)
+    """A classifier with random weights on the ResNet of the toolbox that is there.
+
+    MMDetection's and MMSegmentation's have the same layers under the same names.
+
+    Raises:
+        ImportError: If neither toolbox is installed.
+    """
+    settings = dict(BACKBONE)
+    if importlib.util.find_spec('mmdet') is not None:
+        from mmdet.models import ResNet
+    elif importlib.util.find_spec('mmseg') is not None:
+        from mmseg.models.backbones import ResNet
+
+        # MMDetection's stem is as wide as the first stage unless told otherwise.
+        settings['stem_channels'] = settings['base_channels']
+    else:
+        raise ImportError(
+            'The pretrained backbone is a ResNet of MMDetection or MMSegmentation: '
+            'install one of them, or leave it out with --no-backbone'
+        )
+    # By its class, not through a registry: a Runner of the other toolbox may have
+    # set the default scope.
+    settings.pop('type')
     # Without init_weights(): torch's initial values serve as well here, and
     # MMEngine would log how each tensor began.
-    backbone = MODELS.build(BACKBONE)
+    backbone = ResNet(**settings)
     return DigitClassifier(backbone, num_features=8 * BACKBONE['base_channels'])
 
 
