@@ -9,6 +9,8 @@ from agvm_mm.variance import (
     adam_direction,
     adam_second_moment,
     inner_product,
+    inner_products,
+    products_of_halves,
     split_into_halves,
     squared_norm,
     variance_from_halves,
@@ -67,6 +69,56 @@ def test_split_into_halves_undoes_the_two_reductions(first, second):
     a, b = split_into_halves(g.mean(0), half_a - half_b, first, second)
     torch.testing.assert_close(a, half_a, rtol=0, atol=1e-14)
     torch.testing.assert_close(b, half_b, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize('first, second', [(2, 2), (1, 2), (3, 4)])
+def test_products_of_the_reductions_give_those_of_the_halves(first, second):
+    g = torch.randn(3, first + second, 5, dtype=torch.float64)
+    g[1, :first] = 0
+    half_a, half_b = g[:, :first].mean(1), g[:, first:].mean(1)
+    products = torch.stack(
+        [
+            inner_products(mean, difference)
+            for mean, difference in zip(g.mean(1), half_a - half_b, strict=True)
+        ]
+    )
+    expected = torch.stack(
+        [inner_products(a, b) for a, b in zip(half_a, half_b, strict=True)]
+    )
+    found = products_of_halves(products, first, second)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+    # A module that only the second half has seen.
+    assert found[1, 1] == 0 and variance_from_halves(*found.unbind(1))[1] == 1
+
+
+@pytest.mark.parametrize('size', [0.0, 1e-3])
+def test_a_half_that_float32_cannot_tell_from_nothing_is_not_noise(size):
+    g = torch.randn(7, 200_000)
+    g[:3] *= size * 1e-2
+    a, b = g[:3].mean(0), g[3:].mean(0)
+    products = inner_products(g.mean(0), a - b)[None]
+    phi = variance_from_halves(*products_of_halves(products, 3, 4).unbind(1))
+    assert phi.item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')])
+@pytest.mark.parametrize('column', [0, 1, 2])
+def test_products_that_are_not_finite_stay_visible(bad, column):
+    products = torch.ones(1, 3)
+    products[0, column] = bad
+    phi = variance_from_halves(*products_of_halves(products, 2, 2).unbind(1))
+    assert not phi.isfinite()
+
+
+def test_sums_over_a_large_gradient_do_not_lose_precision():
+    x, y = 1 + torch.rand(2, 3_000_001)
+    wide = x.double(), y.double()
+    expected = torch.stack([wide[0] @ wide[1], wide[0] @ wide[0], wide[1] @ wide[1]])
+    found = inner_products(x, y)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(inner_product(x, y), found[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(squared_norm(x), found[1], rtol=1e-6, atol=0)
 
 
 def test_extremes_of_halves():

@@ -18,7 +18,11 @@ from torch.optim import Optimizer
 
 from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.statistics import HalvesStatistics, ReplicasStatistics
-from agvm_mm.variance import split_into_halves
+from agvm_mm.variance import (
+    inner_products,
+    products_of_halves,
+    split_into_halves,
+)
 
 COMPRESSION_HOOKS = {
     'fp16_compress_hook': default_hooks.fp16_compress_hook,
@@ -180,12 +184,13 @@ class DDPHalves(HalvesStatistics, DDPEstimator):
     """Compares the first half of the ranks with the second.
 
     A measured update reduces a second, signed copy of each bucket beside the mean;
-    with an odd number of ranks the second half has one more.
+    with an odd number of ranks the second half has one more. Where the optimizer
+    steps along the gradient itself, the table holds the products of what the two
+    reductions deliver until the end; the halves are never formed.
     """
 
     def reduce_measured(self, bucket, segments: list[Segment], table: Tensor):
-        first = self._ranks // 2
-        second = self._ranks - first
+        first, second = self._halves
         is_first = dist.get_rank(self._group) < first
         difference = bucket.buffer() * (1 / first if is_first else -1 / second)
         mean_future = self._reduce_mean(self._group, bucket)
@@ -199,18 +204,30 @@ class DDPHalves(HalvesStatistics, DDPEstimator):
                 # The callback runs on a stream of its own.
                 difference.record_stream(torch.cuda.current_stream())
             for segment in segments:
-                halves = split_into_halves(
-                    segment.of(mean), segment.of(difference), first, second
-                )
-                self.add_halves(table[segment.module], segment.parameter, *halves)
+                row = table[segment.module]
+                reduced = segment.of(mean), segment.of(difference)
+                if self.preconditioner.elementwise_state:
+                    halves = split_into_halves(*reduced, first, second)
+                    self.add_halves(row, segment.parameter, *halves)
+                else:
+                    row += inner_products(*reduced)
             return mean
 
         # The mean first: on one stream the second one's end implies the first's.
         both = torch.futures.collect_all([mean_future, difference_future])
         return both.then(add_statistics)
 
+    @property
+    def _halves(self) -> tuple[int, int]:
+        """Number of ranks in each half."""
+        first = self._ranks // 2
+        return first, self._ranks - first
+
     def finish(self) -> dict[str, float]:
-        return self.variances(self._finished_table())
+        table = self._finished_table()
+        if not self.preconditioner.elementwise_state:
+            table = products_of_halves(table.cpu(), *self._halves)
+        return self.variances(table)
 
 
 class DDPReplicas(ReplicasStatistics, DDPEstimator):

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.variance import (
-    inner_product,
+    inner_products,
     squared_norm,
     variance_from_halves,
     variance_from_replicas,
@@ -19,9 +19,7 @@ class HalvesStatistics(VarianceEstimator):
     def add_halves(self, row: Tensor, parameter, first: Tensor, second: Tensor) -> None:
         """Add one piece of G_A and G_B to its module's row."""
         first, second = self.preconditioner.halves(parameter, first, second)
-        row[0] += inner_product(first, second)
-        row[1] += squared_norm(first)
-        row[2] += squared_norm(second)
+        row += inner_products(first, second)
 
     def variances(self, table: Tensor) -> dict[str, float]:
         """Phi by module name from a finished table."""
