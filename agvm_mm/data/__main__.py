@@ -11,9 +11,9 @@ def parse_args(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog='python -m agvm_mm.data',
-        description='Write the scenes of handwritten digits as a COCO data set and '
-        'train a small backbone on single digits. What is there already, with the '
-        'same settings, is kept.',
+        description='Write the scenes of handwritten digits with boxes, masks, '
+        'panoptic and semantic maps, and train a small backbone on single digits. '
+        'What is there already, with the same settings, is kept.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('--out', default='data/digits', help='folder of the data set')
@@ -42,7 +42,7 @@ def main(argv=None):
     )
     if args.no_backbone:
         return
-    # Needs MMDetection and mmcv, which the scenes do not.
+    # Needs mmcv and MMDetection or MMSegmentation, which the scenes do not.
     from agvm_mm.data.pretrain import pretrain_backbone
 
     start = time.perf_counter()

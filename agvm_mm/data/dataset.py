@@ -1,11 +1,16 @@
-"""The digits scenes as an MMDetection data set."""
+"""The digits scenes as MMDetection data sets."""
 
-import os.path as osp
-
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmengine.registry import DATASETS
 
-from agvm_mm.data.scenes import CLASSES
+from agvm_mm.data.checks import check_there
+from agvm_mm.data.scenes import (
+    CLASS_COLOURS,
+    CLASSES,
+    PIXEL_CLASSES,
+    TEXTURE_COLOURS,
+    TEXTURES,
+)
 
 
 @DATASETS.register_module()
@@ -27,30 +32,45 @@ class DigitsDetDataset(CocoDataset):
         ...     pipeline=[])
     """
 
+    METAINFO = {'classes': CLASSES, 'palette': list(CLASS_COLOURS)}
+
+    def load_data_list(self):
+        """Read the annotations, see ``CocoDataset.load_data_list``."""
+        check_there(self.ann_file, self.data_root)
+        return super().load_data_list()
+
+
+@DATASETS.register_module()
+class DigitsPanopticDataset(CocoPanopticDataset):
+    """Digits scenes with panoptic maps: digits are things, textures are stuff.
+
+    The files are made by ``python -m agvm_mm.data``. Takes the arguments of
+    ``mmdet.datasets.CocoPanopticDataset``. Loading the maps and evaluating needs the
+    module ``panopticapi``: ``pip install --no-deps panopticapi-lite``.
+
+    Raises:
+        FileNotFoundError: If the annotation file or the folder of the maps is not
+            there.
+
+    Example:
+        >>> dataset = dict(
+        ...     type='DigitsPanopticDataset',
+        ...     data_root='data/digits/',
+        ...     ann_file='annotations/panoptic_train.json',
+        ...     data_prefix=dict(img='train/', seg='annotations/panoptic_train/'),
+        ...     pipeline=[])
+    """
+
     METAINFO = {
-        'classes': CLASSES,
-        # Okabe and Ito's colours, which colour-blind readers can tell apart, and
-        # two more.
-        'palette': [
-            (230, 159, 0),
-            (86, 180, 233),
-            (0, 158, 115),
-            (240, 228, 66),
-            (0, 114, 178),
-            (213, 94, 0),
-            (204, 121, 167),
-            (255, 255, 255),
-            (0, 0, 0),
-            (128, 128, 128),
-        ],
+        'classes': PIXEL_CLASSES,
+        'thing_classes': CLASSES,
+        'stuff_classes': TEXTURES,
+        'palette': [*CLASS_COLOURS, *TEXTURE_COLOURS],
     }
 
     def load_data_list(self):
         """Read the annotations, see ``CocoDataset.load_data_list``."""
-        if not osp.isfile(self.ann_file):
-            out = self.data_root or '<data_root>'
-            raise FileNotFoundError(
-                f'{self.ann_file} is not there. Make the digits data first: '
-                f'python -m agvm_mm.data --out {out}'
-            )
+        check_there(self.ann_file, self.data_root)
+        if self.data_prefix.get('seg'):
+            check_there(self.data_prefix['seg'], self.data_root)
         return super().load_data_list()

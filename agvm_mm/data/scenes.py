@@ -19,6 +19,28 @@ CLASSES = tuple(str(digit) for digit in range(10))
 TEXTURES = ('plain', 'stripes', 'checks', 'blobs')
 """Names of the background textures, by their value in ``Scene.textures``."""
 
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and two more.
+CLASS_COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (255, 255, 255),
+    (0, 0, 0),
+    (128, 128, 128),
+)
+"""RGB colour that each class is drawn in."""
+
+# Muted, so that the digits stand out.
+TEXTURE_COLOURS = ((60, 50, 70), (110, 100, 80), (70, 95, 90), (160, 150, 170))
+"""RGB colour that each texture is drawn in."""
+
+PIXEL_CLASSES = CLASSES + TEXTURES
+"""Names of what a pixel can belong to: things first, then stuff, as labels count."""
+
 SPLITS = ('train', 'val')
 
 IMAGE_SIZE = 96
@@ -172,6 +194,21 @@ def compose_scene(rng, images, labels, candidates, *, size=IMAGE_SIZE):
         sources=tuple(used),
         textures=textures,
     )
+
+
+def class_map(scene):
+    """The class of each pixel of a scene.
+
+    Args:
+        scene (Scene): The scene.
+
+    Returns:
+        np.ndarray: ``(H, W)``, uint8, index in :data:`PIXEL_CLASSES`: the digit that
+        is seen there, or the texture.
+    """
+    labels = np.array((0, *scene.labels), np.uint8)[scene.instances]
+    stuff = len(CLASSES) + scene.textures
+    return np.where(scene.instances > 0, labels, stuff).astype(np.uint8)
 
 
 def compose_patch(rng, digit, *, size):

@@ -90,7 +90,8 @@ def test_a_scene_does_not_depend_on_the_number_of_scenes(digits, tmp_path):
     write_digits(tmp_path / 'few', num_train=3, num_val=2, progress=False)
     few, many = files(tmp_path / 'few'), files(digits)
     images = [name for name in few if name.endswith('.png')]
-    assert len(images) == 5
+    # The image, its panoptic and its semantic map.
+    assert len(images) == 3 * 5
     assert all(few[name] == many[name] for name in images)
 
 

@@ -1,0 +1,54 @@
+"""The digits scenes as an MMSegmentation data set.
+
+A module of its own: MMSegmentation takes long to import, asks for packages that
+MMDetection does without, and need not be installed for the rest.
+"""
+
+from mmengine.registry import DATASETS
+from mmseg.datasets import BaseSegDataset
+
+from agvm_mm.data.checks import check_there
+from agvm_mm.data.scenes import CLASS_COLOURS, PIXEL_CLASSES, TEXTURE_COLOURS
+
+
+@DATASETS.register_module()
+class DigitsSegDataset(BaseSegDataset):
+    """Digits scenes with a label map: ten digits and four background textures.
+
+    The files are made by ``python -m agvm_mm.data``. Takes the arguments of
+    ``mmseg.datasets.BaseSegDataset``. Every pixel has a class, from 0 on, so
+    ``reduce_zero_label`` must stay False.
+
+    Raises:
+        FileNotFoundError: If the folder of the images or of the maps is not there.
+        ValueError: If ``reduce_zero_label`` is set.
+
+    Example:
+        >>> custom_imports = dict(imports=['agvm_mm', 'agvm_mm.data.segmentation'])
+        >>> dataset = dict(
+        ...     type='DigitsSegDataset',
+        ...     data_root='data/digits/',
+        ...     data_prefix=dict(
+        ...         img_path='train/', seg_map_path='annotations/semantic_train/'),
+        ...     pipeline=[])
+    """
+
+    METAINFO = {
+        'classes': PIXEL_CLASSES,
+        'palette': [list(colour) for colour in (*CLASS_COLOURS, *TEXTURE_COLOURS)],
+    }
+
+    def __init__(self, *args, img_suffix='.png', reduce_zero_label=False, **kwargs):
+        if reduce_zero_label:
+            raise ValueError(
+                'reduce_zero_label would drop the digit 0, which is the class 0 of '
+                'the digits data: leave it out'
+            )
+        super().__init__(*args, img_suffix=img_suffix, **kwargs)
+
+    def load_data_list(self):
+        """List images and maps, see ``BaseSegDataset.load_data_list``."""
+        for prefix in ('img_path', 'seg_map_path'):
+            if self.data_prefix.get(prefix):
+                check_there(self.data_prefix[prefix], self.data_root)
+        return super().load_data_list()
