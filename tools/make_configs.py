@@ -289,7 +289,7 @@ def all_runs() -> Iterator[Run]:
 
 
 def images_per_rank(run: Run) -> int:
-    """Images of a micro-batch that fit into 80 GB; divides every total batch."""
+    """Images of a micro-batch; our choice for GPUs of 80 GB, divides the total."""
     if run.batch == 1536 or 'swin-1b' in run.model:
         return 2  # the paper's 768 GPUs with two images each
     if run.batch == 32 or 'swin' in run.model:
@@ -353,13 +353,15 @@ def leaf_text(run: Run) -> str:
         text = f'{title} Ours: lr {rule}'
         if is_agvm:
             text += f'; AGVM begins {schedule.gap} updates after the warm-up'
+        if run.method == 'pmd-lamb':
+            text += '; the moments decay every epoch, or every 1000 updates'
         text += '.'
     method = run.method
     if 'swin' in run.model:
         method += '_swin'
     optimizer = f'lr={lr}'
     if run.method == 'pmd-lamb':
-        # At batch 32 an epoch is longer than the second moment's memory.
+        # 1000 updates are what the second moment remembers.
         optimizer += f', period={min(schedule.epoch, 1000)}'
     wrapper = f'optimizer=dict({optimizer})'
     if run.method == 'agvm-sgd' and run.batch >= 256:

@@ -106,15 +106,13 @@ def test_every_cell_of_the_paper_has_its_config_and_figure():
         for model in metafile['Models']:
             leaf = model['Config'].removeprefix('configs/').removesuffix('.py')
             updates[leaf] = model['Metadata']['Updates']
+            told_of = 'Figures of the AGVM paper, not measured here'
             figures[leaf] = sorted(
-                (figure['Metric'], str(figure['Value']))
-                for figure in model['Metadata'].get(
-                    'Figures of the AGVM paper, not measured here', []
-                )
+                figure.split(': ')[0] for figure in model['Metadata'].get(told_of, [])
             )
     expected = {leaf: [] for leaf in ZOO}
     for leaf, metric, value, iterations in cells():
-        expected[leaf].append((metric, str(value)))
+        expected[leaf].append(f'{metric} {value}')
         # The authors' lengths are to the update what they print.
         assert iterations in (None, updates[leaf])
     assert figures == {leaf: sorted(found) for leaf, found in expected.items()}

@@ -117,7 +117,7 @@ def small(leaf, tmp_path):
         )
         cfg.model.neck.in_channels = [96, 192, 384, 768]
     is_seg = cfg.default_scope == 'mmseg'
-    if is_seg:
+    if 'size' in cfg.model.data_preprocessor:
         cfg.model.data_preprocessor.size = (64, 64)
     heads = [cfg.model.get(key, {}) for key in ('bbox_head', 'decode_head')]
     heads.append(cfg.model.get('roi_head', {}).get('bbox_head', {}))

@@ -16,8 +16,7 @@ model = dict(
         drop_path_rate=0.4,
         patch_norm=True,
         out_indices=(0, 1, 2, 3),
-        # Activations are computed again in the backward pass: two images of
-        # 1333 x 800 would not fit otherwise.
+        # Activations are computed again in the backward pass, to save memory.
         with_cp=True,
     ),
     neck=dict(in_channels=[384, 768, 1536, 3072]),
