@@ -1,0 +1,80 @@
+"""plan.py: a run in numbers, against numbers worked out here."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import plan  # noqa: E402
+
+AGVM_512 = 'configs/faster_rcnn/faster-rcnn_r50_fpn_agvm-sgd_b512_16e_coco.py'
+AGVM_10K = 'configs/retinanet/retinanet_r18_fpn_agvm-adamw_b10240_12e_coco.py'
+SWIN = 'configs/upernet/upernet_swin-t_agvm-adamw_b1024_5k_ade20k-512x512.py'
+
+
+def make(config, gpus, images_per_gpu=None, images=None, **options):
+    cfg = plan.launch.load_config(str(ROOT / config), options)
+    return plan.make_plan(cfg, gpus, images_per_gpu, images)
+
+
+def test_faster_rcnn_at_512():
+    made = make(AGVM_512, 8)
+    assert (made.epoch, made.updates, made.micro_batches) == (230, 3680, 4)
+    # The released recipe: exponential warm-up from 1e-3 to 0.38 over 460 updates.
+    assert made.lr[0] == pytest.approx(0.38e-3)
+    assert made.lr[230] == pytest.approx(0.38 * 0.001**0.5)
+    assert made.lr[460] == pytest.approx(0.38)
+    assert made.lr[12 * 230 - 1] == pytest.approx(0.38)
+    assert made.lr[12 * 230] == pytest.approx(0.038)
+    assert made.lr[14 * 230] == pytest.approx(0.0038)
+    assert made.measurements == len([t for t in range(560, 3680) if t % 10 == 0])
+    # 41.5 million trainable parameters of 4 bytes.
+    assert made.gradient_bytes == pytest.approx(166e6, rel=0.01)
+    assert not made.problems and not made.warnings
+
+
+def test_by_iterations_and_a_model_with_swin():
+    made = make(SWIN, 64)
+    assert made.updates == 5000
+    assert made.optimizer == 'AdamW'
+    assert set(made.modules) == {'backbone', 'decode_head', 'auxiliary_head'}
+    assert len(made.lr) == 5000 and max(made.lr) == pytest.approx(1e-4 * 8, rel=1e-3)
+
+
+def test_what_cannot_work_is_a_problem():
+    (problem,) = make(AGVM_512, 7).problems
+    assert 'not a multiple of 7 x 16 = 112; nearest: 448 and 560' in problem
+    (problem,) = make(AGVM_512, 1, 16, **{'train_cfg.total_batch_size': 16}).problems
+    assert 'nothing to compare' in problem
+    (problem,) = make(AGVM_512, 8, **{'train_cfg.max_epochs': 2}).problems
+    assert 'begins at update 560, the run ends after 460' in problem
+    (problem,) = make(AGVM_512, 8, **{'custom_hooks': []}).problems
+    assert 'go together' in problem
+
+
+def test_what_deserves_a_second_look_is_a_warning():
+    (warning,) = make(AGVM_10K, 64, 16, **{'custom_hooks.0.interval': 10}).warnings
+    assert '12 measurements take mu only 31% of the way' in warning
+    warnings = make(AGVM_512, 8, **{'custom_hooks.0.begin': 100}).warnings
+    assert any('within the warm-up' in warning for warning in warnings)
+    warnings = make(AGVM_512, 8, images=10_000).warnings
+    assert any('more than a quarter' in warning for warning in warnings)
+
+
+def test_the_text_and_the_exit_status(capsys):
+    assert plan.main([str(ROOT / AGVM_512), '--gpus', '8']) == 0
+    text = capsys.readouterr().out
+    assert '512 images = 8 GPU(s) x 16 images x 4 micro-batch(es)' in text
+    assert '0.00038 at 0, 0.38 at 460, 0.38 at 2759, 0.038 at 2760' in text
+    assert 'measured update: 166 MB more reduced' in text
+    assert plan.main([str(ROOT / AGVM_512), '--gpus', '7']) == 1
+    assert 'PROBLEM' in capsys.readouterr().out
+    digits = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
+    assert plan.main([str(ROOT / digits), '--gpus', '2']) == 1
+    assert 'give it by --images N' in capsys.readouterr().out
+    assert plan.main([str(ROOT / digits), '--gpus', '2', '--images', '4096']) == 0
+    with pytest.raises(ValueError, match='--gpus must be at least 1'):
+        plan.main([str(ROOT / AGVM_512), '--gpus', '0'])
