@@ -46,7 +46,7 @@ RELEASED = {
     ('mask_rcnn', 256): (0.2263, 920, 1020, 820, 1020),
     ('mask_rcnn', 512): (0.32, 460, 560, 360, 560),
 }
-# Every batch and method of the table, by folder and model.
+# What the zoo has to hold: batches and methods by folder and model.
 TABLE = {
     ('faster_rcnn', 'faster-rcnn_r50_fpn'): (
         (32, 256, 512, 1024, 1536, 10240),
