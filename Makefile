@@ -1,6 +1,8 @@
 # Every target sets up what it needs; the second time that takes no time.
 TORCH ?= 2.13.0
 ARGS ?=
+# Tests run side by side in this many processes.
+WORKERS ?= 2
 # The default torch lives in .venv, any other in a folder of its own.
 VENV := $(if $(filter 2.13.0,$(TORCH)),.venv,.venv-torch$(TORCH))
 PY := $(VENV)/bin/python
@@ -21,7 +23,7 @@ demo: install  ## train, evaluate and picture a detector with AGVM on real digit
 	$(PY) tools/demo.py $(ARGS)
 
 test: lint  ## lint, then all tests; ARGS goes to pytest, as in ARGS="-k variance"
-	$(PY) -m pytest tests $(ARGS)
+	$(PY) -m pytest tests -n $(WORKERS) --dist loadfile $(ARGS)
 
 data: install  ## write the embedded handwritten-digits scenes
 	$(PY) -m agvm_mm.data $(ARGS)

@@ -33,7 +33,8 @@ demo = [
     'tensorboard',
     'tqdm',
 ]
-test = ['pytest', 'pytest-timeout', 'ruff', 'scipy']
+baselines = ['pytorch-optimizer>=4,<5']
+test = ['pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'scipy']
 
 setup(
     name='agvm_mm',
@@ -54,8 +55,9 @@ setup(
         'detection': detection,
         'segmentation': segmentation,
         'demo': demo,
+        'baselines': baselines,
         'test': test,
-        'all': sorted({*detection, *segmentation, *demo, *test}),
+        'all': sorted({*detection, *segmentation, *demo, *baselines, *test}),
     },
     classifiers=[
         'Development Status :: 4 - Beta',

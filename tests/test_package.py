@@ -38,7 +38,8 @@ def test_only_torch_and_numpy_are_required():
 
 def test_extras():
     extras = importlib.metadata.metadata('agvm_mm').get_all('Provides-Extra')
-    assert set(extras) == {'detection', 'segmentation', 'demo', 'test', 'all'}
+    names = {'detection', 'segmentation', 'demo', 'baselines', 'test', 'all'}
+    assert set(extras) == names
     by_extra = {e: {n for n, of in requirements() if of == e} for e in extras}
     assert 'mmdet' in by_extra['detection']
     assert {'mmsegmentation', 'ftfy', 'regex'} <= by_extra['segmentation']

@@ -313,10 +313,10 @@ def learning_rate(run: Run) -> tuple[str, str]:
     if run.method in ('adamw', 'agvm-adamw'):
         return f'1e-4 * ({batch} / 16) ** 0.5', 'square root from 1e-4 at 16'
     if run.method in ('lamb', 'pmd-lamb'):
-        rule = "square root from 0.005 at 512, LAMB's for ResNet-50"
+        rule = 'square root from 0.005 at 512'
         return f'0.005 * ({batch} / 512) ** 0.5', rule
     assert run.method == 'lars', run
-    return f'0.075 * {batch}**0.5', "square root, SimCLR's for LARS"
+    return f'0.075 * {batch}**0.5', '0.075 times the square root'
 
 
 def comment(text: str) -> str:

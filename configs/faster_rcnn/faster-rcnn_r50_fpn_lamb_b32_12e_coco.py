@@ -1,4 +1,4 @@
-# LAMB at total batch 32. Ours: lr square root from 0.005 at 512, LAMB's for ResNet-50.
+# LAMB at total batch 32. Ours: lr square root from 0.005 at 512.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
     '../_base_/datasets/coco_detection.py',

@@ -1,5 +1,5 @@
-# PMD-LAMB at total batch 10240. Ours: lr square root from 0.005 at 512, LAMB's for
-# ResNet-50; the moments decay every epoch, or every 1000 updates.
+# PMD-LAMB at total batch 10240. Ours: lr square root from 0.005 at 512; the moments
+# decay every epoch, or every 1000 updates.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
     '../_base_/datasets/coco_detection.py',

@@ -1,4 +1,4 @@
-# LARS at total batch 512. Ours: lr square root, SimCLR's for LARS.
+# LARS at total batch 512. Ours: lr 0.075 times the square root.
 _base_ = [
     '../_base_/models/mask-rcnn_r50_fpn.py',
     '../_base_/datasets/coco_instance.py',
