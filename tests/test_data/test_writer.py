@@ -1,5 +1,6 @@
 """The written data: valid COCO, deterministic, whole or not there."""
 
+import hashlib
 import json
 
 import cv2
@@ -77,6 +78,30 @@ def test_annotations_are_those_of_the_scene(coco):
 def test_same_seed_same_bytes(digits, tmp_path):
     write_digits(tmp_path / 'again', num_train=12, num_val=6, progress=False)
     assert files(tmp_path / 'again') == files(digits)
+
+
+# Of the detection data as they were before there were panoptic and semantic maps.
+INSTANCES_SHA256 = {
+    'train': '2b5c1371f727c4b7f57917ac25c5ced8cceaa6656d0dc2152aa4c44eefbcc01e',
+    'val': 'bcabb9b693654c542fad664ae9dddddfbba16199d0ea31fc4a1e66a74686cfb7',
+}
+MEAN_PIXELS = {
+    'train': [132.85, 163.02, 143.95, 159.4, 158.66, 119.53]
+    + [110.54, 121.77, 105.96, 108.13, 125.93, 146.26],
+    'val': [142.68, 134.25, 149.16, 104.95, 143.58, 134.74],
+}
+
+
+@pytest.mark.parametrize('split', scenes.SPLITS)
+def test_detection_data_are_what_they_were(digits, split):
+    means = [
+        cv2.imread(str(path)).mean() for path in sorted((digits / split).iterdir())
+    ]
+    np.testing.assert_allclose(means, MEAN_PIXELS[split], atol=0.05)
+    if not cv2.__version__.startswith('5.'):
+        pytest.skip('the outlines were recorded with OpenCV 5, which warps differently')
+    content = (digits / 'annotations' / f'instances_{split}.json').read_bytes()
+    assert hashlib.sha256(content).hexdigest() == INSTANCES_SHA256[split]
 
 
 def test_other_seed_other_scenes(digits, tmp_path):

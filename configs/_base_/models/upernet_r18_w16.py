@@ -1,0 +1,33 @@
+# UperNet for 96 x 96 images of ten digits and four textures, small enough for a CPU:
+# heads of 32 and 16 channels on the small Semantic FPN's backbone.
+_base_ = './sem-fpn_r18_w16.py'
+
+model = dict(
+    neck=None,
+    decode_head=dict(
+        _delete_=True,
+        type='UPerHead',
+        in_channels=[16, 32, 64, 128],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2, 3),
+        channels=32,
+        dropout_ratio=0.1,
+        num_classes=14,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=64,
+        in_index=2,
+        channels=16,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=14,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
+)

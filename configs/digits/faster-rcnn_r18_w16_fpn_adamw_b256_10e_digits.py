@@ -1,0 +1,8 @@
+_base_ = './faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py'
+
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=0.001, betas=(0.9, 0.999), weight_decay=0.05),
+    clip_grad=dict(max_norm=10),
+)

@@ -1,0 +1,20 @@
+"""A tiny data set with its backbone, for the configs of configs/digits."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from agvm_mm.data import pretrain_backbone, write_digits
+
+# The helpers of these tests lie beside them.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope='session')
+def tiny_digits(tmp_path_factory):
+    """Folder with 16 train and 4 validation scenes and a hardly trained backbone."""
+    out = tmp_path_factory.mktemp('data') / 'digits'
+    write_digits(out, num_train=16, num_val=4, progress=False)
+    pretrain_backbone(out, num_patches=64, epochs=1, progress=False)
+    return out

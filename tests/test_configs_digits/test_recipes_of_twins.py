@@ -1,0 +1,79 @@
+"""Every digits config says what its name says; methods differ in the method only."""
+
+import pytest
+from twins import METHODS, OPTIMIZERS, ROOT, TWINS, hooks, load, told
+
+UPDATES_PER_EPOCH = 16
+
+
+def updates(cfg):
+    train = cfg.train_cfg
+    return train.get('max_iters') or train.max_epochs * UPDATES_PER_EPOCH
+
+
+def test_every_method_of_every_model_is_there():
+    found = {}
+    for twin in TWINS:
+        found.setdefault(told(twin)['model'], set()).add(told(twin)['method'])
+    assert found == {model: set(names.split()) for model, names in METHODS.items()}
+
+
+@pytest.mark.parametrize('twin', TWINS)
+def test_the_name_tells_the_truth(twin):
+    name, cfg = told(twin), load(twin)
+    train = cfg.train_cfg
+    assert train.total_batch_size == int(name['batch'])
+    lengths = {'e': 'max_epochs', 'iters': 'max_iters'}
+    assert train[lengths[name['unit']]] == int(name['length'])
+    method = name['method'].removeprefix('agvm-')
+    assert cfg.optim_wrapper.optimizer.type == OPTIMIZERS[method]
+    assert cfg.optim_wrapper.optimizer.lr > 0
+    has_agvm = name['method'].startswith('agvm-')
+    assert cfg.optim_wrapper.type == (
+        'AGVMOptimWrapper' if has_agvm else 'OptimWrapper'
+    )
+    assert len(hooks(cfg)) == has_agvm
+
+
+@pytest.mark.parametrize('twin', TWINS)
+def test_the_schedule_fits_the_run(twin):
+    cfg = load(twin)
+    warmup, main = cfg.param_scheduler
+    assert warmup.type == 'LinearLR' and not warmup.by_epoch
+    assert warmup.end < updates(cfg)
+    assert main.end == (
+        cfg.train_cfg.max_epochs if main.by_epoch else cfg.train_cfg.max_iters
+    )
+    assert all(step < main.end for step in main.get('milestones', []))
+    for hook in hooks(cfg):
+        assert warmup.end < hook.begin < updates(cfg)
+    # The batch is made of whole micro-batches on 1, 2, 4 or 8 ranks.
+    assert cfg.train_cfg.total_batch_size % (8 * cfg.train_dataloader.batch_size) == 0
+
+
+@pytest.mark.parametrize('model', METHODS)
+def test_methods_differ_in_the_method_only(model):
+    def rest(twin):
+        kept = dict(load(twin)._cfg_dict)
+        return {
+            key: value
+            for key, value in kept.items()
+            if key not in ('optim_wrapper', 'custom_hooks')
+        }
+
+    first, *others = (twin for twin in TWINS if told(twin)['model'] == model)
+    assert all(rest(other) == rest(first) for other in others)
+
+
+@pytest.mark.parametrize('twin', [twin for twin in TWINS if '_agvm-' in twin])
+def test_agvm_has_the_optimizer_of_its_baseline(twin):
+    with_agvm = load(twin).optim_wrapper
+    without = load(twin.replace('_agvm-', '_')).optim_wrapper
+    for key in ('optimizer', 'clip_grad'):
+        assert with_agvm.get(key) == without.get(key)
+
+
+@pytest.mark.parametrize('twin', TWINS)
+def test_leaves_are_short(twin):
+    lines = (ROOT / 'configs/digits' / f'{twin}.py').read_text().splitlines()
+    assert len(lines) <= 17

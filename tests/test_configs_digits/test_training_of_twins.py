@@ -1,0 +1,104 @@
+"""Every digits config takes a real update on real data and evaluates."""
+
+import copy
+import math
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from twins import METRICS, TWINS, load, told
+
+pytest.importorskip('panopticapi')
+MODULES = {
+    'faster-rcnn': {'backbone', 'neck', 'rpn_head', 'bbox_head'},
+    'mask-rcnn': {'backbone', 'neck', 'rpn_head', 'bbox_head', 'mask_head'},
+    'panoptic-fpn': {
+        'backbone',
+        'neck',
+        'rpn_head',
+        'bbox_head',
+        'mask_head',
+        'semantic_head',
+    },
+    'retinanet': {'backbone', 'neck', 'bbox_head'},
+    'sem-fpn': {'backbone', 'neck', 'decode_head'},
+    'upernet': {'backbone', 'decode_head', 'auxiliary_head'},
+}
+
+
+def replaced(settings, old, new):
+    """A copy in which a folder is another one."""
+    if isinstance(settings, dict):
+        return {key: replaced(value, old, new) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return type(settings)(replaced(value, old, new) for value in settings)
+    return settings.replace(old, new) if isinstance(settings, str) else settings
+
+
+def small(twin, data, work_dir):
+    """The config on the tiny data, for one update of 8 images measured at once."""
+    cfg = copy.deepcopy(load(twin))
+    for key in ('model', 'train_dataloader', 'val_dataloader', 'val_evaluator'):
+        cfg[key] = replaced(cfg[key], 'data/digits/', f'{data}/')
+    cfg.train_dataloader.update(batch_size=4)
+    cfg.train_dataloader.dataset.indices = 8
+    cfg.train_cfg.total_batch_size = 8
+    length = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
+    cfg.train_cfg.update({length: 1, 'val_interval': 1})
+    # A warm-up begins at a thousandth of the learning rate.
+    cfg.param_scheduler = []
+    cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+    cfg.default_hooks.logger.interval = 1
+    cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
+    for hook in cfg.get('custom_hooks', []):
+        hook.begin = 0
+    if '_agvm-' not in twin:
+        # What is evaluated, and how, does not depend on the method.
+        cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
+    if 'score_thr' in cfg.model.get('test_cfg', {}):
+        # An untrained RetinaNet is sure of nothing; no detection, no metric.
+        cfg.model.test_cfg.score_thr = 0.0
+    cfg.work_dir = str(work_dir)
+    cfg.experiment_name = f'{twin}-{work_dir.name}'
+    return cfg
+
+
+def module_of(name):
+    """The module that a parameter belongs to."""
+    first, second, *_ = name.split('.')
+    return second if first == 'roi_head' else first
+
+
+@pytest.mark.parametrize('twin', TWINS)
+def test_one_update_and_an_evaluation(twin, tiny_digits, tmp_path):
+    runner = Runner.from_cfg(small(twin, tiny_digits, tmp_path))
+    weights = torch.load(tiny_digits / 'resnet18_w16.pth', weights_only=True)
+    runner.model.init_weights()
+    for name, value in runner.model.backbone.state_dict().items():
+        assert torch.equal(value, weights[name]), f'{name} is not the pretrained one'
+    before = copy.deepcopy(runner.model.state_dict())
+    runner.train()
+    assert runner.iter == 1
+
+    loss = runner.message_hub.get_scalar('train/loss').current()
+    assert math.isfinite(loss) and loss > 0
+    moved = set()
+    for name, parameter in runner.model.named_parameters():
+        assert parameter.isfinite().all(), name
+        if not torch.equal(parameter, before[name]):
+            moved.add(module_of(name))
+    modules = MODULES[told(twin)['model'].split('_')[0]]
+    assert moved == modules
+
+    wrapper = runner.optim_wrapper
+    if '_agvm-' in twin:
+        assert wrapper.num_measurements == 1
+        assert set(wrapper.multipliers) == set(wrapper.variances) == modules
+        assert wrapper.multipliers['backbone'] == 1
+        others = [mu for name, mu in wrapper.multipliers.items() if name != 'backbone']
+        assert all(mu != 1 for mu in others)
+        assert all(0 <= phi <= 2 for phi in wrapper.variances.values())
+        metric = METRICS[told(twin)['model']]
+        value = runner.message_hub.get_scalar(f'val/{metric}').current()
+        # -1 or nan is what evaluators say when there is nothing to compare.
+        assert 0 <= value <= 100
