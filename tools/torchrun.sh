@@ -7,8 +7,12 @@ run_ranks() {
     if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
         where=(--standalone)  # a free port of this machine
     else
-        where=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}"
-            --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
+        local nnodes=${NNODES:-1} node=${NODE_RANK:-0}
+        local address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
+        # Says what is wrong where torchrun would be silent or show a stack trace.
+        "${PYTHON:-python}" "$here/rendezvous.py" "$nnodes" "$node" "$address" "$port"
+        where=(--nnodes "$nnodes" --node-rank "$node"
+            --master-addr "$address" --master-port "$port")
     fi
     # One thread per rank, as torchrun would set it with a warning.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

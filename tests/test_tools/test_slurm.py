@@ -1,0 +1,146 @@
+"""The Slurm scripts, with an srun that writes down how it was called."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SRUN = """#!{python}
+import json, os, sys
+names = ('PYTHONPATH', 'MASTER_PORT')
+variables = {{name: os.environ.get(name) for name in names}}
+print(json.dumps(dict(arguments=sys.argv[1:], variables=variables)))
+"""
+
+
+@pytest.fixture
+def call(tmp_path):
+    """Run a script with the srun above; its arguments and variables."""
+    srun = tmp_path / 'bin' / 'srun'
+    srun.parent.mkdir()
+    srun.write_text(SRUN.format(python=sys.executable))
+    srun.chmod(0o755)
+
+    def run(script, *arguments, **variables):
+        environment = dict(os.environ, PYTHON='python3', **variables)
+        environment['PATH'] = f'{srun.parent}{os.pathsep}{os.environ["PATH"]}'
+        environment.pop('MASTER_PORT', None)
+        done = subprocess.run(
+            [ROOT / 'tools' / script, *arguments],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert '+ exec srun' in done.stderr  # users see what is called
+        called = json.loads(done.stdout)
+        return called['arguments'], called['variables']
+
+    return run
+
+
+def parse_args(script, arguments):
+    """What a tool makes of its command line."""
+    return runpy.run_path(str(ROOT / 'tools' / script))['parse_args'](arguments)
+
+
+def split(arguments, script):
+    """Options of srun by name, and the arguments of the Python script."""
+    start = arguments.index('python3')
+    assert arguments[start : start + 3] == [
+        'python3',
+        '-u',
+        str(ROOT / 'tools' / script),
+    ]
+    return arguments[:start], arguments[start + 3 :]
+
+
+def test_train_as_mmdetection_has_it(call):
+    arguments, variables = call(
+        'slurm_train.sh',
+        'gpu',
+        'a job',
+        'configs/a.py',
+        'a folder',
+        '--amp',
+        '--cfg-options',
+        'model.depth=50',
+        GPUS='16',
+        CPUS_PER_TASK='6',
+        SRUN_ARGS='--quotatype=reserved  --exclude=n[1-2]',
+    )
+    options, rest = split(arguments, 'train.py')
+    assert options == [
+        '--partition=gpu',
+        '--job-name=a job',
+        '--gres=gpu:8',
+        '--ntasks=16',
+        '--ntasks-per-node=8',
+        '--cpus-per-task=6',
+        '--kill-on-bad-exit=1',
+        '--quotatype=reserved',
+        '--exclude=n[1-2]',
+    ]
+    args = parse_args('train.py', rest)
+    assert (args.config, args.work_dir) == ('configs/a.py', 'a folder')
+    assert (args.launcher, args.amp) == ('slurm', True)
+    assert args.cfg_options == {'model.depth': 50}
+    # What is installed is ours, whichever folder the tasks start in.
+    first = variables['PYTHONPATH'].split(os.pathsep)[0]
+    assert Path(first).resolve() == ROOT
+    assert variables['MASTER_PORT'] is None
+
+
+def test_few_gpus_and_a_port(call):
+    arguments, variables = call(
+        'slurm_train.sh', 'gpu', 'job', 'a.py', 'folder', GPUS='4', PORT='29511'
+    )
+    options, _ = split(arguments, 'train.py')
+    assert {'--gres=gpu:4', '--ntasks=4', '--ntasks-per-node=4'} < set(options)
+    assert variables['MASTER_PORT'] == '29511'
+    arguments, _ = call(
+        'slurm_train.sh', 'gpu', 'job', 'a.py', 'folder', GPUS_PER_NODE='4'
+    )
+    options, _ = split(arguments, 'train.py')
+    assert {'--gres=gpu:4', '--ntasks=8', '--ntasks-per-node=4'} < set(options)
+
+
+def test_test_as_mmdetection_has_it(call):
+    arguments, _ = call(
+        'slurm_test.sh', 'gpu', 'job', 'a.py', 'epoch_1.pth', '--out', 'p.pkl'
+    )
+    _, rest = split(arguments, 'test.py')
+    args = parse_args('test.py', rest)
+    assert (args.config, args.checkpoint) == ('a.py', 'epoch_1.pth')
+    assert (args.launcher, args.out) == ('slurm', 'p.pkl')
+
+
+@pytest.mark.parametrize(
+    'script, last', [('slurm_train.sh', 'WORK_DIR'), ('slurm_test.sh', 'CHECKPOINT')]
+)
+def test_usage(script, last):
+    script = ROOT / 'tools' / script
+    done = subprocess.run(
+        [script, 'gpu', 'job', 'a.py'], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f'usage: {script} PARTITION JOB_NAME CONFIG {last}' in done.stderr
+
+
+def test_without_slurm(tmp_path):
+    (tmp_path / 'dirname').symlink_to('/usr/bin/dirname')
+    done = subprocess.run(
+        ['/bin/bash', ROOT / 'tools/slurm_train.sh', 'gpu', 'job', 'a.py', 'folder'],
+        env=dict(os.environ, PATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 127
+    assert 'no srun on the PATH' in done.stderr and 'dist_train.sh' in done.stderr

@@ -1,0 +1,212 @@
+"""Check that the nodes of a distributed run can meet, before torchrun waits for it.
+
+    python tools/rendezvous.py NNODES NODE_RANK MASTER_ADDR PORT
+
+Node 0 checks that the port is free, every other node waits until node 0 listens. What
+is wrong is said in a line with what to check; torchrun would show a stack trace or,
+where a node cannot be reached, nothing for ten minutes. Standard library only.
+"""
+
+import argparse
+import errno
+import os
+import socket
+import sys
+import time
+
+WAIT = 600
+"""Seconds to wait for node 0, as long as torchrun does."""
+
+
+class RendezvousError(Exception):
+    """The nodes cannot meet; the message says what to check."""
+
+
+def check_settings(nnodes, node_rank, port):
+    """Check the numbers.
+
+    Args:
+        nnodes (str): How many machines.
+        node_rank (str): Which one this is.
+        port (str): Port of node 0.
+
+    Returns:
+        tuple[int, int, int]: The same as numbers.
+
+    Raises:
+        RendezvousError: If one is not a number or out of range.
+    """
+    numbers = []
+    for name, value, low, high in (
+        ('NNODES', nnodes, 1, None),
+        ('NODE_RANK', node_rank, 0, None),
+        ('PORT', port, 1, 65535),
+    ):
+        number = int(value) if value.isdecimal() else -1
+        if number < low or (high and number > high):
+            limits = f'from {low} to {high}' if high else f'at least {low}'
+            raise RendezvousError(f'{name} must be a number {limits}, got {value!r}')
+        numbers.append(number)
+    if numbers[1] >= numbers[0]:
+        raise RendezvousError(
+            f'NODE_RANK={node_rank} with NNODES={nnodes}: the nodes are numbered from '
+            f'0 to {numbers[0] - 1}'
+        )
+    return tuple(numbers)
+
+
+def resolve(address, port):
+    """Addresses of a host for a stream socket, as ``socket.getaddrinfo`` gives them.
+
+    Raises:
+        RendezvousError: If the name is not known.
+    """
+    try:
+        return socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise RendezvousError(
+            f'MASTER_ADDR={address} cannot be resolved on this machine ({error}). '
+            'Check its spelling, or give the IP address of node 0 instead'
+        ) from error
+
+
+def check_node_0(nnodes, address, port):
+    """Check on node 0 that it can listen where the others look for it.
+
+    Args:
+        nnodes (int): How many machines.
+        address (str): MASTER_ADDR.
+        port (int): Port of this machine.
+
+    Returns:
+        str or None: What looks wrong but may work.
+
+    Raises:
+        RendezvousError: If the port is taken or may not be used.
+    """
+    try:
+        with socket.socket() as probe:
+            # As torch's own server does: connections of an earlier run that have not
+            # timed out yet do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(('', port))
+            probe.listen()
+    except OSError as error:
+        same = ' and the same on all nodes' if nnodes > 1 else ''
+        if error.errno == errno.EACCES:
+            raise RendezvousError(
+                f'port {port} may only be used by root: choose a PORT above 1023{same}'
+            ) from error
+        raise RendezvousError(
+            f'port {port} of this machine is taken ({error.strerror}), perhaps by an '
+            f'earlier run: `ss -ltnp "sport = :{port}"` shows by what. Stop that, or '
+            f'choose another PORT{same}'
+        ) from error
+    if nnodes > 1 and not is_own_address(address, port):
+        return (
+            f'MASTER_ADDR={address} is no address of this machine ('
+            f'{socket.gethostname()}), but NODE_RANK is 0 here. If the start does not '
+            'go on, check that NODE_RANK differs on every node and that MASTER_ADDR '
+            'is node 0'
+        )
+    return None
+
+
+def is_own_address(address, port):
+    """Whether a host name or address belongs to this machine."""
+    for family, *_, target in resolve(address, port):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind((target[0], 0))
+                return True
+            except OSError:
+                pass
+    return False
+
+
+def wait_for_node_0(address, port, *, seconds, report, pause=1.0):
+    """Wait on another node until node 0 listens.
+
+    Args:
+        address (str): MASTER_ADDR.
+        port (int): Port of node 0.
+        seconds (float): How long to wait.
+        report (callable): Takes a message after 10 seconds, and every minute then.
+        pause (float): Seconds between two tries. Defaults to 1.
+
+    Raises:
+        RendezvousError: If node 0 did not listen in time.
+    """
+    start = time.monotonic()
+    next_report = 10
+    resolve(address, port)  # a misspelt name is known at once
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError as error:
+            problem = explain(error, address, port)
+        waited = time.monotonic() - start
+        if waited >= seconds:
+            raise RendezvousError(f'gave up after {waited:.0f} s: {problem}')
+        if waited >= next_report:
+            report(f'waiting for node 0 ({waited:.0f} of {seconds:g} s): {problem}')
+            next_report += 60
+        time.sleep(min(pause, seconds - waited))
+
+
+def explain(error, address, port):
+    """What to check when node 0 could not be reached."""
+    what = f'MASTER_ADDR={address} PORT={port} cannot be reached ({error}). Check '
+    if isinstance(error, ConnectionRefusedError):
+        what += (
+            'that node 0 has been started, with the same PORT, and that MASTER_ADDR '
+            'is node 0'
+        )
+    else:
+        what += (
+            'that MASTER_ADDR is an address of node 0 in the network that the nodes '
+            'share, and that no firewall blocks the port'
+        )
+    if address in ('localhost', '::1') or address.startswith('127.'):
+        what += '. This MASTER_ADDR is this machine itself: set it to node 0'
+    return what
+
+
+def main(argv=None):
+    """Check, and end with status 1 and a line on stderr if the nodes cannot meet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, text in (
+        ('nnodes', 'how many machines'),
+        ('node_rank', 'which one this is, from 0'),
+        ('master_addr', 'host name or address of node 0'),
+        ('port', 'a free port of node 0'),
+    ):
+        parser.add_argument(name, help=text)
+    args = parser.parse_args(argv)
+
+    def report(message):
+        print(f'rendezvous: {message}.', file=sys.stderr, flush=True)
+
+    try:
+        nnodes, node_rank, port = check_settings(args.nnodes, args.node_rank, args.port)
+        seconds = float(os.environ.get('RENDEZVOUS_TIMEOUT', WAIT))
+        if node_rank == 0:
+            warning = check_node_0(nnodes, args.master_addr, port)
+            if warning:
+                report(warning)
+            if nnodes > 1:
+                report(
+                    f'node 0 of {nnodes} starts; the others have ten minutes to join '
+                    f'with MASTER_ADDR={args.master_addr} PORT={port} NNODES={nnodes} '
+                    f'and NODE_RANK 1 to {nnodes - 1}'
+                )
+        else:
+            wait_for_node_0(args.master_addr, port, seconds=seconds, report=report)
+    except RendezvousError as error:
+        report(error)
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()
