@@ -43,8 +43,7 @@ def small(twin, data, work_dir):
     cfg.train_dataloader.update(batch_size=4)
     cfg.train_dataloader.dataset.indices = 8
     cfg.train_cfg.total_batch_size = 8
-    length = 'max_iters' if 'max_iters' in cfg.train_cfg else 'max_epochs'
-    cfg.train_cfg.update({length: 1, 'val_interval': 1})
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
     # A warm-up begins at a thousandth of the learning rate.
     cfg.param_scheduler = []
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TWINS = sorted(path.stem for path in (ROOT / 'configs/digits').glob('*.py'))
 NAME = re.compile(
     r'(?P<model>.+)_(?P<method>(agvm-)?(sgd|adamw)|lars|lamb|pmd-lamb)'
-    r'_b(?P<batch>\d+)_(?P<length>\d+)(?P<unit>e|iters)_digits$'
+    r'_b(?P<batch>\d+)_(?P<epochs>\d+)e_digits$'
 )
 # What is trained by which methods, after the table of the large configs.
 METHODS = {
@@ -44,9 +44,9 @@ def load(twin):
 
 
 def told(twin):
-    """What a file name tells: model, method, batch, length and its unit."""
+    """What a file name tells: model, method, batch and epochs."""
     match = NAME.match(twin)
-    assert match, f'{twin} does not tell model, method, batch and length'
+    assert match, f'{twin} does not tell model, method, batch and epochs'
     return match.groupdict()
 
 

@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/models/retinanet_r18_w16_fpn.py',
     '../_base_/datasets/digits_detection.py',
-    '../_base_/schedules/digits_b256_6e.py',
+    '../_base_/schedules/digits_b256_10e.py',
     '../_base_/methods/pmd-lamb.py',
     '../_base_/digits_runtime.py',
 ]

@@ -1,9 +1,0 @@
-_base_ = [
-    '../_base_/models/upernet_r18_w16.py',
-    '../_base_/datasets/digits_semantic.py',
-    '../_base_/schedules/digits_b256_96iters.py',
-    '../_base_/methods/adamw.py',
-    '../_base_/digits_seg_runtime.py',
-]
-
-optim_wrapper = dict(optimizer=dict(lr=0.001))
