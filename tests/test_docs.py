@@ -1,0 +1,448 @@
+"""What README and docs show is run, parsed or looked up.
+
+Fenced blocks are told apart by their info string:
+
+- ``python``: run, block after block of a page in one namespace;
+- ``python config``: lines for a config, tried on a stock config of MMDetection (or on
+  the ``_base_`` that they name) by building what they define;
+- ``bash``: each command is checked: files, options; what costs little is run;
+- ``text output``: what the block above it prints, to the letter;
+- ``text message``: an error or log message that the code can print;
+- ``text``: only shown.
+"""
+
+import argparse
+import ast
+import inspect
+import io
+import re
+import runpy
+import shlex
+import sys
+from collections import defaultdict
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import (
+    HOOKS,
+    LOOPS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    init_default_scope,
+)
+from mmengine.runner import Runner
+from packaging.requirements import Requirement
+
+import agvm_mm
+from agvm_mm import doctor, launch
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / 'README.md'
+PAGES = [README, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+STOCK = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+KINDS = {
+    'python',
+    'python config',
+    'bash',
+    'text',
+    'text output',
+    'text message',
+}
+# Printed the same wherever they run, within seconds.
+CHEAP = {'tools/plan.py', 'tools/paper_tables.py'}
+# Not ours; only what they are asked to install or make is looked at.
+FOREIGN = {'git', 'cd', 'ln', 'mkdir', 'pip', 'export'}
+PLACEHOLDER = re.compile(r'[A-Z][A-Z_]+')
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+
+    def __str__(self):
+        return f'{self.page.relative_to(ROOT)}:{self.line}'
+
+
+@lru_cache
+def blocks_of(page: Path) -> tuple[Block, ...]:
+    found, opened = [], None
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if not line.startswith('```'):
+            if opened:
+                opened[2].append(line)
+        elif opened is None:
+            opened = (number, line[3:].strip(), [])
+        else:
+            start, kind, lines = opened
+            if page == README and kind == 'python':
+                kind = 'python config'
+            found.append(Block(page, start, kind, '\n'.join(lines) + '\n'))
+            opened = None
+    assert opened is None, f'{page}:{opened[0]} is not closed'
+    return tuple(found)
+
+
+def blocks(*kinds: str) -> list[Block]:
+    return [b for page in PAGES for b in blocks_of(page) if b.kind in kinds]
+
+
+def outside_blocks(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r'^```.*?^```$', '', page.read_text(), flags=re.DOTALL | re.M)
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    kept = re.sub(r'[^\w\- ]', '', heading.strip().lower())
+    return kept.replace(' ', '-')
+
+
+# ---------------------------------------------------------------- all pages
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_blocks_links_and_paths(page):
+    for block in blocks_of(page):
+        assert block.kind in KINDS, f'{block}: what is {block.kind!r}?'
+    text = outside_blocks(page)
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if target.startswith(('http://', 'https://')):
+            continue
+        path, _, anchor = target.partition('#')
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f'{page.name} links {target}'
+        if anchor:
+            headings = re.findall(r'^#+ (.*)$', outside_blocks(linked), re.M)
+            assert anchor in map(slug, headings), f'{page.name} links {target}'
+    for quoted in re.findall(r'`([^`\n]+)`', text):
+        is_path = re.fullmatch(
+            r'(agvm_mm|benchmarks|configs|docs|tests|tools)/[\w./-]+', quoted
+        )
+        if is_path and not re.search(r'[A-Z]{3}', quoted):
+            assert (ROOT / quoted).exists(), f'{page.name} names {quoted}'
+
+
+def test_the_index_lists_every_page_once():
+    index = (ROOT / 'docs/README.md').read_text()
+    pages = sorted(p.name for p in (ROOT / 'docs').glob('*.md'))
+    pages.remove('README.md')
+    assert sorted(re.findall(r'\]\((\w+\.md)\)', index)) == pages
+
+
+def test_citation_and_changelog_are_of_this_version():
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['cff-version'] == '1.2.0'
+    assert {'title', 'message', 'authors', 'preferred-citation'} <= citation.keys()
+    assert citation['version'] == agvm_mm.__version__
+    versions = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.M)
+    assert agvm_mm.__version__ == versions[0]
+
+
+# ------------------------------------------------------------ python, output
+
+
+def pages_with_python():
+    return [p for p in PAGES if any(b.kind == 'python' for b in blocks_of(p))]
+
+
+@pytest.mark.parametrize('page', pages_with_python(), ids=lambda page: page.name)
+def test_python_runs_and_prints_what_is_shown(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace, printed = {'__name__': 'docs'}, None
+    for block in blocks_of(page):
+        if block.kind != 'text output':
+            printed = None
+        if block.kind == 'python':
+            # As many lines down as in the page, so that a traceback points there.
+            code = compile('\n' * block.line + block.text, str(block), 'exec')
+            with redirect_stdout(io.StringIO()) as output:
+                exec(code, namespace)
+            printed = output.getvalue()
+        elif printed is not None:
+            assert printed == block.text, str(block)
+
+
+# ------------------------------------------------------------------- configs
+
+
+@lru_cache
+def stock_network(base: str):
+    """The network of a stock config."""
+    return network(read_config(base, '').model)
+
+
+def read_config(base: str, lines: str) -> Config:
+    """Lines on top of a config."""
+    base = str(ROOT / base) if base.startswith('configs') else base
+    return Config.fromstring(f'_base_ = {base!r}\n{lines}', '.py')
+
+
+def network(settings):
+    """A network of a config, without weights to download."""
+    import mmdet.models  # noqa: F401
+    import mmseg.models  # noqa: F401
+
+    settings = launch.revert_sync_bn(settings)
+    settings.backbone.init_cfg = None
+    settings.pop('pretrained', None)
+    return MODELS.build(settings)
+
+
+@pytest.mark.parametrize('block', blocks('python config'), ids=str)
+def test_lines_for_a_config_build(block):
+    named = re.search(r"^_base_ = '([^']+)'\n", block.text, re.M)
+    lines = block.text.replace(named[0], '') if named else block.text
+    base = named[1] if named else STOCK
+    config = read_config(base, lines)
+    assigned = [n for n in ast.parse(lines).body if isinstance(n, ast.Assign)]
+    names = {target.id for node in assigned for target in node.targets}
+    assert names, f'{block} sets nothing'
+    init_default_scope(config.default_scope)
+    if 'optim_wrapper' in names or 'model' in names:
+        known = 'model' not in names
+        model = stock_network(base) if known else network(config.model)
+        build_wrapper(config.optim_wrapper, model)
+    for settings in config.custom_hooks if 'custom_hooks' in names else ():
+        HOOKS.build(dict(settings))
+    for settings in config.default_hooks.values() if 'default_hooks' in names else ():
+        HOOKS.build(dict(settings))
+    if 'train_cfg' in names:
+        check_loop(config.train_cfg)
+    for settings in config.param_scheduler if 'param_scheduler' in names else ():
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        more = dict(optimizer=optimizer)
+        if settings.get('convert_to_iter_based'):
+            more['epoch_length'] = 10
+        PARAM_SCHEDULERS.build(dict(settings), default_args=more)
+
+
+def build_wrapper(settings, model) -> None:
+    """An optimizer wrapper as the Runner would build it."""
+    assert OPTIM_WRAPPERS.get(settings.type)
+    if settings.type == 'AGVMAmpOptimWrapper':  # It wants an accelerator.
+        settings.type = 'AGVMOptimWrapper'
+        settings.pop('loss_scale', None)
+        settings.pop('dtype', None)
+    runner = Runner.__new__(Runner)
+    runner.model = model
+    Runner.build_optim_wrapper(runner, settings)
+
+
+def check_loop(settings) -> None:
+    """The loop exists and takes the arguments; it is not built, as it loads data."""
+    loop = LOOPS.get(settings.type)
+    known = {
+        name
+        for kind in loop.__mro__
+        for name in inspect.signature(kind.__init__).parameters
+    }
+    assert {k for k in settings if k not in ('type', '_scope_')} <= known, settings
+
+
+# ---------------------------------------------------------------------- bash
+
+
+def commands_of(block: Block) -> list[list[str]]:
+    """The words of each command, without comments and environment settings."""
+    found = []
+    for line in block.text.replace('\\\n', ' ').splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r'[A-Z_]+=.*', words[0]):
+            words.pop(0)
+        if words:
+            found.append(words)
+    return found
+
+
+class Parsed(Exception):
+    """A tool has parsed its command line, and would now begin."""
+
+
+def parse_command_line(script: str, arguments: list[str]) -> None:
+    """Let a tool's own parser read its arguments, and stop it there."""
+    path = ROOT / script
+    assert path.exists(), f'there is no {script}'
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self, args=None, namespace=None):
+        try:
+            parse_args(self, args, namespace)
+        except SystemExit as stop:
+            assert not stop.code, f'{script} {arguments}'
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [script, *arguments])
+        patch.syspath_prepend(path.parent)
+        patch.setattr(argparse.ArgumentParser, 'parse_args', parse_and_stop)
+        with pytest.raises(Parsed):
+            runpy.run_path(str(path), run_name='__main__')
+
+
+def run_tool(script: str, arguments: list[str]) -> str:
+    """Run a tool in this process, and return what it prints."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.chdir(ROOT)
+        patch.setattr(sys, 'argv', [script, *arguments])
+        patch.syspath_prepend(ROOT / 'tools')
+        try:
+            runpy.run_path(str(ROOT / script), run_name='__main__')
+        except SystemExit as stop:
+            assert not stop.code, f'{script} {arguments}: {out.getvalue()}'
+    return out.getvalue()
+
+
+def check_files(words: list[str]) -> None:
+    """Configs that a command names are there; CONFIG stands for any."""
+    for word in words:
+        if word.startswith('configs/'):
+            assert (ROOT / word).exists(), f'there is no {word}'
+
+
+def check_ranks_script(script: str, arguments: list[str]) -> None:
+    """dist_train.sh CONFIG RANKS ..., dist_test.sh CONFIG CHECKPOINT RANKS ..., or
+    Slurm's PARTITION JOB CONFIG WORK_DIR|CHECKPOINT ..."""
+    assert (ROOT / script).exists(), f'there is no {script}'
+    tool = 'tools/test.py' if script.endswith('_test.sh') else 'tools/train.py'
+    if 'slurm' in script:
+        _, _, config, other, *rest = arguments
+        first = [config, other] if tool.endswith('test.py') else [config]
+        parse_command_line(tool, [*first, '--launcher', 'slurm', *rest])
+        return
+    files = 2 if tool.endswith('test.py') else 1
+    ranks = arguments[files]
+    assert ranks.isdecimal() or PLACEHOLDER.fullmatch(ranks), ranks
+    rest = arguments[files + 1 :]
+    parse_command_line(tool, [*arguments[:files], '--launcher', 'pytorch', *rest])
+
+
+def check_command(words: list[str]) -> str | None:
+    """Check a command as far as its cost allows.
+
+    Returns:
+        str or None: What it printed if it was run.
+    """
+    program, *arguments = words
+    check_files(arguments)
+    if program == 'make':
+        targets = re.findall(r'^(\w+):', (ROOT / 'Makefile').read_text(), re.M)
+        for word in arguments:
+            assert word in targets or re.match(r'(ARGS|TORCH)=', word), word
+    elif program == 'bash':
+        assert (ROOT / arguments[0]).exists()
+    elif program.endswith('.sh'):
+        check_ranks_script(program, arguments)
+    elif program == 'python' and arguments[0] == '-m':
+        module, *rest = arguments[1:]
+        if module == 'agvm_mm.doctor':
+            with redirect_stdout(io.StringIO()) as output:
+                assert doctor.main(rest) == 0, output.getvalue()
+            return output.getvalue()
+        if module == 'pytest':
+            for word in rest:
+                assert word.startswith('-') or (ROOT / word).exists(), word
+            return None
+        folder = ROOT / module.replace('.', '/')
+        script = folder / '__main__.py' if folder.is_dir() else folder
+        parse_command_line(str(script.relative_to(ROOT)), rest)
+    elif program == 'python':
+        script, *rest = arguments
+        cheap = script in CHEAP and 'digits' not in rest
+        if '--help' in rest or not cheap or any(map(PLACEHOLDER.fullmatch, rest)):
+            parse_command_line(script, rest)
+        else:
+            return run_tool(script, rest)
+    else:
+        assert program in FOREIGN, f'what is {program}?'
+        if program == 'pip':
+            check_pip(arguments)
+    return None
+
+
+def check_pip(arguments: list[str]) -> None:
+    """Requirements are spelt right, and local extras exist."""
+    assert arguments[0] == 'install', arguments
+    for word in arguments[1:]:
+        if word.startswith('-'):
+            continue
+        local = re.fullmatch(r'\.(?:\[([\w,]+)\])?', word)
+        if local is None:
+            Requirement(word)
+        for extra in (local and local[1] or '').split(','):
+            assert not extra or f"'{extra}':" in (ROOT / 'setup.py').read_text()
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_commands(page):
+    above, printed = None, None
+    for block in blocks_of(page):
+        if block.kind == 'bash':
+            printed = [check_command(words) for words in commands_of(block)][-1]
+        elif block.kind == 'text output' and above == 'bash':
+            assert printed == block.text, f'{block}: {printed}'
+        elif block.kind == 'text output':
+            assert above == 'python', f'{block}: the output of what?'
+        above = block.kind
+
+
+# ------------------------------------------------------------------ messages
+
+
+@lru_cache
+def messages() -> dict[str, set[str]]:
+    """Patterns of the texts in our source, with the exceptions that carry them."""
+    found = defaultdict(set)
+    folders = ('agvm_mm', 'tools')
+    for path in (p for folder in folders for p in (ROOT / folder).rglob('*.py')):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            raised = isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+            if raised:
+                name = ast.unparse(node.exc.func)
+                for argument in node.exc.args:
+                    found[pattern(argument)].add(name)
+            if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
+                found[pattern(node)].add('')
+    return {text: kinds for text, kinds in found.items() if len(constant(text)) > 24}
+
+
+def pattern(node: ast.AST) -> str:
+    """A regular expression for what a text can come to."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.escape(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return ''.join(pattern(value) for value in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return pattern(node.left) + pattern(node.right)
+    return '(.*?)'
+
+
+def constant(text: str) -> str:
+    return text.replace('(.*?)', '').replace('\\', '')
+
+
+@pytest.mark.parametrize('block', blocks('text message'), ids=str)
+def test_messages_are_those_of_the_code(block):
+    quoted = ' '.join(block.text.split())
+    kind = ''
+    if error := re.match(r'(\w+Error): ', quoted):
+        kind, quoted = error[1], quoted[error.end() :]
+    carriers = [
+        kinds for text, kinds in messages().items() if re.fullmatch(text, quoted)
+    ]
+    assert carriers, f'{block}: no text of ours reads {quoted!r}'
+    raised = set().union(*carriers) - {''}
+    if kind and raised:
+        assert kind in raised, f'{block}: not a {kind}'
