@@ -1,9 +1,29 @@
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+# What `mim` looks for in agvm_mm/.mim of an installed package. The tools that need
+# the repository (installation, demo, configs' generator) stay behind.
+MIM_FILES = (
+    'model-index.yml',
+    'configs/**/*.py',
+    'configs/**/*.yml',
+    'configs/**/*.json',
+    'configs/**/*.md',
+    'tools/analysis/*.py',
+    'tools/dist_*.sh',
+    'tools/slurm*.sh',
+    'tools/torchrun.sh',
+    'tools/paper_tables.py',
+    'tools/plan.py',
+    'tools/rendezvous.py',
+    'tools/test.py',
+    'tools/train.py',
+)
 
 
 def read(name):
@@ -14,6 +34,35 @@ def read(name):
 def read_version():
     """The version without importing the package, which would need torch."""
     return re.search(r"__version__ = '(.+)'", read('agvm_mm/version.py')).group(1)
+
+
+class BuildWithMim(build_py):
+    """Puts configs and tools into agvm_mm/.mim, as files rather than links."""
+
+    def run(self):
+        """Build, then copy; an editable install has the repository itself."""
+        super().run()
+        if self.editable_mode:
+            return
+        # An earlier build may have left files that are gone by now.
+        shutil.rmtree(Path(self.build_lib, 'agvm_mm', '.mim'), ignore_errors=True)
+        for source, target in self.mim_files():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+
+    def mim_files(self):
+        """Pairs of a file of the repository and its place in the build."""
+        root = ROOT.resolve()
+        folder = Path(self.build_lib, 'agvm_mm', '.mim')
+        sources = [path for name in MIM_FILES for path in sorted(root.glob(name))]
+        return [(path, folder / path.relative_to(root)) for path in sources]
+
+    def get_outputs(self, include_bytecode=True):
+        """Built files, for installers that record them."""
+        outputs = super().get_outputs(include_bytecode)
+        if self.editable_mode:
+            return outputs
+        return [*outputs, *(str(target) for _, target in self.mim_files())]
 
 
 # The OpenMMLab packages are extras, never requirements: maintained forks ship
@@ -49,6 +98,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['agvm_mm', 'agvm_mm.*']),
     include_package_data=True,
+    cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10,<3.13',
     install_requires=['torch', 'numpy'],
     extras_require={

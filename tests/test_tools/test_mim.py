@@ -1,0 +1,136 @@
+"""What `mim` needs of an ordinary installation, looked for in the wheel."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+ROOT = Path(__file__).parents[2]
+SOURCES = (
+    'LICENSE',
+    'MANIFEST.in',
+    'README.md',
+    'agvm_mm',
+    'configs',
+    'model-index.yml',
+    'pyproject.toml',
+    'setup.py',
+    'tools',
+)
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """A copy of the repository: a build writes into it."""
+    folder = tmp_path_factory.mktemp('source')
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            skip = shutil.ignore_patterns('__pycache__')
+            shutil.copytree(ROOT / name, folder / name, ignore=skip)
+        else:
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def installed(source, tmp_path_factory):
+    """The package as pip would lay it out."""
+    # Left over from a build of another day, when there was one file more.
+    stale = source / 'build/lib/agvm_mm/.mim/configs/digits/gone.py'
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    folder = tmp_path_factory.mktemp('wheel')
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation']
+        + ['--no-index', '-q', '-w', folder, source],
+        check=True,
+    )
+    (wheel,) = folder.glob('agvm_mm-*.whl')
+    with zipfile.ZipFile(wheel) as archive:
+        # Files, not links, so that they outlive the folder they were built from.
+        assert all((item.external_attr >> 28) in (0, 8) for item in archive.infolist())
+        archive.extractall(folder / 'site')
+    return folder / 'site' / 'agvm_mm'
+
+
+def files(folder):
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob('*')
+        if path.is_file() and '__pycache__' not in path.parts
+    }
+
+
+def test_configs_are_installed_as_they_are(installed, source):
+    configs = installed / '.mim' / 'configs'
+    assert files(configs) == files(source / 'configs')
+    for name in files(configs):
+        assert (configs / name).read_bytes() == (source / 'configs' / name).read_bytes()
+    # mim finds a config by its name alone.
+    runs = [path.name for path in configs.glob('[!_]*/*.py')]
+    assert runs and len(set(runs)) == len(runs)
+    (path,) = configs.glob('digits/faster-rcnn*_agvm-sgd_*.py')
+    assert Config.fromfile(path).optim_wrapper.type == 'AGVMOptimWrapper'
+
+
+def test_the_model_index_leads_to_the_configs(installed):
+    mim = installed / '.mim'
+    index = yaml.safe_load((mim / 'model-index.yml').read_text())
+    for metafile in index['Import']:
+        for model in yaml.safe_load((mim / metafile).read_text())['Models']:
+            assert (mim / model['Config']).is_file(), model['Name']
+
+
+def test_the_tools_are_installed(installed, source):
+    tools = files(installed / '.mim' / 'tools')
+    repository = {'check_install.py', 'demo.py', 'install.sh', 'make_configs.py'}
+    expected = {
+        name for name in files(source / 'tools') if not name.startswith('pins/')
+    }
+    assert tools == expected - repository
+    # The extraction drops the mode, pip does not.
+    script = installed / '.mim/tools/dist_train.sh'
+    done = subprocess.run(['bash', script], capture_output=True, text=True)
+    assert f'usage: {script} CONFIG' in done.stderr
+
+
+def test_a_source_distribution_is_complete(source, tmp_path):
+    code = (
+        'from setuptools import build_meta; import sys; '
+        'build_meta.build_sdist(*sys.argv[1:])'
+    )
+    subprocess.run(
+        [sys.executable, '-c', code, tmp_path],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
+    (archive,) = tmp_path.glob('agvm_mm-*.tar.gz')
+    with tarfile.open(archive) as tar:
+        names = {name.partition('/')[2] for name in tar.getnames()}
+    for folder in ('agvm_mm', 'configs', 'tools'):
+        assert {f'{folder}/{name}' for name in files(source / folder)} <= names
+    assert set(SOURCES) <= names
+
+
+def test_an_editable_installation_gets_no_copies(source, tmp_path):
+    code = (
+        'from setuptools import build_meta; import sys; '
+        'build_meta.build_editable(*sys.argv[1:])'
+    )
+    subprocess.run(
+        [sys.executable, '-c', code, tmp_path],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob('agvm_mm-*.whl')
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if '.mim' in name]
+    assert not (source / 'agvm_mm' / '.mim').exists()
