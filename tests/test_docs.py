@@ -1,4 +1,4 @@
-"""What README and docs show is run, parsed or looked up.
+"""What README, docs and the other pages show is run, parsed or looked up.
 
 Fenced blocks are told apart by their info string:
 
@@ -45,7 +45,13 @@ from agvm_mm import doctor, launch
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / 'README.md'
-PAGES = [README, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [
+    README,
+    ROOT / 'CONTRIBUTING.md',
+    ROOT / 'benchmarks/README.md',
+    *sorted((ROOT / 'configs').glob('**/README.md')),
+    *sorted((ROOT / 'docs').glob('*.md')),
+]
 STOCK = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 KINDS = {
     'python',
@@ -98,6 +104,10 @@ def blocks(*kinds: str) -> list[Block]:
     return [b for page in PAGES for b in blocks_of(page) if b.kind in kinds]
 
 
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
 def outside_blocks(page: Path) -> str:
     """A page without its fenced blocks."""
     return re.sub(r'^```.*?^```$', '', page.read_text(), flags=re.DOTALL | re.M)
@@ -112,7 +122,7 @@ def slug(heading: str) -> str:
 # ---------------------------------------------------------------- all pages
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
 def test_blocks_links_and_paths(page):
     for block in blocks_of(page):
         assert block.kind in KINDS, f'{block}: what is {block.kind!r}?'
@@ -157,7 +167,7 @@ def pages_with_python():
     return [p for p in PAGES if any(b.kind == 'python' for b in blocks_of(p))]
 
 
-@pytest.mark.parametrize('page', pages_with_python(), ids=lambda page: page.name)
+@pytest.mark.parametrize('page', pages_with_python(), ids=name_of)
 def test_python_runs_and_prints_what_is_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace, printed = {'__name__': 'docs'}, None
@@ -384,7 +394,7 @@ def check_pip(arguments: list[str]) -> None:
             assert not extra or f"'{extra}':" in (ROOT / 'setup.py').read_text()
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
 def test_commands(page):
     above, printed = None, None
     for block in blocks_of(page):
