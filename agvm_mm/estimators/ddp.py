@@ -204,13 +204,16 @@ class DDPHalves(HalvesStatistics, DDPEstimator):
                 # The callback runs on a stream of its own.
                 difference.record_stream(torch.cuda.current_stream())
             for segment in segments:
-                row = table[segment.module]
+                row, parameter = table[segment.module], segment.parameter
                 reduced = segment.of(mean), segment.of(difference)
-                if self.preconditioner.elementwise_state:
-                    halves = split_into_halves(*reduced, first, second)
-                    self.add_halves(row, segment.parameter, *halves)
-                else:
+                if not self.preconditioner.elementwise_state:
                     row += inner_products(*reduced)
+                    continue
+                for block in self.preconditioner.blocks(parameter):
+                    halves = split_into_halves(
+                        *(part[block] for part in reduced), first, second
+                    )
+                    self.add_halves(row, parameter, block, *halves)
             return mean
 
         # The mean first: on one stream the second one's end implies the first's.

@@ -37,13 +37,17 @@ class MicroBatchHalves(HalvesStatistics):
                 continue
             if table is None:
                 table = self.new_table(total)
-            second = total if first is None else total - first
-            self.add_halves(
-                table[self.module_index[id(parameter)]],
-                parameter,
-                (total - second) / self._first_weight,
-                second / second_weight,
-            )
+            row = table[self.module_index[id(parameter)]]
+            for block in self.preconditioner.blocks(parameter):
+                both = total[block]
+                second = both if first is None else both - first[block]
+                self.add_halves(
+                    row,
+                    parameter,
+                    block,
+                    (both - second) / self._first_weight,
+                    second / second_weight,
+                )
         self._first = []
         return {} if table is None else self.variances(table)
 

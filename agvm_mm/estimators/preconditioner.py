@@ -4,13 +4,20 @@ SGD steps along the gradient itself. Adam and AdamW step along it rescaled
 elementwise, and AGVM measures the variance of what they step along.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agvm_mm.variance import adam_direction, adam_second_moment
+from agvm_mm.variance import CPU_PIECE, adam_direction, adam_second_moment
+
+# An index into a parameter: a range of its first dimension, or all of it.
+Block = slice | EllipsisType
+# Elements that a GPU rescales at a time, 16 MiB in float32: few kernels, and no copies
+# as large as a bucket.
+GPU_PIECE = 2**22
 
 
 class IdentityPreconditioner:
@@ -22,13 +29,19 @@ class IdentityPreconditioner:
     elementwise_state = False
     loss_scale: Tensor | None = None
 
+    def blocks(self, parameter: nn.Parameter) -> Iterator[Block]:
+        """All at once: nothing is copied."""
+        yield ...
+
     def halves(
-        self, parameter: nn.Parameter, first: Tensor, second: Tensor
+        self, parameter: nn.Parameter, block: Block, first: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor]:
         """G_A and G_B as they are."""
         return first, second
 
-    def replica(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    def replica(
+        self, parameter: nn.Parameter, block: Block, gradient: Tensor
+    ) -> Tensor:
         """g_r as it is."""
         return gradient
 
@@ -59,12 +72,24 @@ class AdamPreconditioner:
             for parameter in group['params']
         }
 
-    def _settings(self, parameter: nn.Parameter) -> tuple[Tensor, float, float]:
+    def blocks(self, parameter: nn.Parameter) -> Iterator[Block]:
+        """Ranges of rows that fit the cache, for copies in several steps."""
+        if parameter.dim() == 0 or parameter.numel() == 0:
+            yield ...
+            return
+        piece = CPU_PIECE if parameter.device.type == 'cpu' else GPU_PIECE
+        rows = max(1, piece * len(parameter) // parameter.numel())
+        for start in range(0, len(parameter), rows):
+            yield slice(start, start + rows)
+
+    def _settings(
+        self, parameter: nn.Parameter, block: Block
+    ) -> tuple[Tensor, float, float]:
         group = self._optimizer.param_groups[self._group_of[id(parameter)]]
         second_moment = self._optimizer.state.get(parameter, {}).get('exp_avg_sq')
         if second_moment is None:
-            second_moment = torch.zeros_like(parameter)
-        return second_moment, group['betas'][1], group['eps']
+            second_moment = parameter.new_zeros(()).expand_as(parameter)
+        return second_moment[block], group['betas'][1], group['eps']
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
         if self.loss_scale is None:
@@ -74,18 +99,27 @@ class AdamPreconditioner:
         return gradient.to(wide) / self.loss_scale
 
     def halves(
-        self, parameter: nn.Parameter, first: Tensor, second: Tensor
+        self, parameter: nn.Parameter, block: Block, first: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps) for both halves h."""
-        previous, beta2, eps = self._settings(parameter)
+        """G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps) for both halves h.
+
+        Args:
+            parameter (nn.Parameter): The parameter.
+            block (Block): One of its :meth:`blocks`.
+            first (Tensor): G_A of that block.
+            second (Tensor): G_B of that block.
+        """
+        previous, beta2, eps = self._settings(parameter, block)
         return tuple(
             adam_direction(half, adam_second_moment(half, previous, beta2), eps)
             for half in (self._unscaled(first), self._unscaled(second))
         )
 
-    def replica(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-        """g_r / (sqrt(v) + eps)."""
-        second_moment, _, eps = self._settings(parameter)
+    def replica(
+        self, parameter: nn.Parameter, block: Block, gradient: Tensor
+    ) -> Tensor:
+        """g_r / (sqrt(v) + eps) of a block; arguments as of :meth:`halves`."""
+        second_moment, _, eps = self._settings(parameter, block)
         return adam_direction(self._unscaled(gradient), second_moment, eps)
 
 

@@ -16,10 +16,12 @@ class HalvesStatistics(VarianceEstimator):
 
     columns = 3
 
-    def add_halves(self, row: Tensor, parameter, first: Tensor, second: Tensor) -> None:
-        """Add one piece of G_A and G_B to its module's row."""
-        first, second = self.preconditioner.halves(parameter, first, second)
-        row += inner_products(first, second)
+    def add_halves(
+        self, row: Tensor, parameter, block, first: Tensor, second: Tensor
+    ) -> None:
+        """Add one block of G_A and G_B to its module's row."""
+        halves = self.preconditioner.halves(parameter, block, first, second)
+        row += inner_products(*halves)
 
     def variances(self, table: Tensor) -> dict[str, float]:
         """Phi by module name from a finished table."""
@@ -38,12 +40,17 @@ class ReplicasStatistics(VarianceEstimator):
         self, row: Tensor, parameter, gradient: Tensor, weight: float = 1.0
     ) -> None:
         """Add one piece of a replica's own gradient to its module's row."""
-        gradient = self.preconditioner.replica(parameter, gradient)
-        row[0] += weight * squared_norm(gradient)
+        row[0] += weight * self._squared_norm(parameter, gradient)
 
     def add_mean(self, row: Tensor, parameter, gradient: Tensor) -> None:
         """Add one piece of the mean gradient to its module's row."""
-        row[1] += squared_norm(self.preconditioner.replica(parameter, gradient))
+        row[1] += self._squared_norm(parameter, gradient)
+
+    def _squared_norm(self, parameter, gradient: Tensor) -> Tensor:
+        return sum(
+            squared_norm(self.preconditioner.replica(parameter, block, gradient[block]))
+            for block in self.preconditioner.blocks(parameter)
+        )
 
     def variances(self, table: Tensor, replicas: int) -> dict[str, float]:
         """Phi by module name from a finished table."""

@@ -179,3 +179,20 @@ def test_a_window_of_one_is_left_unmeasured():
     for seed in range(4):
         wrapper.update_params(model(*make_images(4, seed))['loss'])
     assert (wrapper.num_updates, wrapper.num_measurements) == (2, 1)
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+@pytest.mark.parametrize('estimator', ['halves', 'replicas'])
+def test_large_parameters_are_taken_piece_by_piece(monkeypatch, optimizer, estimator):
+    variances = []
+    for piece in (1_000_000, 7):
+        monkeypatch.setattr('agvm_mm.variance.CPU_PIECE', piece)
+        monkeypatch.setattr('agvm_mm.estimators.preconditioner.CPU_PIECE', piece)
+        model = ToyDetector()
+        wrapper = make_wrapper(
+            model, optimizer, estimator=estimator, accumulative_counts=2
+        )
+        train(model, wrapper, 3, 2)
+        variances.append(wrapper.variances)
+    whole, in_pieces = variances
+    assert in_pieces == pytest.approx(whole, abs=1e-12)
