@@ -175,6 +175,11 @@ def disagreeing_rank(folder, what):
         agvm['begin'] = rank
     elif what == 'estimator':
         agvm['estimator'] = ('halves', 'replicas')[rank]
+    elif what == 'learning rates':
+        optimizer = dict(type='SGD', lr=0.05 * (1 + rank))
+        kwargs['optim_wrapper'] = dict(AGVM, optimizer=optimizer)
+    elif what == 'momentum':
+        kwargs['optim_wrapper'] = dict(AGVM, momentum=0.9 + 0.05 * rank)
     elif what == 'parameters of each module':
         modules = dict(backbone=['backbone'], rest=['neck', 'roi_head'])
         if rank:
@@ -184,7 +189,15 @@ def disagreeing_rank(folder, what):
 
 
 @pytest.mark.parametrize(
-    'what', ['interval', 'begin', 'estimator', 'parameters of each module']
+    'what',
+    [
+        'interval',
+        'begin',
+        'estimator',
+        'momentum',
+        'learning rates',
+        'parameters of each module',
+    ],
 )
 def test_ranks_that_disagree_are_told_apart_at_the_start(tmp_path, what):
     messages = run_on_ranks(disagreeing_rank, 2, str(tmp_path), what, check=False)

@@ -138,20 +138,25 @@ def launch_scope(cfg: Config) -> None:
     init_default_scope(scope)
 
 
-def learning_rates(cfg: Config, epoch: int, updates: int) -> list[float]:
+def learning_rates(
+    cfg: Config, epoch: int, updates: int, accumulation: int
+) -> list[float]:
     """The learning rate at each update, from the config's own schedulers.
 
     Args:
         cfg (Config): The config.
         epoch (int): Updates of an epoch.
         updates (int): Updates of the run.
+        accumulation (int): MMEngine's accumulative_counts: its schedules step at each
+            of so many iterations of an update. 1 with a large-batch loop.
     """
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=float(cfg.optim_wrapper.optimizer.lr))
     settings = cfg.get('param_scheduler') or []
     schedulers = [
         PARAM_SCHEDULERS.build(
-            dict(one), default_args=dict(optimizer=optimizer, epoch_length=epoch)
+            dict(one),
+            default_args=dict(optimizer=optimizer, epoch_length=epoch * accumulation),
         )
         for one in (settings if isinstance(settings, list | tuple) else [settings])
     ]
@@ -161,7 +166,10 @@ def learning_rates(cfg: Config, epoch: int, updates: int) -> list[float]:
         # PyTorch's own check of the order of calls; nothing is trained here.
         optimizer.step()
         for scheduler in schedulers:
-            if not scheduler.by_epoch or update % epoch == 0:
+            if not scheduler.by_epoch:
+                for _ in range(accumulation):
+                    scheduler.step()
+            elif update % epoch == 0:
                 scheduler.step()
     return rates
 
@@ -196,7 +204,7 @@ def make_plan(
         images_per_gpu=per_gpu,
         epoch=epoch,
         updates=updates,
-        lr=learning_rates(cfg, epoch, updates),
+        lr=learning_rates(cfg, epoch, updates, accumulation),
         modules=trainable_parameters(cfg),
         optimizer=cfg.optim_wrapper.optimizer.type,
     )

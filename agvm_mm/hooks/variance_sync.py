@@ -17,7 +17,7 @@ from agvm_mm.hooks.preflight import (
     check_ranks_agree,
 )
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
-from agvm_mm.optim.resume import report_differences
+from agvm_mm.optim.resume import base_learning_rates, report_differences
 from agvm_mm.schedule import MeasurementSchedule
 from agvm_mm.summary import describe_run, parameter_counts
 
@@ -129,6 +129,11 @@ class VarianceSyncHook(Hook):
             'estimator': self.estimator,
             'comm_hook': self.comm_hook,
             'parameters of each module': parameter_counts(wrapper),
+            'anchor': wrapper.modulator.anchor,
+            'momentum': wrapper.modulator.momentum,
+            'ratio_bounds': wrapper.modulator.ratio_bounds,
+            'clip_window': wrapper.clip_window,
+            'learning rates': base_learning_rates(wrapper.optimizer.param_groups),
             'update': wrapper.num_updates,
             'multipliers': wrapper.multipliers,
         }
@@ -150,7 +155,8 @@ class VarianceSyncHook(Hook):
         measured, skipped = self._logged
         self._logged = (wrapper.num_measurements, wrapper.num_skipped_measurements)
         if wrapper.num_measurements > measured:
-            multipliers = wrapper.multipliers
+            # Those of the update that was measured: past `end` none is in force.
+            multipliers = wrapper.modulator.multipliers
             for module, variance in wrapper.variances.items():
                 runner.message_hub.update_scalar(f'train/agvm/phi/{module}', variance)
                 runner.message_hub.update_scalar(

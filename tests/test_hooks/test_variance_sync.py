@@ -59,6 +59,21 @@ def test_runner_in_one_process(tmp_path):
     assert 'agvm/mu/mask_head: ' in log.read_text()
 
 
+def test_the_last_measurement_is_logged_with_the_mu_that_acted(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        AGVM,
+        images=48,
+        batch_size=4,
+        train_cfg=epochs(2, 16),
+        hooks=[dict(type='VarianceSyncHook', interval=1, end=3)],
+    )
+    runner.train()
+    rows = scalars(tmp_path)
+    assert rows[3]['agvm/mu/neck'] != 1
+    assert set(runner.optim_wrapper.multipliers.values()) == {1.0}
+
+
 def test_runner_with_mmengines_own_accumulation(tmp_path):
     runner = make_runner(
         tmp_path,

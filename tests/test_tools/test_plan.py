@@ -44,6 +44,19 @@ def test_by_iterations_and_a_model_with_swin():
     assert len(made.lr) == 5000 and max(made.lr) == pytest.approx(1e-4 * 8, rel=1e-3)
 
 
+def test_mmengines_own_accumulation_warms_up_too_early(tmp_path):
+    # mmengine #1308: 500 iterations of warm-up are 125 updates.
+    config = tmp_path / 'config.py'
+    config.write_text(
+        "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
+        'optim_wrapper = dict(accumulative_counts=4)\n'
+    )
+    made = make(config, 8)
+    assert made.total == 8 * 2 * 4
+    first = next(i for i, rate in enumerate(made.lr) if rate == max(made.lr))
+    assert first == pytest.approx(125, abs=1)
+
+
 def test_what_cannot_work_is_a_problem():
     (problem,) = make(AGVM_512, 7).problems
     assert 'not a multiple of 7 x 16 = 112; nearest: 448 and 560' in problem

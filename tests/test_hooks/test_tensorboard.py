@@ -1,0 +1,47 @@
+"""TensorBoard's event file, read back."""
+
+import pytest
+from runners import make_runner
+
+AGVM = dict(
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(type='SGD', lr=0.05, momentum=0.9),
+)
+MODULES = ['backbone', 'neck', 'bbox_head', 'mask_head']
+
+
+def test_charts_of_agvm_are_grouped(tmp_path):
+    event_accumulator = pytest.importorskip(
+        'tensorboard.backend.event_processing.event_accumulator'
+    )
+    runner = make_runner(
+        tmp_path,
+        AGVM,
+        images=48,
+        batch_size=4,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=2, total_batch_size=16),
+        hooks=[dict(type='VarianceSyncHook', interval=2, begin=2)],
+        visualizer=dict(
+            type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')]
+        ),
+    )
+    runner.train()
+    runner.visualizer.close()
+
+    (folder,) = tmp_path.glob('*/vis_data')
+    events = event_accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    tags = {tag for tag in events.Tags()['scalars'] if tag.startswith('agvm')}
+    # TensorBoard groups charts by what stands before the first slash.
+    assert tags == {f'agvm/{kind}/{m}' for kind in ('phi', 'mu') for m in MODULES}
+    wrapper = runner.optim_wrapper
+    for module in MODULES:
+        last = {
+            f'agvm/phi/{module}': wrapper.variances[module],
+            f'agvm/mu/{module}': wrapper.multipliers[module],
+        }
+        for tag, expected in last.items():
+            # Measured at updates 2 and 4, counted from 0: steps 3 and 5 of the log.
+            assert [event.step for event in events.Scalars(tag)] == [3, 5]
+            assert events.Scalars(tag)[-1].value == pytest.approx(expected)
