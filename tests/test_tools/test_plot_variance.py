@@ -78,7 +78,7 @@ def test_figure_shows_every_module():
 
 
 def test_running_mean():
-    assert plot_variance.running_mean([1, 2, 6, 4, 3], 3) == [1, 3, 4, 13 / 3, 3]
+    assert plot_variance.running_mean([1, 2, 6, 4, 3], 3) == [1.5, 3, 4, 13 / 3, 3.5]
     assert plot_variance.running_mean([1, 2, 6], 1) == [1, 2, 6]
     assert plot_variance.running_mean([], 5) == []
     # The jump at a learning-rate step stays one.

@@ -123,7 +123,7 @@ def lr_drops(records):
 
 
 def running_mean(values, window):
-    """Mean over a centred window, which shrinks evenly towards both ends.
+    """Mean over a centred window, of which half is left at either end.
 
     Args:
         values (Sequence[float]): Numbers.
@@ -135,8 +135,7 @@ def running_mean(values, window):
     """
     means = []
     for index in range(len(values)):
-        reach = min(window // 2, index, len(values) - 1 - index)
-        part = values[index - reach : index + reach + 1]
+        part = values[max(0, index - window // 2) : index + window // 2 + 1]
         means.append(sum(part) / len(part))
     return means
 
