@@ -6,4 +6,4 @@ _base_ = [
     '../_base_/digits_runtime.py',
 ]
 
-optim_wrapper = dict(optimizer=dict(lr=0.01, period=16), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(optimizer=dict(lr=0.01, period=16), clip_grad=dict(max_norm=2))

@@ -46,12 +46,15 @@ model = dict(
             type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0
         ),
         loss_bbox=dict(type='SmoothL1Loss', beta=1.0 / 9, loss_weight=1.0),
-        # MMDetection's 0.01 is for 256 channels; through 48 nothing would get.
+        # MMDetection's 0.01 is for 256 channels: through 48 next to nothing would get.
         init_cfg=dict(
             type='Normal',
             layer='Conv2d',
             std=0.06,
-            override=dict(type='Normal', name='retina_cls', std=0.01, bias_prob=0.01),
+            override=[
+                dict(type='Normal', name='retina_cls', std=0.01, bias_prob=0.01),
+                dict(type='Normal', name='retina_reg', std=0.01),
+            ],
         ),
     ),
     train_cfg=dict(

@@ -1,9 +1,9 @@
 _base_ = [
     '../_base_/models/mask-rcnn_r18_w16_fpn.py',
     '../_base_/datasets/digits_instance.py',
-    '../_base_/schedules/digits_b256_6e.py',
+    '../_base_/schedules/digits_b256_10e.py',
     '../_base_/methods/adamw.py',
     '../_base_/digits_runtime.py',
 ]
 
-optim_wrapper = dict(optimizer=dict(lr=0.001), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(optimizer=dict(lr=0.001), clip_grad=dict(max_norm=2))

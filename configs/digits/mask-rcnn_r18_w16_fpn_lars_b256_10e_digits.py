@@ -1,11 +1,11 @@
 _base_ = [
     '../_base_/models/mask-rcnn_r18_w16_fpn.py',
     '../_base_/datasets/digits_instance.py',
-    '../_base_/schedules/digits_b256_6e.py',
+    '../_base_/schedules/digits_b256_10e.py',
     '../_base_/methods/lars.py',
     '../_base_/digits_runtime.py',
 ]
 
 optim_wrapper = dict(
-    optimizer=dict(lr=0.1, trust_coefficient=0.02), clip_grad=dict(max_norm=10)
+    optimizer=dict(lr=0.1, trust_coefficient=0.02), clip_grad=dict(max_norm=2)
 )

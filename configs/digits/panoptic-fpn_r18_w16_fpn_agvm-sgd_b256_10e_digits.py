@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/panoptic-fpn_r18_w16_fpn.py',
+    '../_base_/datasets/digits_panoptic.py',
+    '../_base_/schedules/digits_b256_10e.py',
+    '../_base_/methods/agvm-sgd.py',
+    '../_base_/digits_runtime.py',
+]
+
+optim_wrapper = dict(optimizer=dict(lr=0.02), clip_grad=dict(max_norm=2))
+# Measured at every update from epoch 4 on, when the warm-up is over.
+custom_hooks = [dict(type='VarianceSyncHook', interval=1, begin=64, estimator='halves')]

@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/sem-fpn_r18_w16.py',
+    '../_base_/datasets/digits_semantic.py',
+    '../_base_/schedules/digits_b256_10e.py',
+    '../_base_/methods/agvm-sgd.py',
+    '../_base_/digits_seg_runtime.py',
+]
+
+optim_wrapper = dict(optimizer=dict(lr=0.2))
+# Measured at every update from epoch 4 on, when the warm-up is over.
+custom_hooks = [dict(type='VarianceSyncHook', interval=1, begin=64, estimator='halves')]
