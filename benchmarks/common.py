@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -267,6 +268,8 @@ def alternate(
             taken = trainers[variant].timed_update(batch, measured=measured, seed=turn)
             if turn >= warmup:
                 seconds[cell].append(taken)
+        if dist.get_rank() == 0:
+            print(f'\rround {turn + 1} of {warmup + rounds}', end=' ', file=sys.stderr)
     return seconds
 
 

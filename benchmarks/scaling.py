@@ -1,6 +1,6 @@
 """How AGVM's cost grows with ranks, parameters and modules, and on paper to 640 GPUs.
 
-    python benchmarks/scaling.py --rounds 20
+    python benchmarks/scaling.py --rounds 8
 
 The networks are stacks of linear layers on one vector: next to no work but for the
 reduction of the gradient, so that ratios here are the worst there can be. A detector
@@ -296,8 +296,8 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('--ranks', type=int, default=8, help='the most ranks to start')
-    parser.add_argument('--rounds', type=int, default=20, help='timed rounds')
-    parser.add_argument('--warmup', type=int, default=3, help='rounds before those')
+    parser.add_argument('--rounds', type=int, default=8, help='timed rounds')
+    parser.add_argument('--warmup', type=int, default=2, help='rounds before those')
     parser.add_argument('--quick', action='store_true', help='tiny networks, 2 ranks')
     parser.add_argument(
         '--out', type=Path, default=common.RESULTS, help='folder of the results'
