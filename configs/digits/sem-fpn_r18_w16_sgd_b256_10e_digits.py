@@ -6,4 +6,4 @@ _base_ = [
     '../_base_/digits_seg_runtime.py',
 ]
 
-optim_wrapper = dict(optimizer=dict(lr=0.2))
+optim_wrapper = dict(optimizer=dict(lr=0.2), clip_grad=dict(max_norm=2))

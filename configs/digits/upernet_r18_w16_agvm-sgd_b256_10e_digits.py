@@ -6,6 +6,6 @@ _base_ = [
     '../_base_/digits_seg_runtime.py',
 ]
 
-optim_wrapper = dict(optimizer=dict(lr=0.2))
+optim_wrapper = dict(optimizer=dict(lr=0.2), clip_grad=dict(max_norm=2))
 # Measured at every update from epoch 4 on, when the warm-up is over.
 custom_hooks = [dict(type='VarianceSyncHook', interval=1, begin=64, estimator='halves')]
