@@ -1,5 +1,6 @@
-# UperNet for 96 x 96 images of ten digits and four textures, small enough for a CPU:
-# heads of 32 and 16 channels on the small Semantic FPN's backbone.
+# UperNet for 96 x 96 images of ten digits and background, small enough for a CPU:
+# heads of 32 and 16 channels on the small Semantic FPN's backbone, classes weighted as
+# there.
 _base_ = './sem-fpn_r18_w16.py'
 
 model = dict(
@@ -12,10 +13,15 @@ model = dict(
         pool_scales=(1, 2, 3),
         channels=32,
         dropout_ratio=0.1,
-        num_classes=14,
+        num_classes=11,
         norm_cfg=dict(type='BN', requires_grad=True),
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        loss_decode=dict(
+            type='CrossEntropyLoss',
+            use_sigmoid=False,
+            class_weight=[1.0] * 10 + [0.1],
+            loss_weight=1.0,
+        ),
     ),
     auxiliary_head=dict(
         type='FCNHead',
@@ -25,9 +31,14 @@ model = dict(
         num_convs=1,
         concat_input=False,
         dropout_ratio=0.1,
-        num_classes=14,
+        num_classes=11,
         norm_cfg=dict(type='BN', requires_grad=True),
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+        loss_decode=dict(
+            type='CrossEntropyLoss',
+            use_sigmoid=False,
+            class_weight=[1.0] * 10 + [0.1],
+            loss_weight=0.4,
+        ),
     ),
 )
