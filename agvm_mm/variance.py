@@ -134,6 +134,9 @@ def adam_second_moment(gradient: Tensor, previous: Tensor, beta2: float) -> Tens
 # and a piece of 256 KiB that is read three times comes from the cache twice. GPUs sum
 # in a tree of their own.
 CPU_PIECE = 65536
+# Bytes. The last bits of a CPU's dot product depend on where in memory it begins, and
+# in a flat bucket a parameter may begin anywhere.
+CPU_ALIGNMENT = 64
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
@@ -144,8 +147,12 @@ def pieces(tensor: Tensor) -> Iterator[Tensor]:
     """
     flat = tensor.reshape(-1)
     wide = torch.promote_types(flat.dtype, torch.float32)
-    for part in flat.split(CPU_PIECE) if flat.device.type == 'cpu' else (flat,):
-        yield part.to(wide)
+    if flat.device.type != 'cpu':
+        yield flat.to(wide)
+        return
+    for part in flat.split(CPU_PIECE):
+        part = part.to(wide)
+        yield part.clone() if part.data_ptr() % CPU_ALIGNMENT else part
 
 
 def inner_products(first: Tensor, second: Tensor) -> Tensor:

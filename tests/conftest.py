@@ -5,9 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 # Ranks are spawned by the name of a test's function: the folder must be importable.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def no_traces():
+    """MMEngine keeps the last scope and visualizer for whoever comes next."""
+    yield
+    for kept in (DefaultScope, Visualizer):
+        kept._instance_dict.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -161,3 +161,16 @@ def test_adam_direction_is_the_step_of_torch_at_the_first_update():
     corrected = v / (1 - beta2)
     torch.testing.assert_close(adam_direction(g, corrected, eps), -p.detach())
     torch.testing.assert_close(v, optimizer.state[p]['exp_avg_sq'])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('length', [7, 64, 1000, 70_000])
+def test_products_do_not_depend_on_the_place_in_memory(dtype, length):
+    x, y = torch.randn(2, length, dtype=dtype)
+    found = set()
+    for offset in range(17):
+        moved = torch.zeros(2, length + 17, dtype=dtype)
+        moved[:, offset : offset + length] = torch.stack([x, y])
+        a, b = moved[:, offset : offset + length]
+        found.add((inner_product(a, b).item(), squared_norm(a).item()))
+    assert len(found) == 1

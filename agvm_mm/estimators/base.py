@@ -28,25 +28,32 @@ class VarianceEstimator(ABC):
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.preconditioner = build_preconditioner(optimizer)
-        self.parameters: list[nn.Parameter] = []
-        self.module_names: list[str] = []
-        self.module_index: dict[int, int] = {}
+        by_module: dict[str, list[nn.Parameter]] = {}
         for group in optimizer.param_groups:
-            if group['module'] is None:
-                continue
-            if group['module'] not in self.module_names:
-                self.module_names.append(group['module'])
-            for parameter in group['params']:
-                self.parameters.append(parameter)
-                self.module_index[id(parameter)] = self.module_names.index(
-                    group['module']
-                )
+            if group['module'] is not None:
+                by_module.setdefault(group['module'], []).extend(group['params'])
+        self.module_names = list(by_module)
+        self.parameters_per_module = [len(several) for several in by_module.values()]
+        # Module by module.
+        self.parameters = [p for several in by_module.values() for p in several]
+        self.parameter_index = {id(p): row for row, p in enumerate(self.parameters)}
+        self.module_index = {
+            id(parameter): index
+            for index, several in enumerate(by_module.values())
+            for parameter in several
+        }
 
-    def new_table(self, like: Tensor) -> Tensor:
-        """Zeros on the device of a gradient, in float32 or wider."""
+    def new_table(self, like: Tensor, rows: int | None = None) -> Tensor:
+        """Zeros on the device of a gradient, in float32 or wider.
+
+        Args:
+            like (Tensor): A gradient.
+            rows (int, optional): Rows of the table. Defaults to None, one for each
+                module.
+        """
         wide = torch.promote_types(like.dtype, torch.float32)
-        shape = (len(self.module_names), self.columns)
-        return torch.zeros(shape, dtype=wide, device=like.device)
+        rows = len(self.module_names) if rows is None else rows
+        return torch.zeros((rows, self.columns), dtype=wide, device=like.device)
 
     def start(self, micro_batches: int, loss_scale: Tensor | None = None) -> bool:
         """Begin a measured update.

@@ -5,7 +5,6 @@ hands each bucket to a communication hook. The estimators here are that hook. At
 updates that are not measured it is the all-reduce that DDP would have done.
 """
 
-import math
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -43,9 +42,9 @@ def mean_hook(group, bucket):
 
 
 class Segment(NamedTuple):
-    """A piece of a flat bucket whose elements belong to one module."""
+    """The piece of a flat bucket that holds one parameter's gradient."""
 
-    module: int
+    row: int
     parameter: nn.Parameter
     offset: int
     size: tuple[int, ...]
@@ -56,27 +55,6 @@ class Segment(NamedTuple):
         return flat.as_strided(
             self.size, self.stride, flat.storage_offset() + self.offset
         )
-
-
-def merge_neighbours(pieces: list[Segment]) -> list[Segment]:
-    """Join adjoining pieces of one module into one flat piece.
-
-    A bucket holds neighbours of the network side by side, so that this leaves a few
-    operations for each bucket instead of a few for each parameter.
-    """
-    merged: list[Segment] = []
-    for piece in pieces:
-        numel = math.prod(piece.size)
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last.module == piece.module
-            and last.offset + last.size[0] == piece.offset
-        ):
-            merged[-1] = last._replace(size=(last.size[0] + numel,))
-        else:
-            merged.append(piece._replace(size=(numel,), stride=(1,)))
-    return merged
 
 
 class DDPEstimator(VarianceEstimator):
@@ -109,8 +87,9 @@ class DDPEstimator(VarianceEstimator):
         self._ranks = dist.get_world_size(self._group)
         self._reduce_mean = COMPRESSION_HOOKS[comm_hook] if comm_hook else mean_hook
         self._measuring = False
-        # By bucket, summed in the order of the buckets at the end: the order in
-        # which reductions complete is not the same on every run.
+        # By bucket: the order in which reductions complete is not the same on every
+        # run. A row for each parameter: DDP lays its buckets out anew after the first
+        # update, and a resumed run has its first update later.
         self._tables: dict[int, Tensor] = {}
         model.register_comm_hook(None, self._hook)
 
@@ -126,7 +105,7 @@ class DDPEstimator(VarianceEstimator):
     def _hook(self, state, bucket):
         if not self._measuring:
             return self._reduce_mean(self._group, bucket)
-        table = self.new_table(bucket.buffer())
+        table = self.new_table(bucket.buffer(), rows=len(self.parameters))
         self._tables[bucket.index()] = table
         return self.reduce_measured(bucket, self._segments(bucket), table)
 
@@ -136,8 +115,9 @@ class DDPEstimator(VarianceEstimator):
 
         Args:
             bucket (GradBucket): This rank's gradients.
-            segments (list[Segment]): The bucket's pieces by module.
-            table (Tensor): The bucket's statistics, to be added to.
+            segments (list[Segment]): The bucket's pieces by parameter.
+            table (Tensor): The bucket's statistics, to be added to; a row for each
+                parameter of the network.
 
         Returns:
             torch.futures.Future[Tensor]: The bucket's mean over the ranks.
@@ -145,23 +125,20 @@ class DDPEstimator(VarianceEstimator):
 
     def _segments(self, bucket) -> list[Segment]:
         start = bucket.buffer().storage_offset()
-        pieces = [
-            Segment(
-                self.module_index[id(parameter)],
-                parameter,
-                gradient.storage_offset() - start,
-                tuple(gradient.shape),
-                gradient.stride(),
-            )
-            for parameter, gradient in zip(
-                bucket.parameters(), bucket.gradients(), strict=True
-            )
-            # Frozen after DDP was built: in a bucket, but in no module.
-            if id(parameter) in self.module_index
-        ]
-        if self.preconditioner.elementwise_state:
-            return pieces
-        return merge_neighbours(pieces)
+        segments = []
+        for parameter, gradient in zip(
+            bucket.parameters(), bucket.gradients(), strict=True
+        ):
+            row = self.parameter_index.get(id(parameter))
+            if row is None:  # Frozen after DDP was built: in a bucket, in no module.
+                continue
+            # Rescaling elementwise takes the parameter's shape, sums do not.
+            shaped = self.preconditioner.elementwise_state
+            size = tuple(gradient.shape) if shaped else (gradient.numel(),)
+            stride = gradient.stride() if shaped else (1,)
+            offset = gradient.storage_offset() - start
+            segments.append(Segment(row, parameter, offset, size, stride))
+        return segments
 
     def _finished_table(self) -> Tensor:
         """The mean over the ranks of all buckets' statistics.
@@ -171,11 +148,14 @@ class DDPEstimator(VarianceEstimator):
         makes sure that it is so to the last bit, on every kind of device.
         """
         self._measuring = False
-        tables = [self._tables[index] for index in sorted(self._tables)]
+        tables = list(self._tables.values())
         if not tables:
-            tables = [self.new_table(self.parameters[0])]
-        table = torch.stack(tables).sum(dim=0)
+            tables = [self.new_table(self.parameters[0], rows=len(self.parameters))]
         self._tables = {}
+        # Each row comes from one bucket, the others add 0.
+        by_parameter = torch.stack(tables).sum(dim=0)
+        by_module = by_parameter.split(self.parameters_per_module)
+        table = torch.stack([rows.sum(dim=0) for rows in by_module])
         dist.all_reduce(table, group=self._group)
         return table / self._ranks
 
@@ -204,7 +184,7 @@ class DDPHalves(HalvesStatistics, DDPEstimator):
                 # The callback runs on a stream of its own.
                 difference.record_stream(torch.cuda.current_stream())
             for segment in segments:
-                row, parameter = table[segment.module], segment.parameter
+                row, parameter = table[segment.row], segment.parameter
                 reduced = segment.of(mean), segment.of(difference)
                 if not self.preconditioner.elementwise_state:
                     row += inner_products(*reduced)
@@ -242,16 +222,12 @@ class DDPReplicas(ReplicasStatistics, DDPEstimator):
     def reduce_measured(self, bucket, segments: list[Segment], table: Tensor):
         buffer = bucket.buffer()
         for segment in segments:
-            self.add_replica(
-                table[segment.module], segment.parameter, segment.of(buffer)
-            )
+            self.add_replica(table[segment.row], segment.parameter, segment.of(buffer))
 
         def add_statistics(future):
             mean = future.value()
             for segment in segments:
-                self.add_mean(
-                    table[segment.module], segment.parameter, segment.of(mean)
-                )
+                self.add_mean(table[segment.row], segment.parameter, segment.of(mean))
             return mean
 
         return self._reduce_mean(self._group, bucket).then(add_statistics)
