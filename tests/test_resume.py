@@ -188,7 +188,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, case, ranks):
     through, broken = tmp_path / 'through', tmp_path / 'broken'
     run_on_ranks(resume_rank, ranks, str(through), case, seed)
     died = run_on_ranks(
-        resume_rank, ranks, str(broken), case, dict(die=True), check=False
+        resume_rank, ranks, str(broken), case, dict(die=True, **seed), check=False
     )
     assert died == [-signal.SIGKILL] * ranks
     run_on_ranks(resume_rank, ranks, str(broken), case, dict(resume=True))
