@@ -16,7 +16,7 @@ from agvm_mm.data import CLASSES, PIXEL_CLASSES, TEXTURES, scenes
 CONFIG = Path(__file__).parents[2] / 'configs/_base_/datasets/digits_panoptic.py'
 
 
-@pytest.fixture(scope='module', autouse=True)
+@pytest.fixture(autouse=True)
 def mmdet_registered():
     pytest.importorskip('panopticapi')
     pytest.importorskip('mmdet.utils').register_all_modules(init_default_scope=True)
