@@ -9,6 +9,7 @@ that starts from it has never seen a validation digit.
 import importlib.util
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def pretrain_backbone(
     train = make_patches(images, labels, digits['train'], num_patches, seed, 'train')
     val = make_patches(images, labels, digits['val'], 1024, seed, 'val')
     # The caller's random numbers stay as they are.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         model = build_classifier()
         train_classifier(
@@ -112,6 +113,21 @@ def pretrain_backbone(
     text = json.dumps(record, indent=2) + '\n'
     _replace(record_file, lambda path: path.write_text(text))
     return dict(checkpoint=checkpoint, accuracy=accuracy, trained=True)
+
+
+@contextmanager
+def one_thread():
+    """Keep torch to one thread.
+
+    So small a network gains little by a second one, and threads that wait for one
+    another crawl where other programs share the cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class DigitClassifier(nn.Module):
