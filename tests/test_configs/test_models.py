@@ -2,7 +2,6 @@
 
 import copy
 import math
-from functools import lru_cache
 
 import pytest
 import synthetic  # noqa: F401  registers SyntheticDataset
@@ -46,7 +45,6 @@ def without_downloads(cfg):
     return cfg
 
 
-@lru_cache(maxsize=1)
 def scope_ready(scope):
     module = {'mmdet': 'mmdet.utils', 'mmseg': 'mmseg.utils'}[scope]
     __import__(module, fromlist=['_']).register_all_modules(init_default_scope=False)
