@@ -1,8 +1,11 @@
 """Checks of what a user writes, with messages that name setting, value and mend."""
 
 import difflib
+import functools
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from inspect import Parameter
 from numbers import Integral, Real
 
 
@@ -67,3 +70,69 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """' Did you mean X?' for the nearest known name, or '' if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ''
+
+
+def argument_names(target: Callable) -> set[str] | None:
+    """Names of the keyword arguments that a function or a class takes.
+
+    An ``__init__`` with ``**kwargs`` hands them to the next one of the class's bases,
+    whose names count as well.
+
+    Args:
+        target (Callable): A function or a class.
+
+    Returns:
+        set[str] or None: The names; None if it takes any.
+    """
+    functions = [target]
+    if isinstance(target, type):
+        functions = [
+            vars(kind)['__init__']
+            for kind in target.__mro__
+            if '__init__' in vars(kind)
+        ]
+    names: set[str] = set()
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+        names |= {p.name for p in parameters if p.kind in named}
+        if all(p.kind is not Parameter.VAR_KEYWORD for p in parameters):
+            return names - {'self'}
+    return None
+
+
+def suggests_arguments(*settings: str) -> Callable:
+    """Decorator: a misspelt argument is refused with the nearest that there is.
+
+    Python's own message names neither the arguments nor the class that a config
+    meant, where a subclass hands them on.
+
+    Args:
+        settings (str): Further keys of the same part of a config, which somebody else
+            takes out before; only suggested.
+
+    Returns:
+        Callable: Decorates a class, whose ``__init__`` it wraps, or a function.
+    """
+
+    def decorate(target: Callable) -> Callable:
+        known = argument_names(target)
+        call = target.__init__ if isinstance(target, type) else target
+
+        @functools.wraps(call)
+        def checked(*args, **kwargs):
+            for name in kwargs:
+                if name not in known:
+                    raise TypeError(
+                        f'{target.__name__} has no argument {name!r}; it has: '
+                        f'{", ".join(sorted(known))}.'
+                        f'{did_you_mean(name, known.union(settings))}'
+                    )
+            return call(*args, **kwargs)
+
+        if not isinstance(target, type):
+            return checked
+        target.__init__ = checked
+        return target
+
+    return decorate

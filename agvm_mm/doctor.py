@@ -7,6 +7,7 @@ needs is broken, with 0 otherwise; what only some users need is a warning.
 """
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import platform
@@ -54,6 +55,18 @@ def check_setuptools() -> Finding:
     except ImportError as error:
         return Finding('setuptools', PROBLEM, str(error), 'pip install "setuptools<82"')
     return Finding('setuptools', OK, version_of('setuptools'))
+
+
+def check_numpy() -> Finding:
+    """A torch that was compiled against numpy 1 cannot hand arrays to numpy 2."""
+    version = version_of('numpy')
+    torch = importlib.import_module('torch')
+    try:
+        torch.zeros(1).numpy()
+    except RuntimeError as error:
+        found = f'{version} does not go with torch {torch.__version__}: {error}'
+        return Finding('numpy', PROBLEM, found, 'pip install "numpy<2"')
+    return Finding('numpy', OK, version)
 
 
 def check_mmcv() -> Finding:
@@ -181,18 +194,67 @@ def check_sync_bn() -> Finding:
     )
 
 
-def check_panoptic() -> Finding:
-    """What panoptic data sets and metrics import."""
+# What only some users need: its name, the module that is imported, what is not to be
+# had without it, what installs it.
+OPTIONAL = (
+    (
+        'panopticapi',
+        'panopticapi.evaluation',
+        'panoptic models can be neither trained nor evaluated',
+        'pip install --no-deps panopticapi-lite==0.2.0',
+    ),
+    (
+        'pycocotools',
+        'pycocotools.mask',
+        'no COCO data sets and metrics',
+        'pip install pycocotools',
+    ),
+    (
+        'scikit-learn',
+        'sklearn.datasets',
+        'no embedded digits',
+        'pip install scikit-learn',
+    ),
+    ('matplotlib', 'matplotlib.pyplot', 'no figures', 'pip install matplotlib'),
+    (
+        'tensorboard',
+        'torch.utils.tensorboard',
+        'no charts in TensorBoard',
+        'pip install tensorboard "setuptools<82"',
+    ),
+    (
+        'baselines',
+        'pytorch_optimizer',
+        'neither LARS nor LAMB',
+        'pip install "pytorch-optimizer>=4,<5"',
+    ),
+)
+
+
+def check_optional(name: str, module: str, without: str, mend: str) -> Finding:
+    """A package that may be missing, but not be broken.
+
+    Args:
+        name (str): What it is called.
+        module (str): What is imported.
+        without (str): What is not to be had without it.
+        mend (str): The command that installs it.
+    """
     try:
-        importlib.import_module('panopticapi')
-    except ImportError:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # Its own module, or one that it needs: both are installed by its name.
+        return Finding(name, WARNING, f'{without} ({error})', mend)
+    except Exception as error:
+        # Compiled against another numpy or torch, for example.
+        first = str(error).splitlines()[0]
         return Finding(
-            'panopticapi',
-            WARNING,
-            'not installed: panoptic models cannot be trained or evaluated',
-            'pip install --no-deps panopticapi-lite==0.2.0',
+            name,
+            PROBLEM,
+            f'is installed and does not import: {first}',
+            mend.replace('install', 'install --force-reinstall', 1),
         )
-    return Finding('panopticapi', OK, 'installed')
+    return Finding(name, OK, 'imports')
 
 
 def check_resume() -> Finding:
@@ -227,18 +289,18 @@ def examine() -> list[Finding]:
     checks: list[Callable[[], Finding]] = [
         check_python,
         lambda: Finding('torch', OK, version_of('torch')),
-        lambda: Finding('numpy', OK, version_of('numpy')),
+        check_numpy,
         lambda: Finding('mmengine', OK, version_of('mmengine')),
         check_setuptools,
         check_mmcv,
         lambda: check_toolbox('mmdet', 'mmdet==3.3.0'),
         lambda: check_toolbox('mmseg', 'mmsegmentation==1.2.2'),
         check_toolboxes,
-        check_panoptic,
         check_registries,
         check_distributed,
         check_sync_bn,
         check_resume,
+        *(functools.partial(check_optional, *what) for what in OPTIONAL),
     ]
     return [check() for check in checks]
 

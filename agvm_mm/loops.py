@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from agvm_mm.batch import images_per_rank
 from agvm_mm.checkpoints import prepare_resume
-from agvm_mm.checks import check_number
+from agvm_mm.checks import check_number, suggests_arguments
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
 from agvm_mm.summary import describe_run
 
@@ -275,6 +275,7 @@ class LargeBatchMixin:
 
 
 @LOOPS.register_module()
+@suggests_arguments()
 class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
     """Epoch-based training whose iterations are updates on ``total_batch_size``.
 
@@ -316,6 +317,7 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
 
 
 @LOOPS.register_module()
+@suggests_arguments()
 class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
     """Training by iterations, each an update on ``total_batch_size`` images.
 

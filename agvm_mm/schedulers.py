@@ -3,10 +3,11 @@
 from mmengine.optim import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
-from agvm_mm.checks import check_number
+from agvm_mm.checks import check_number, suggests_arguments
 
 
 @PARAM_SCHEDULERS.register_module()
+@suggests_arguments()
 class ExponentialWarmupLR(_ParamScheduler):
     """Raises the learning rate exponentially from a small part of it to all of it.
 

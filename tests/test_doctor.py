@@ -49,7 +49,6 @@ def test_this_installation_is_well():
             doctor.WARNING,
             'pip install mmdet==3.3.0',
         ),
-        ('panopticapi', doctor.check_panoptic, doctor.WARNING, 'panopticapi-lite'),
     ],
 )
 def test_what_is_missing_comes_with_the_command(
@@ -60,6 +59,34 @@ def test_what_is_missing_comes_with_the_command(
     finding = check()
     assert finding.state == state
     assert mend in finding.mend
+
+
+@pytest.mark.parametrize('what', doctor.OPTIONAL, ids=lambda what: what[0])
+def test_what_only_some_need(monkeypatch, what):
+    name, module, without, mend = what
+    assert doctor.check_optional(*what).state == doctor.OK
+    block(monkeypatch, module)
+    finding = doctor.check_optional(*what)
+    assert (finding.state, finding.mend) == (doctor.WARNING, mend)
+    assert without in finding.found
+    # Installed, and compiled against something else.
+    broken = ValueError('numpy.dtype size changed\nand more lines')
+    block(monkeypatch, module, error=broken)
+    finding = doctor.check_optional(*what)
+    assert finding.state == doctor.PROBLEM
+    assert finding.found.endswith('numpy.dtype size changed')
+    assert finding.mend.startswith('pip install --force-reinstall ')
+
+
+def test_a_torch_that_does_not_know_this_numpy(monkeypatch):
+    assert doctor.check_numpy().state == doctor.OK
+
+    def numpy(tensor):
+        raise RuntimeError('Numpy is not available')
+
+    monkeypatch.setattr(torch.Tensor, 'numpy', numpy)
+    finding = doctor.check_numpy()
+    assert (finding.state, finding.mend) == (doctor.PROBLEM, 'pip install "numpy<2"')
 
 
 def test_a_toolbox_whose_own_requirement_is_missing(monkeypatch):

@@ -19,8 +19,8 @@ TOOLS = (
 ).split()
 
 # `mmcv._ext` imports once mmcv has been installed, pip works once the
-# environment has been created; PIP_WAIT makes one pip call hang and PIP_FAIL
-# makes it fail.
+# environment has been created; PIP_WAIT makes one pip call hang, PIP_FAIL makes it
+# fail, and with DOCTOR_FAIL the doctor finds a problem.
 FAKE_PYTHON = r"""#!/usr/bin/env bash
 here=$(dirname "$0")
 echo "$*" >>"$FAKE_LOG"
@@ -31,6 +31,9 @@ case "$*" in
   *mmcv._ext*) [ -e "$here/mmcv" ] ;;
   *version_info*)
     [ -z "${FAKE_OLD:-}" ] ;;
+  *agvm_mm.doctor*)
+    echo 'what the doctor found'
+    [ -z "${DOCTOR_FAIL:-}" ] ;;
   '-m venv '*)
     mkdir -p "$3/bin"
     [ -e "$3/bin/python" ] || cp "$0" "$3/bin/python"
@@ -55,7 +58,7 @@ class Sandbox:
         for folder in (self.root / 'agvm_mm', self.bin, include):
             folder.mkdir(parents=True)
         shutil.copytree(ROOT / 'tools', self.root / 'tools')
-        for name in ('setup.py', 'agvm_mm/version.py'):
+        for name in ('setup.py', 'agvm_mm/version.py', 'agvm_mm/doctor.py'):
             shutil.copy(ROOT / name, self.root / name)
         (include / 'Python.h').touch()
         for name in TOOLS:
@@ -128,7 +131,13 @@ def test_second_run_does_nothing(sandbox):
 
 @pytest.mark.parametrize(
     'name',
-    ['setup.py', 'agvm_mm/version.py', 'tools/install.sh', 'tools/pins/common.txt'],
+    [
+        'setup.py',
+        'agvm_mm/version.py',
+        'agvm_mm/doctor.py',
+        'tools/install.sh',
+        'tools/pins/common.txt',
+    ],
 )
 def test_changed_input_installs_in_place(sandbox, name):
     code, output = sandbox.install()
@@ -201,6 +210,17 @@ def test_failed_step_is_completed_in_place(sandbox):
     code, output = sandbox.install()
     assert code == 0, output
     assert (sandbox.venv / 'kept').exists()
+
+
+def test_the_doctor_has_the_last_word(sandbox):
+    code, output = sandbox.install(DOCTOR_FAIL='1')
+    assert code == 1
+    assert 'what the doctor found' in output and 'do not work together' in output
+    assert not sandbox.stamp.exists()
+    assert sandbox.log.read_text().splitlines()[-1].endswith('-m agvm_mm.doctor')
+    code, output = sandbox.install()
+    assert code == 0, output
+    assert 'what the doctor found' in output
 
 
 def test_interrupted_then_no_compiler_is_still_not_trusted(sandbox):

@@ -37,7 +37,7 @@ die() {
 
 # What the environment depends on; the folder, because environments don't move.
 key() {
-  { cat tools/install.sh tools/check_install.py tools/pins/common.txt "$LANE" \
+  { cat tools/install.sh agvm_mm/doctor.py tools/pins/common.txt "$LANE" \
       setup.py agvm_mm/version.py
     echo "$TORCH $PWD"
     "$PY" -V; } 2>&1 | cksum
@@ -168,8 +168,9 @@ pip install -q "${pins[@]}" -r tools/pins/common.txt || die "$failed"
 pip install -q --no-deps panopticapi-lite==0.2.0 || die "$failed"
 pip install -q --no-deps --no-build-isolation -e . || die "$failed"
 
+# Packages can install without an error and not work together.
 say 'checking'
-"$PY" tools/check_install.py "$TORCH" ||
+"$PY" -W ignore -m agvm_mm.doctor ||
   die 'the packages are installed but do not work together, see above.' \
     "If it stays so: rm -rf $VENV, and run this again."
 [ -z "$interrupted" ] || die ''

@@ -3,6 +3,7 @@
 from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmengine.registry import DATASETS
 
+from agvm_mm.checks import suggests_arguments
 from agvm_mm.data.checks import check_there
 from agvm_mm.data.scenes import (
     CLASS_COLOURS,
@@ -14,6 +15,7 @@ from agvm_mm.data.scenes import (
 
 
 @DATASETS.register_module()
+@suggests_arguments()
 class DigitsDetDataset(CocoDataset):
     """Digits scenes with boxes and instance masks, read from COCO files.
 
@@ -41,6 +43,7 @@ class DigitsDetDataset(CocoDataset):
 
 
 @DATASETS.register_module()
+@suggests_arguments()
 class DigitsPanopticDataset(CocoPanopticDataset):
     """Digits scenes with panoptic maps: digits are things, textures are stuff.
 

@@ -7,6 +7,7 @@ MMDetection does without, and need not be installed for the rest.
 from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 
+from agvm_mm.checks import suggests_arguments
 from agvm_mm.data.checks import check_there
 from agvm_mm.data.scenes import (
     CLASS_COLOURS,
@@ -20,6 +21,7 @@ BACKGROUND = 'background'
 
 
 @DATASETS.register_module()
+@suggests_arguments()
 class DigitsSegDataset(BaseSegDataset):
     """Digits scenes with a label map: ten digits, and textures or one background.
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from agvm_mm.batch import effective_batch_size, micro_batches_per_update
 from agvm_mm.checkpoints import prepare_resume
-from agvm_mm.checks import check_choice, check_number
+from agvm_mm.checks import check_choice, check_number, suggests_arguments
 from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
 from agvm_mm.hooks.preflight import (
     check_model,
@@ -23,6 +23,7 @@ from agvm_mm.summary import describe_run, parameter_counts
 
 
 @HOOKS.register_module()
+@suggests_arguments()
 class VarianceSyncHook(Hook):
     """Measures each module's gradient variance and hands it to the wrapper.
 

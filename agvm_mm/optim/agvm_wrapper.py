@@ -8,11 +8,14 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor
 
-from agvm_mm.checks import check_number
+from agvm_mm.checks import check_number, suggests_arguments
 from agvm_mm.estimators import VarianceEstimator, build_preconditioner
 from agvm_mm.modulator import Modulator
 from agvm_mm.optim.resume import base_learning_rates, compare, report_differences
 from agvm_mm.schedule import MeasurementSchedule
+
+# What a config says beside a wrapper's own arguments.
+CONSTRUCTOR_SETTINGS = ('constructor', 'modules', 'paramwise_cfg')
 
 
 def check_clip_window(window: object, clips: bool) -> None:
@@ -273,6 +276,7 @@ class AGVMMixin:
 
 
 @OPTIM_WRAPPERS.register_module()
+@suggests_arguments(*CONSTRUCTOR_SETTINGS)
 class AGVMOptimWrapper(AGVMMixin, OptimWrapper):
     """Optimizer wrapper that scales each module's learning rate by its mu.
 
@@ -314,6 +318,7 @@ class AGVMOptimWrapper(AGVMMixin, OptimWrapper):
 
 
 @OPTIM_WRAPPERS.register_module()
+@suggests_arguments(*CONSTRUCTOR_SETTINGS)
 class AGVMAmpOptimWrapper(AGVMMixin, AmpOptimWrapper):
     """:class:`AGVMOptimWrapper` for automatic mixed precision.
 

@@ -17,7 +17,7 @@ from mmengine.registry import OPTIMIZERS
 from torch import Tensor
 from torch.optim import Optimizer
 
-from agvm_mm.checks import check_number
+from agvm_mm.checks import check_number, suggests_arguments
 
 # LAMB's phi, the bound on the norm of a layer's weights in its trust ratio, of the
 # first version of its paper; pytorch-optimizer has the same.
@@ -41,6 +41,7 @@ def _pytorch_optimizer(wanted_for: str):
 
 
 @OPTIMIZERS.register_module(name='BaselineLARS')
+@suggests_arguments()
 def build_lars(
     params: Iterable,
     lr: float,
@@ -84,6 +85,7 @@ def build_lars(
 
 
 @OPTIMIZERS.register_module(name='BaselineLAMB')
+@suggests_arguments()
 def build_lamb(
     params: Iterable,
     lr: float,
@@ -131,6 +133,7 @@ def build_lamb(
 
 
 @OPTIMIZERS.register_module()
+@suggests_arguments()
 class PMDLAMB(Optimizer):
     """LAMB whose moments are decayed periodically, so that old gradients fade.
 

@@ -4,6 +4,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from agvm_mm.checks import suggests_arguments
 from agvm_mm.modules import assign_modules
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
 
@@ -52,6 +53,7 @@ def check_wrapper_type(kind: str | type | None) -> None:
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+@suggests_arguments()
 class AGVMOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's default constructor, with the module of each parameter group.
 

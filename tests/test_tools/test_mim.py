@@ -89,7 +89,7 @@ def test_the_model_index_leads_to_the_configs(installed):
 
 def test_the_tools_are_installed(installed, source):
     tools = files(installed / '.mim' / 'tools')
-    repository = {'check_install.py', 'demo.py', 'install.sh', 'make_configs.py'}
+    repository = {'demo.py', 'install.sh', 'make_configs.py'}
     expected = {
         name for name in files(source / 'tools') if not name.startswith('pins/')
     }
