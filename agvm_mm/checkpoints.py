@@ -13,6 +13,9 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner import find_latest_checkpoint
 from mmengine.utils import digit_version
 
+LOADS_SAFELY = digit_version(torch.__version__) >= digit_version('2.6')
+"""Whether ``torch.load`` refuses, unless told otherwise, what could run code."""
+
 HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
 
 
@@ -35,7 +38,7 @@ def allow_runner_checkpoints() -> None:
     to that class's own statistics; these are told to be harmless. A checkpoint that
     holds anything else is refused as before.
     """
-    if digit_version(torch.__version__) < digit_version('2.6'):
+    if not LOADS_SAFELY:
         return  # It loads everything.
     try:
         from numpy._core import multiarray

@@ -4,6 +4,7 @@ Functions on configs, without side effects elsewhere, except where their name sa
 so: :func:`init_cpu_process_group`.
 """
 
+import atexit
 import os
 
 import torch.distributed as dist
@@ -167,6 +168,14 @@ def init_cpu_process_group():
             'Use tools/dist_train.sh, or leave --launcher out for one process'
         )
     dist.init_process_group('gloo')
+    # A process that ends before gloo's threads do can be aborted by them.
+    atexit.register(end_process_group)
+
+
+def end_process_group():
+    """Leave the process group, if it is still there."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def draw_predictions(cfg, folder):

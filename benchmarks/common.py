@@ -11,7 +11,6 @@ import threading
 import time
 import traceback
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +22,9 @@ import torch.multiprocessing as mp
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from agvm_mm.estimators import build_estimator
 
@@ -99,6 +99,8 @@ def _rank(function, rank: int, ranks: int, folder: str, args) -> None:
             timeout=datetime.timedelta(minutes=10),
         )
         torch.save(function(*args), Path(folder, f'{rank}.result'))
+        # See tests/ranks.py.
+        time.sleep(0.02)
         dist.destroy_process_group()
     except Exception:
         Path(folder, f'{rank}.error').write_text(
@@ -349,43 +351,73 @@ def rotated(cells: Sequence, turn: int) -> list:
 # Memory --------------------------------------------------------------------------
 
 
-class LiveBytes(TorchDispatchMode):
-    """Follows the memory of all tensors that are made while it is on.
-
-    A new tensor counts from its making until its storage is freed. May be on in
-    several threads at a time.
+class Bytes:
+    """A number of bytes that come and go, in several threads.
 
     Attributes:
-        peak (int): The most bytes that lived at one time.
+        now (int): How many there are.
+        peak (int): The most that there were at one time.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        # Freeing a tensor may interrupt the very thread that counts.
-        self._lock = threading.RLock()
+        self.now = self.peak = 0
+        self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
         """Count bytes that come, or go if negative."""
         with self._lock:
-            self.live += count
-            self.peak = max(self.peak, self.live)
+            self.now += count
+            self.peak = max(self.peak, self.now)
+
+
+class LiveTensors(TorchDispatchMode):
+    """Follows the memory of all tensors that are made while it is on.
+
+    A new tensor counts from its making until its storage is freed. May be on in
+    several threads at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes = Bytes()
+        self._storages: dict[StorageWeakRef, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def peak(self) -> int:
+        """int: The most bytes that lived at one time."""
+        return self._bytes.peak
+
+    @property
+    def now(self) -> int:
+        """int: The bytes that live."""
+        with self._lock:
+            self._let_go()
+        return self._bytes.now
+
+    def _let_go(self) -> None:
+        for storage in [one for one in self._storages if one.expired()]:
+            self._bytes.add(-self._storages.pop(storage))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         known = {
             leaf.untyped_storage()._cdata
-            for leaf in tree_leaves((args, kwargs))
+            for leaf in tree_flatten((args, kwargs))[0]
             if isinstance(leaf, torch.Tensor)
         }
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                # A view, or a tensor changed in place, is nothing new.
-                if storage._cdata not in known:
-                    known.add(storage._cdata)
-                    self.add(storage.nbytes())
-                    weakref.finalize(storage, self.add, -storage.nbytes())
+        with self._lock:
+            # Before what is new: the most that lives at a time lives after a new
+            # tensor was made.
+            self._let_go()
+            for leaf in tree_flatten(result)[0]:
+                if isinstance(leaf, torch.Tensor):
+                    storage = leaf.untyped_storage()
+                    # A view, or a tensor changed in place, is nothing new.
+                    if storage._cdata not in known:
+                        known.add(storage._cdata)
+                        self._storages[StorageWeakRef(storage)] = storage.nbytes()
+                        self._bytes.add(storage.nbytes())
         return result
 
 
@@ -401,7 +433,7 @@ def estimator_memory(trainer: Trainer, batch: dict, **kwargs) -> dict[str, int]:
         at their highest, i.e. handed to the hook and not yet reduced; and
         'left_over', own bytes that still lived after the update.
     """
-    own, in_flight = LiveBytes(), LiveBytes()
+    own, in_flight = LiveTensors(), Bytes()
     reduce_measured = trainer.estimator.reduce_measured
     # torch.futures.Future inherits it; work.get_future() returns this very class.
     future_type = torch._C.Future
@@ -427,7 +459,7 @@ def estimator_memory(trainer: Trainer, batch: dict, **kwargs) -> dict[str, int]:
         mock.patch.object(future_type, 'then', lambda self, c: then(self, followed(c))),
     ):
         trainer.update(batch, measured=True, **kwargs)
-    return dict(own=own.peak, in_flight=in_flight.peak, left_over=own.live)
+    return dict(own=own.peak, in_flight=in_flight.peak, left_over=own.now)
 
 
 def device_peak(trainer: Trainer, batch: dict, **kwargs) -> int | None:

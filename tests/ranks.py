@@ -3,6 +3,7 @@
 import datetime
 import os
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def _rank(function, rank: int, ranks: int, folder: str, timeout: float, args) ->
             timeout=datetime.timedelta(seconds=timeout),
         )
         torch.save(function(*args), Path(folder, f'{rank}.result'))
+        # In old releases of torch the group's end holds the GIL while it waits for
+        # threads of gloo, which may need it to let go of the last update's callbacks.
+        time.sleep(0.02)
         dist.destroy_process_group()
     except Exception:
         Path(folder, f'{rank}.error').write_text(

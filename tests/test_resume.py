@@ -153,7 +153,7 @@ def read(work_dir):
     """The newest checkpoint of a run, and the learning rates that it logged."""
     allow_runner_checkpoints()
     path = Path((work_dir / 'last_checkpoint').read_text())
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = torch.load(path)
     rows = [
         json.loads(line)
         for log in sorted(work_dir.glob('*/vis_data/scalars.json'))

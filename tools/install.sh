@@ -164,8 +164,9 @@ fi
 
 say 'installing the other packages'
 pip install -q "${pins[@]}" -r tools/pins/common.txt || die "$failed"
-# Its metadata asks for numpy < 2, which it does not need.
-pip install -q --no-deps panopticapi-lite==0.2.0 || die "$failed"
+# Without what they ask for: numpy < 2, which panopticapi does not need, and a client
+# for data sets with an old setuptools, which nobody needs to train.
+pip install -q --no-deps panopticapi-lite==0.2.0 openmim==0.3.9 || die "$failed"
 pip install -q --no-deps --no-build-isolation -e . || die "$failed"
 
 # Packages can install without an error and not work together.

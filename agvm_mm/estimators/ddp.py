@@ -27,6 +27,33 @@ COMPRESSION_HOOKS = {
     'fp16_compress_hook': default_hooks.fp16_compress_hook,
     'bf16_compress_hook': default_hooks.bf16_compress_hook,
 }
+COMPRESSED_TO = {
+    'fp16_compress_hook': torch.float16,
+    'bf16_compress_hook': torch.bfloat16,
+}
+
+
+def check_compression(comm_hook: str, group, device: torch.device) -> None:
+    """Try the reduction of a compressed number; otherwise the first update would fail.
+
+    Args:
+        comm_hook (str): A key of ``COMPRESSION_HOOKS``.
+        group (ProcessGroup): Of the ranks, all of which have to call this.
+        device (torch.device): Where gradients lie.
+
+    Raises:
+        ValueError: If the backend cannot add such numbers.
+    """
+    dtype = COMPRESSED_TO[comm_hook]
+    try:
+        dist.all_reduce(torch.zeros(1, dtype=dtype, device=device), group=group)
+    except RuntimeError as error:
+        others = [name for name in COMPRESSION_HOOKS if name != comm_hook]
+        raise ValueError(
+            f"comm_hook='{comm_hook}': the backend {dist.get_backend(group)} of torch "
+            f'{torch.__version__} does not reduce {dtype} ({error}); try '
+            f'{" or ".join(others)}, or leave it out'
+        ) from error
 
 
 def mean_hook(group, bucket):
@@ -67,7 +94,8 @@ class DDPEstimator(VarianceEstimator):
             full: 'fp16_compress_hook' or 'bf16_compress_hook'. Defaults to None.
 
     Raises:
-        ValueError: If another communication hook is registered already.
+        ValueError: If another communication hook is registered already, or the
+            backend cannot reduce what it is compressed to.
     """
 
     def __init__(
@@ -77,13 +105,9 @@ class DDPEstimator(VarianceEstimator):
         comm_hook: str | None = None,
     ) -> None:
         super().__init__(optimizer)
-        if getattr(model, '_comm_hooks', None):
-            raise ValueError(
-                'the model has a DDP communication hook already, and DDP takes only '
-                "one; ask for compression by VarianceSyncHook(comm_hook='...') with "
-                f'one of {", ".join(COMPRESSION_HOOKS)}'
-            )
         self._group = model.process_group
+        if comm_hook is not None:
+            check_compression(comm_hook, self._group, self.parameters[0].device)
         self._ranks = dist.get_world_size(self._group)
         self._reduce_mean = COMPRESSION_HOOKS[comm_hook] if comm_hook else mean_hook
         self._measuring = False
@@ -91,7 +115,14 @@ class DDPEstimator(VarianceEstimator):
         # run. A row for each parameter: DDP lays its buckets out anew after the first
         # update, and a resumed run has its first update later.
         self._tables: dict[int, Tensor] = {}
-        model.register_comm_hook(None, self._hook)
+        try:
+            model.register_comm_hook(None, self._hook)
+        except RuntimeError as error:
+            raise ValueError(
+                'the model has a DDP communication hook already, and DDP takes only '
+                "one; ask for compression by VarianceSyncHook(comm_hook='...') with "
+                f'one of {", ".join(COMPRESSION_HOOKS)}'
+            ) from error
 
     def _start(self, micro_batches: int) -> bool:
         self._measuring = True

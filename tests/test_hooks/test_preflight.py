@@ -21,7 +21,8 @@ def test_optim_wrapper_dict_is_refused():
 def wrapped_models_rank():
     """Messages for models wrapped in ways that AGVM cannot work with."""
     from mmengine.model import MMSeparateDistributedDataParallel
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed import fsdp as sharding
+    from torch.distributed.fsdp import FullyShardedDataParallel
 
     def message(model, accumulation=1):
         try:
@@ -34,9 +35,11 @@ def wrapped_models_rank():
         FullyShardedDataParallel(ToyDetector(), device_id=torch.device('cpu'))
     )
     sharded = ToyDetector()
-    fully_shard(
-        sharded, mesh=dist.device_mesh.init_device_mesh('cpu', (dist.get_world_size(),))
-    )
+    if hasattr(sharding, 'fully_shard'):
+        mesh = dist.device_mesh.init_device_mesh('cpu', (dist.get_world_size(),))
+        sharding.fully_shard(sharded, mesh=mesh)
+    else:  # Before torch 2.6 there is only the older kind.
+        sharded = inside
     separate = ToyDetector()
     separate.roi_head = torch.nn.Linear(2, 2)
     return dict(

@@ -1,5 +1,7 @@
-"""What `mim` needs of an ordinary installation, looked for in the wheel."""
+"""mim: what it needs is in the wheel, and it installs and trains."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from mmengine.config import Config
+
+from agvm_mm.data import pretrain_backbone, write_digits
 
 ROOT = Path(__file__).parents[2]
 SOURCES = (
@@ -98,6 +102,65 @@ def test_the_tools_are_installed(installed, source):
     script = installed / '.mim/tools/dist_train.sh'
     done = subprocess.run(['bash', script], capture_output=True, text=True)
     assert f'usage: {script} CONFIG' in done.stderr
+
+
+@pytest.fixture(scope='module')
+def site(source, tmp_path_factory):
+    """What `mim install .` leaves behind."""
+    folder = tmp_path_factory.mktemp('site')
+    subprocess.run(
+        [sys.executable, '-m', 'mim', 'install', '.', '--target', folder]
+        # What it needs is there already; nothing is asked of any network.
+        + ['--no-deps', '--no-build-isolation', '--no-index', '-q'],
+        cwd=source,
+        env=dict(os.environ, MMCV_BASE_URL='http://127.0.0.1:9', PIP_RETRIES='0'),
+        check=True,
+    )
+    return folder
+
+
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_mim_installs_and_trains(site, tmp_path, ranks):
+    data = tmp_path / 'digits'
+    write_digits(data, num_train=16, num_val=4, progress=False)
+    pretrain_backbone(data, num_patches=64, epochs=1, progress=False)
+    settings = {
+        'train_dataloader.dataset.data_root': f'{data}/',
+        'val_dataloader.dataset.data_root': f'{data}/',
+        'val_evaluator.ann_file': f'{data}/annotations/instances_val.json',
+        'model.backbone.init_cfg.checkpoint': f'{data}/resnet18_w16.pth',
+        'train_dataloader.batch_size': 4,
+        'train_cfg.total_batch_size': 8,
+        'train_cfg.max_epochs': 1,
+        'custom_hooks.0.begin': 0,
+        'default_hooks.logger.interval': 1,
+    }
+    launcher = ['--launcher', 'pytorch', '--gpus', '2'] if ranks == 2 else []
+    done = subprocess.run(
+        # By its name alone, from a folder that has nothing of this repository.
+        [sys.executable, '-m', 'mim', 'train', 'agvm_mm']
+        + ['faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py', *launcher]
+        + ['--work-dir', tmp_path / 'run', '--cfg-options']
+        + [f'{key}={value}' for key, value in settings.items()],
+        cwd=tmp_path,
+        env=dict(
+            os.environ,
+            PYTHONPATH=str(site),
+            OMP_NUM_THREADS='1',
+            CUDA_VISIBLE_DEVICES='',
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert f'{site}/agvm_mm/.mim/tools/train.py' in done.stdout
+    assert f'batch     8 images = {ranks} rank(s)' in done.stdout
+    (log,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sum('agvm/phi/backbone' in row for row in rows) == 2
+    assert 'coco/bbox_mAP' in rows[-1]
 
 
 def test_a_source_distribution_is_complete(source, tmp_path):

@@ -1,11 +1,12 @@
 """The toolboxes' own training tools on their own configs, with our lines added.
 
 Nothing of this repository but what `custom_imports` brings in. The settings on the
-command line only make the run small enough for a CPU.
+command line only make the run small enough for a CPU, or let it run on one.
 """
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from importlib import util
@@ -34,17 +35,25 @@ def data(tmp_path_factory):
     return folder
 
 
-def train(toolbox, base, work_dir, settings, imports=('agvm_mm',)):
-    """Run the training tool of an installed toolbox; the rows of the JSON log."""
+def train(command, base, work_dir, settings, imports=('agvm_mm',), **environment):
+    """Run a toolbox's training; the rows of the JSON log.
+
+    Args:
+        command (function): Makes the command of the path of a config.
+        base (str): A config of the toolbox.
+        work_dir (Path): Where everything is written.
+        settings (dict): Of --cfg-options.
+        imports (Sequence[str]): Of custom_imports.
+        environment (dict): Further environment variables.
+    """
     config = work_dir / 'ours.py'
     config.write_text(CONFIG.format(base=base, imports=list(imports)))
-    (package,) = util.find_spec(toolbox).submodule_search_locations
-    tool = Path(package) / '.mim' / 'tools' / 'train.py'
     options = [f'{key}={value}' for key, value in settings.items()]
     done = subprocess.run(
-        [sys.executable, tool, config, '--work-dir', work_dir / 'run']
-        + ['--cfg-options', *options],
-        env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''),
+        [*command(config), '--work-dir', work_dir / 'run', '--cfg-options', *options],
+        env=dict(
+            os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', **environment
+        ),
         cwd=work_dir,  # not the repository's
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,6 +63,17 @@ def train(toolbox, base, work_dir, settings, imports=('agvm_mm',)):
     assert done.returncode == 0, done.stdout[-4000:]
     (log,) = (work_dir / 'run').glob('*/vis_data/scalars.json')
     return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def mim_train(toolbox):
+    """The command `mim train TOOLBOX`."""
+    return lambda config: [sys.executable, '-m', 'mim', 'train', toolbox, config]
+
+
+def dist_train(config):
+    """MMDetection's own tools/dist_train.sh, on two ranks."""
+    (package,) = util.find_spec('mmdet').submodule_search_locations
+    return ['bash', Path(package) / '.mim/tools/dist_train.sh', config, '2']
 
 
 def small(data, part, batch_size):
@@ -75,7 +95,8 @@ def check(rows, modules):
     assert all(0 < measured[f'agvm/phi/{module}'] < 2 for module in modules)
 
 
-def test_mmdetection(data, tmp_path):
+def detection_settings(data):
+    """Faster R-CNN on the digits, one micro-batch of two images after the other."""
     settings = {
         'model.backbone.init_cfg': None,  # would be downloaded
         'model.roi_head.bbox_head.num_classes': 10,
@@ -97,14 +118,55 @@ def test_mmdetection(data, tmp_path):
         }
         if part != 'train':
             settings[f'{part}_evaluator.ann_file'] = data / file
-    base = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-    imports = ['agvm_mm', 'agvm_mm.data']  # the second for the data set
-    rows = train('mmdet', base, tmp_path, settings, imports)
+    return settings
+
+
+DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+# The second for the data set.
+IMPORTS = ['agvm_mm', 'agvm_mm.data']
+
+
+def test_mim_train_mmdet(data, tmp_path):
+    settings = detection_settings(data)
+    rows = train(mim_train('mmdet'), DETECTOR, tmp_path, settings, IMPORTS)
     check(rows, ['backbone', 'neck', 'rpn_head', 'bbox_head'])
     assert 'coco/bbox_mAP' in rows[-1]
 
 
-def test_mmsegmentation(data, tmp_path):
+def test_dist_train_of_mmdetection(data, tmp_path):
+    """Two ranks, whose gradients are compared. The script is for GPUs: MMEngine is
+    told of gloo, and the one call that asks for CUDA does nothing here."""
+    settings = detection_settings(data) | {
+        'train_dataloader.batch_size': 1,
+        'env_cfg.dist_cfg.backend': 'gloo',
+        'model_wrapper_cfg.type': 'MMDistributedDataParallel',
+        'model_wrapper_cfg.device_ids': None,
+        'model_wrapper_cfg.broadcast_buffers': False,
+    }
+    stand_in = tmp_path / 'site'
+    stand_in.mkdir()
+    (stand_in / 'sitecustomize.py').write_text(
+        'import torch\ntorch.cuda.set_device = lambda device: None\n'
+    )
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    rows = train(
+        dist_train,
+        DETECTOR,
+        tmp_path,
+        settings,
+        IMPORTS,
+        PYTHONPATH=str(stand_in),
+        PATH=path,
+        PORT=str(port),
+    )
+    check(rows, ['backbone', 'neck', 'rpn_head', 'bbox_head'])
+    assert 'coco/bbox_mAP' in rows[-1]
+
+
+def test_mim_train_mmsegmentation(data, tmp_path):
     size = '(96,96)'
     settings = {
         'model.pretrained': None,  # would be downloaded
@@ -126,6 +188,6 @@ def test_mmsegmentation(data, tmp_path):
             f'{dataset}.data_prefix.seg_map_path': f'annotations/semantic_{folder}/',
         }
     base = 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
-    rows = train('mmseg', base, tmp_path, settings)
+    rows = train(mim_train('mmsegmentation'), base, tmp_path, settings)
     check(rows, ['backbone', 'neck', 'decode_head'])
     assert 'mIoU' in rows[-1]
