@@ -8,18 +8,21 @@ then exits with 1. Trains nothing and needs neither the data nor a GPU.
 """
 
 import argparse
+import copy
 import math
 import sys
 from dataclasses import dataclass, field
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from agvm_mm import launch
 from agvm_mm.checks import check_number
+from agvm_mm.hooks import VarianceSyncHook
 from agvm_mm.modules import assign_modules
 from agvm_mm.schedule import MeasurementSchedule
 
@@ -30,7 +33,14 @@ IMAGES = {
     'ADE20KDataset': 20_210,
 }
 # Moments that an optimizer keeps for each parameter.
-MOMENTS = {'SGD': 1, 'Adam': 2, 'AdamW': 2}
+MOMENTS = {
+    'SGD': 1,
+    'Adam': 2,
+    'AdamW': 2,
+    'BaselineLARS': 1,
+    'BaselineLAMB': 2,
+    'PMDLAMB': 2,
+}
 
 
 @dataclass
@@ -103,12 +113,15 @@ def training_images(cfg: Config) -> int:
     return IMAGES[dataset.type]
 
 
-def trainable_parameters(cfg: Config) -> dict[str, int]:
-    """Trainable parameters by module, from a model without memory."""
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config, without memory."""
     launch_scope(cfg)
     with torch.device('meta'), NumbersOnCPU():
-        model = MODELS.build(cfg.model)
-    model.train()
+        return MODELS.build(cfg.model).train()
+
+
+def trainable_parameters(cfg: Config, model: nn.Module) -> dict[str, int]:
+    """Trainable parameters of a model by module."""
     module_of = assign_modules(model, cfg.optim_wrapper.get('modules'))
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -116,6 +129,35 @@ def trainable_parameters(cfg: Config) -> dict[str, int]:
             module = module_of[name]
             counts[module] = counts.get(module, 0) + parameter.numel()
     return counts
+
+
+def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
+    """Build what a run builds before it trains: it checks its settings by itself.
+
+    Args:
+        cfg (Config): The config.
+        model (nn.Module): Its model.
+
+    Returns:
+        VarianceSyncHook or None: AGVM's hook, if there is one.
+
+    Raises:
+        Exception: Whatever the run would raise.
+    """
+    settings = copy.deepcopy(cfg.optim_wrapper)
+    # Mixed precision asks for a GPU that need not be here.
+    for full, mixed in launch.AMP_WRAPPERS.items():
+        if settings.get('type') == mixed:
+            settings.type = full
+            for name in ('loss_scale', 'dtype'):
+                settings.pop(name, None)
+    build_optim_wrapper(model, settings)
+    hooks = [
+        HOOKS.build(hook)
+        for hook in cfg.get('custom_hooks') or []
+        if hook.type == 'VarianceSyncHook'
+    ]
+    return hooks[0] if hooks else None
 
 
 class NumbersOnCPU(TorchFunctionMode):
@@ -187,6 +229,7 @@ def make_plan(
 
     Raises:
         ValueError: If the config says too little.
+        Exception: What the run itself would raise, if a setting is wrong.
     """
     images = images or training_images(cfg)
     per_gpu = images_per_gpu or cfg.train_dataloader.batch_size
@@ -197,6 +240,7 @@ def make_plan(
         updates = cfg.train_cfg.max_epochs * epoch
     else:
         updates = cfg.train_cfg.max_iters // accumulation
+    model = build_model(cfg)
     plan = Plan(
         images=images,
         total=total,
@@ -205,16 +249,14 @@ def make_plan(
         epoch=epoch,
         updates=updates,
         lr=learning_rates(cfg, epoch, updates, accumulation),
-        modules=trainable_parameters(cfg),
+        modules=trainable_parameters(cfg, model),
         optimizer=cfg.optim_wrapper.optimizer.type,
     )
-    for hook in cfg.get('custom_hooks', []):
-        if hook.type == 'VarianceSyncHook':
-            plan.schedule = MeasurementSchedule(
-                **{k: hook[k] for k in ('interval', 'begin', 'end') if k in hook}
-            )
-            plan.estimator = hook.get('estimator', 'halves')
-            plan.momentum = cfg.optim_wrapper.get('momentum', 0.97)
+    hook = build_settings(cfg, model)
+    if hook is not None:
+        plan.schedule = hook.schedule
+        plan.estimator = hook.estimator
+        plan.momentum = cfg.optim_wrapper.get('momentum', 0.97)
     examine(plan, cfg)
     return plan
 
@@ -353,7 +395,7 @@ def main(argv=None) -> int:
     cfg = launch.load_config(args.config)
     try:
         plan = make_plan(cfg, args.gpus, args.images_per_gpu, args.images)
-    except ValueError as error:
+    except (ImportError, KeyError, TypeError, ValueError) as error:
         print(f'PROBLEM     {error}')
         return 1
     print(describe(plan))

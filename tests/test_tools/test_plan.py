@@ -68,6 +68,44 @@ def test_what_cannot_work_is_a_problem():
     assert 'go together' in problem
 
 
+@pytest.mark.parametrize(
+    'setting, value, message',
+    [
+        ('custom_hooks.0.estimator', 'halfs', "Did you mean 'halves'"),
+        ('custom_hooks.0.intervall', 5, "Did you mean 'interval'"),
+        ('optim_wrapper.anchor', 'backbon', "Did you mean 'backbone'"),
+        ('optim_wrapper.momentum', 1.5, 'momentum must be'),
+        ('optim_wrapper.modules', dict(a=['neck']), 'lie in no module'),
+        ('optim_wrapper.optimizer', dict(type='PMDLAMB', lr=0.1), 'is defined for'),
+        ('optim_wrapper.optimizer.typ', 'SGD', 'typ'),
+        ('model.backbone.type', 'ResNot', 'ResNot'),
+    ],
+)
+def test_what_a_run_would_refuse_is_a_problem(
+    capsys, tmp_path, setting, value, message
+):
+    cfg = plan.launch.load_config(str(ROOT / AGVM_512))
+    cfg.merge_from_dict({setting: value})
+    if setting == 'optim_wrapper.optimizer':  # Replaced, not merged.
+        cfg.optim_wrapper.optimizer = value
+    cfg.dump(tmp_path / 'config.py')
+    assert plan.main([str(tmp_path / 'config.py'), '--gpus', '8']) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith('PROBLEM ') and message in printed
+
+
+def test_mixed_precision_is_planned_without_a_gpu():
+    made = make(
+        AGVM_512,
+        8,
+        **{
+            'optim_wrapper.type': 'AGVMAmpOptimWrapper',
+            'optim_wrapper.loss_scale': 'dynamic',
+        },
+    )
+    assert not made.problems
+
+
 def test_what_deserves_a_second_look_is_a_warning():
     (warning,) = make(AGVM_10K, 64, 16, **{'custom_hooks.0.interval': 10}).warnings
     assert '12 measurements take mu only 31% of the way' in warning

@@ -99,6 +99,26 @@ def test_measured_in_front_of_the_paper(tmp_path):
     ]
 
 
+def test_the_mean_of_several_seeds_and_their_range(tmp_path):
+    folders = [
+        write_run(
+            tmp_path / f'seed{seed}' / f'faster-rcnn_r18_fpn_sgd_b{batch}_6e_digits',
+            'coco/bbox_mAP',
+            value,
+            seconds=36.0 * (seed + 1),
+        )
+        for seed, batch, value in ((0, 256, 0.4), (1, 256, 0.5), (0, 64, 0.6))
+    ]
+    accuracy, time = plot_accuracy.plot_accuracy(
+        plot_accuracy.folder_points(folders)
+    ).axes
+    assert lines(accuracy) == {
+        'measured sgd': [[64, 256], [60.0, 45.0]],
+        'range sgd': [[256, 256], [40.0, 50.0]],
+    }
+    assert lines(time)['measured sgd'] == [[64, 256], [pytest.approx(6), 9.0]]
+
+
 def test_work_folders_tell_what_they_are(tmp_path):
     folders = [
         write_run(

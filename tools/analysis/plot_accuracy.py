@@ -6,13 +6,16 @@
 Without folders: every table of the paper, with what has been trained under
 ``work_dirs/<config name>`` in front of the paper's points. With folders: these runs,
 a panel for each model; their names must be those of their configs, which tell model,
-method and batch size. A cross at the lower edge is a run that diverged.
+method and batch size. Of several runs of one name, such as those of several seeds,
+the mean is drawn, with a bar from the lowest to the highest. A cross at the lower edge
+is a run that diverged.
 """
 
 import argparse
 import json
 import math
 import re
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,15 +325,27 @@ def _draw_lines(panel, points, value_of):
     """One line for each method, the paper's behind and paler."""
     for from_paper in (True, False):
         for method, (_, colour, marker, dashes) in STYLES.items():
-            line = sorted(
-                (point.batch_size, value_of(point))
-                for point in points
-                if (point.method, point.from_paper) == (method, from_paper)
-                and value_of(point) is not None
-            )
-            if line:
+            runs = {}
+            for point in points:
+                value = value_of(point)
+                if (point.method, point.from_paper) == (method, from_paper) and (
+                    value is not None
+                ):
+                    runs.setdefault(point.batch_size, []).append(value)
+            for batch, values in runs.items():
+                if len(values) > 1:
+                    panel.plot(
+                        [batch, batch],
+                        [min(values), max(values)],
+                        color=colour,
+                        linewidth=5,
+                        alpha=0.3,
+                        gid=f'range {method}',
+                    )
+            if runs:
                 panel.plot(
-                    *zip(*line, strict=True),
+                    sorted(runs),
+                    [statistics.mean(runs[batch]) for batch in sorted(runs)],
                     color=colour,
                     marker=marker,
                     linestyle=dashes,

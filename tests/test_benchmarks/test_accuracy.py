@@ -1,0 +1,113 @@
+"""accuracy.py: what it trains and how it sums up; the training is a stand-in."""
+
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from agvm_mm import launch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'benchmarks'))
+
+import accuracy  # noqa: E402
+
+SGD = 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py'
+AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
+
+
+def trained(run):
+    """The config that a run's command trains."""
+    words = shlex.split(run.cell('bbox_mAP', 2).command)
+    assert words[:3] == ['tools/dist_train.sh', run.config, '2']
+    options = dict(
+        word.split('=') for word in words[words.index('--cfg-options') + 1 :]
+    )
+    values = {key: float(value) for key, value in options.items()}
+    return launch.load_config(str(ROOT / run.config), values)
+
+
+@pytest.mark.parametrize('batch_size', [64, 256, 1024])
+def test_schedules_stay_at_the_same_epochs(batch_size):
+    cfg = trained(accuracy.Run(AGVM, 'agvm-sgd', batch_size, 3))
+    epoch = math.ceil(4096 / batch_size)
+    assert cfg.train_cfg.total_batch_size == batch_size
+    assert cfg.randomness.seed == 3
+    # The config's own, in epochs: a warm-up of 3, AGVM from the fourth on.
+    assert cfg.param_scheduler[0].end == 3 * epoch
+    assert cfg.custom_hooks[0].begin == 4 * epoch
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(
+        0.04 * (batch_size / 256) ** 0.5
+    )
+
+
+def test_batch_256_is_the_config_itself():
+    for config, method in ((SGD, 'sgd'), (AGVM, 'agvm-sgd')):
+        run = accuracy.Run(config, method, 256, 0)
+        own = launch.load_config(str(ROOT / config))
+        assert trained(run).to_dict() == own.to_dict()
+        assert run.name == Path(config).stem
+        assert accuracy.find_config('faster-rcnn', method) == config
+    with pytest.raises(ValueError, match='0 configs match'):
+        accuracy.find_config('faster-rcnn', 'lars')
+
+
+def test_summary_of_seeds():
+    def result(method, batch_size, value):
+        return dict(method=method, batch_size=batch_size, value=value)
+
+    rows = accuracy.summarize(
+        [
+            result('sgd', 64, 50.0),
+            result('sgd', 64, 53.0),
+            result('sgd', 256, 'NaN'),
+            result('sgd', 256, 40.0),
+            result('lamb', 256, 'NaN'),
+        ]
+    )
+    assert [accuracy.show(row) for row in rows] == [
+        '51.5 (50.0 to 53.0)',
+        '40.0, 1 of 2 diverged',
+        'diverged',
+    ]
+
+
+def test_every_run_is_trained_once_and_reported(tmp_path, capsys, monkeypatch):
+    values = iter([0.5, 0.6, 0.4, 0.7])
+    calls = []
+
+    def run_cell(cell, root):
+        folder = accuracy.paper_tables.work_dir(cell, root)
+        calls.append(folder.relative_to(tmp_path).as_posix())
+        log = folder / '20260101_000000/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        rows = [
+            {'step': 10, 'lr': 0.1, 'loss': 1.0, 'time': 6.0},
+            {'step': 1, 'coco/bbox_mAP': next(values)},
+        ]
+        log.write_text('\n'.join(map(json.dumps, rows)))
+
+    monkeypatch.setattr(accuracy.paper_tables, 'run_cell', run_cell)
+    accuracy.main(
+        ['--batch-sizes', '64', '--seeds', '0', '1', '--out', str(tmp_path / 'out')]
+        + ['--work-dirs', str(tmp_path)]
+    )
+    stem = 'faster-rcnn_r18_w16_fpn_{}_b64_10e_digits'
+    assert calls == [
+        f'seed{seed}/{stem.format(method)}'
+        for seed in (0, 1)
+        for method in ('sgd', 'agvm-sgd')
+    ]
+    printed = capsys.readouterr().out
+    # Read back from the logs: 50 and 40, 60 and 70.
+    assert '| sgd      | 45.0 (40.0 to 50.0) |' in printed
+    assert '| agvm-sgd | 65.0 (60.0 to 70.0) |' in printed
+    out = json.loads((tmp_path / 'out/accuracy_faster-rcnn.json').read_text())
+    assert [run['value'] for run in out['runs']] == [50.0, 60.0, 40.0, 70.0]
+    assert out['runs'][0]['hours'] == pytest.approx(60 / 3600)
+    assert (tmp_path / 'out/accuracy_faster-rcnn.png').stat().st_size > 0
+    with pytest.raises(ValueError, match='--batch-sizes must be at least 1'):
+        accuracy.main(['--batch-sizes', '0'])
