@@ -64,7 +64,7 @@ KINDS = {
 # Printed the same wherever they run, within seconds.
 CHEAP = {'tools/plan.py', 'tools/paper_tables.py'}
 # Not ours; only what they are asked to install or make is looked at.
-FOREIGN = {'git', 'cd', 'ln', 'mkdir', 'pip', 'export'}
+FOREIGN = {'git', 'cd', 'ln', 'mkdir', 'mim', 'pip', 'export'}
 PLACEHOLDER = re.compile(r'[A-Z][A-Z_]+')
 
 
@@ -378,7 +378,29 @@ def check_command(words: list[str]) -> str | None:
         assert program in FOREIGN, f'what is {program}?'
         if program == 'pip':
             check_pip(arguments)
+        elif program == 'mim':
+            check_mim(arguments)
     return None
+
+
+def check_mim(arguments: list[str]) -> None:
+    """`mim install` as pip; of `mim train agvm_mm` our tool reads the arguments."""
+    command, *rest = arguments
+    if command == 'install':
+        check_pip(arguments)
+        return
+    assert command == 'train', arguments
+    package, config, *rest = rest
+    assert package in ('agvm_mm', 'mmdet', 'mmsegmentation'), package
+    if package == 'agvm_mm':
+        assert PLACEHOLDER.fullmatch(config) or (
+            [path for path in (ROOT / 'configs').glob(f'[!_]*/{config}')]
+        ), f'there is no {config}'
+        # What mim takes itself, and hands on in its own words.
+        mims = {'--gpus', '--port'}
+        while rest and rest[0] in mims:
+            rest = rest[2:]
+        parse_command_line('tools/train.py', [config, *rest])
 
 
 def check_pip(arguments: list[str]) -> None:

@@ -11,6 +11,7 @@ call goes on where it was, and a finished cell is not run again.
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -245,11 +246,15 @@ def run_cell(cell: Cell, root: Path, run=subprocess.run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     command = [*cell.command.split(), '--work-dir', str(folder), '--resume']
     log = folder / 'output.txt'
+    # The Python that runs this, whatever the PATH says.
+    env = dict(os.environ, PYTHON=sys.executable)
     with open(log, 'a') as output:
-        code = run(command, cwd=ROOT, stdout=output, stderr=output).returncode
+        done = run(command, cwd=ROOT, env=env, stdout=output, stderr=output)
     diverged = read_result(folder, cell.metric) == 'NaN'
-    if code and not diverged:
-        raise RuntimeError(f'{" ".join(command)} failed with {code}: see {log}')
+    if done.returncode and not diverged:
+        raise RuntimeError(
+            f'{" ".join(command)} failed with {done.returncode}: see {log}'
+        )
     (folder / FINISHED).write_text(json.dumps(dict(command=command)))
 
 

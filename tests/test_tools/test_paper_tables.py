@@ -93,7 +93,8 @@ def test_a_finished_cell_is_not_run_again_and_a_failed_one_is(tmp_path):
     assert cell.config.startswith('configs/digits/faster-rcnn')
     calls = []
 
-    def run(command, code, **_):
+    def run(command, code, *, env, **_):
+        assert env['PYTHON'] == sys.executable
         calls.append(command)
         return subprocess.CompletedProcess(command, code)
 
