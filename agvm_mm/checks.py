@@ -113,10 +113,15 @@ def suggests_arguments(*settings: str) -> Callable:
 
     Returns:
         Callable: Decorates a class, whose ``__init__`` it wraps, or a function.
+
+    Raises:
+        TypeError: If what is decorated takes any argument.
     """
 
     def decorate(target: Callable) -> Callable:
         known = argument_names(target)
+        if known is None:
+            raise TypeError(f'{target.__name__} takes any argument')
         call = target.__init__ if isinstance(target, type) else target
 
         @functools.wraps(call)

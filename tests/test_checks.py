@@ -104,6 +104,11 @@ def test_a_subclass_may_take_more():
         Wider(colour=1, margin=2)
 
 
+def test_nothing_to_suggest_from_is_an_error_of_ours():
+    with pytest.raises(TypeError, match='dict takes any argument'):
+        suggests_arguments()(type('dict', (), dict(__init__=lambda self, **_: None)))
+
+
 def test_a_function_keeps_its_name_and_works():
     @suggests_arguments('kind')
     def build(size, *, colour='red'):

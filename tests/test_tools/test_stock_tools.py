@@ -67,6 +67,8 @@ def train(command, base, work_dir, settings, imports=('agvm_mm',), **environment
 
 def mim_train(toolbox):
     """The command `mim train TOOLBOX`."""
+    # Not among the extras: its own requirements would undo the environment.
+    pytest.importorskip('mim')
     return lambda config: [sys.executable, '-m', 'mim', 'train', toolbox, config]
 
 

@@ -14,6 +14,7 @@ from agvm_mm.data import pretrain_backbone, write_digits
 
 ROOT = Path(__file__).parents[2]
 AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
+SEGMENTER = 'configs/digits/sem-fpn_r18_w16_agvm-sgd_b256_10e_digits.py'
 PLAIN = 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py'
 
 
@@ -26,13 +27,11 @@ def data(tmp_path_factory):
 
 
 def options(data, **more):
-    """Two updates of 16 images per epoch on the tiny data, measured from the first."""
+    """Two updates of 16 images per epoch on the tiny data."""
     settings = {
         'train_dataloader.dataset.data_root': f'{data}/',
         'val_dataloader.dataset.data_root': f'{data}/',
         'test_dataloader.dataset.data_root': f'{data}/',
-        'val_evaluator.ann_file': f'{data}/annotations/instances_val.json',
-        'test_evaluator.ann_file': f'{data}/annotations/instances_val.json',
         'model.backbone.init_cfg.checkpoint': f'{data}/resnet18_w16.pth',
         'train_dataloader.batch_size': 4,
         'train_cfg.total_batch_size': 16,
@@ -41,6 +40,15 @@ def options(data, **more):
         **more,
     }
     return ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
+
+
+def detector_options(data, **more):
+    """The same for a detector, which is evaluated against a file."""
+    file = f'{data}/annotations/instances_val.json'
+    return options(
+        data,
+        **{'val_evaluator.ann_file': file, 'test_evaluator.ann_file': file, **more},
+    )
 
 
 def run_here(script, *arguments):
@@ -87,7 +95,7 @@ def updates(output):
 
 def test_one_process_trains_resumes_and_tests(data, tmp_path):
     begin = {'custom_hooks.0.begin': 0}
-    run_here('train.py', AGVM, '--work-dir', tmp_path, *options(data, **begin))
+    run_here('train.py', AGVM, '--work-dir', tmp_path, *detector_options(data, **begin))
     log = read_log(tmp_path)
     assert updates(log) == [('1', '1'), ('1', '2')]
     assert len(re.findall(r'agvm/mu/rpn_head: ', log)) == 2
@@ -96,7 +104,7 @@ def test_one_process_trains_resumes_and_tests(data, tmp_path):
 
     more = begin | {'train_cfg.max_epochs': 2}
     resume = ['--work-dir', tmp_path, '--resume']
-    run_here('train.py', AGVM, *resume, *options(data, **more))
+    run_here('train.py', AGVM, *resume, *detector_options(data, **more))
     assert updates(read_log(tmp_path)) == [('2', '1'), ('2', '2')]
     second = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
     name = 'rpn_head.rpn_conv.weight'
@@ -112,7 +120,7 @@ def test_one_process_trains_resumes_and_tests(data, tmp_path):
         tmp_path / 'predictions.pkl',
         '--show-dir',
         'pictures',
-        *options(data, **{'default_hooks.visualization.interval': 1}),
+        *detector_options(data, **{'default_hooks.visualization.interval': 1}),
     )
     assert 'coco/bbox_mAP: ' in read_log(tmp_path / 'test')
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
@@ -123,7 +131,9 @@ def test_two_ranks_train_and_test(data, tmp_path):
     # SyncBN has no CPU version: it must be reverted on the way.
     more = {'custom_hooks.0.begin': 0, 'model.backbone.norm_cfg.type': 'SyncBN'}
     folder = ['--work-dir', tmp_path]
-    output = run_ranks('dist_train.sh', AGVM, 2, *folder, *options(data, **more))
+    output = run_ranks(
+        'dist_train.sh', AGVM, 2, *folder, *detector_options(data, **more)
+    )
     assert updates(output) == [('1', '1'), ('1', '2')]
     assert len(re.findall(r'agvm/mu/rpn_head: ', output)) == 2
     evaluated = re.findall(r'coco/bbox_\w+: [-\d.]+', output)
@@ -132,17 +142,44 @@ def test_two_ranks_train_and_test(data, tmp_path):
     # One process reads the checkpoint of two ranks and finds the same.
     checkpoint = tmp_path / 'epoch_1.pth'
     folder = ['--work-dir', tmp_path / 'one']
-    run_here('test.py', AGVM, checkpoint, *folder, *options(data))
+    run_here('test.py', AGVM, checkpoint, *folder, *detector_options(data))
     log = read_log(tmp_path / 'one')
     assert re.findall(r'coco/bbox_\w+: [-\d.]+', log) == evaluated
 
     folder = ['--work-dir', tmp_path / 'two']
-    output = run_ranks('dist_test.sh', AGVM, checkpoint, 2, *folder, *options(data))
+    output = run_ranks(
+        'dist_test.sh', AGVM, checkpoint, 2, *folder, *detector_options(data)
+    )
     assert re.findall(r'coco/bbox_\w+: [-\d.]+', output) == evaluated
 
 
+def test_a_segmenter_on_two_ranks_and_on_one(data, tmp_path):
+    more = {
+        'custom_hooks.0.begin': 0,
+        'train_cfg.val_interval': 1,
+        'model.decode_head.norm_cfg.type': 'SyncBN',
+    }
+    folder = ['--work-dir', tmp_path]
+    output = run_ranks('dist_train.sh', SEGMENTER, 2, *folder, *options(data, **more))
+    assert len(re.findall(r'agvm/mu/decode_head: ', output)) == 2
+    (evaluated,) = re.findall(r'mIoU: [.\d]+', output)
+
+    run_here(
+        'test.py',
+        SEGMENTER,
+        tmp_path / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path / 'one',
+        '--out',
+        tmp_path / 'predictions.pkl',
+        *options(data),
+    )
+    assert re.findall(r'mIoU: [.\d]+', read_log(tmp_path / 'one')) == [evaluated]
+    assert (tmp_path / 'predictions.pkl').stat().st_size > 0
+
+
 def test_without_agvm(data, tmp_path):
-    run_here('train.py', PLAIN, '--work-dir', tmp_path, *options(data))
+    run_here('train.py', PLAIN, '--work-dir', tmp_path, *detector_options(data))
     log = read_log(tmp_path)
     assert updates(log) == [('1', '1'), ('1', '2')]
     assert 'agvm/' not in log[log.index('Epoch(train)') :]
@@ -151,7 +188,7 @@ def test_without_agvm(data, tmp_path):
 def test_missing_data_is_said_before_training(tmp_path):
     folder = ['--work-dir', tmp_path / 'run']
     with pytest.raises(FileNotFoundError, match='python -m agvm_mm.data --out'):
-        run_here('train.py', PLAIN, *folder, *options(tmp_path))
+        run_here('train.py', PLAIN, *folder, *detector_options(tmp_path))
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
