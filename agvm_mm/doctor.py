@@ -223,6 +223,13 @@ OPTIONAL = (
         'pip install tensorboard "setuptools<82"',
     ),
     (
+        # MMEngine's Runner looks whether it is there, and dies if it is broken.
+        'torchvision',
+        'torchvision',
+        'no weights from torchvision:// addresses, such as those of ResNet-50',
+        'pip install torchvision  (the release that belongs to your torch)',
+    ),
+    (
         'baselines',
         'pytorch_optimizer',
         'neither LARS nor LAMB',
