@@ -23,6 +23,11 @@ from agvm_mm.optim.agvm_wrapper import AGVMMixin
 from agvm_mm.summary import describe_run
 
 
+# What a checkpoint holds of these loops, in the message hub.
+TOTAL_BATCH_SIZE = 'agvm_total_batch_size'
+IMAGES_OF_EPOCH = 'agvm_images_of_epoch'
+
+
 class UpdateWindow:
     """The micro-batches of one optimizer update on this rank, loaded one by one.
 
@@ -127,6 +132,24 @@ class UpdateDataLoader:
             yield sizes[start : start + self.micro_batches]
 
 
+def refuse_accumulation(loop: str, total_batch_size: int, counts: int) -> None:
+    """Refuse an optimizer wrapper that accumulates beside a large-batch loop.
+
+    Args:
+        loop (str): Name of the loop.
+        total_batch_size (int): Images of an update.
+        counts (int): accumulative_counts of the optimizer wrapper.
+
+    Raises:
+        ValueError: If it accumulates.
+    """
+    if counts != 1:
+        raise ValueError(
+            f'{loop} accumulates by itself up to total_batch_size={total_batch_size}; '
+            f'leave out optim_wrapper.accumulative_counts={counts}'
+        )
+
+
 @contextmanager
 def accumulating(optim_wrapper: OptimWrapper, micro_batches: int) -> Iterator[None]:
     """Make an OptimWrapper take its next micro-batches as one update.
@@ -188,8 +211,9 @@ class LargeBatchMixin:
         """Launch training.
 
         Raises:
-            ValueError: If the optimizer wrapper accumulates by itself, or the run
-                resumes one of another batch size.
+            ValueError: If the optimizer wrapper accumulates by itself, MMEngine has
+                scaled the learning rate to another batch, or the run resumes one of
+                another batch size.
             TypeError: If there are several optimizer wrappers.
         """
         runner = self.runner
@@ -199,13 +223,23 @@ class LargeBatchMixin:
                 f'{type(self).__name__} does not support OptimWrapperDict (several '
                 'optimizers)'
             )
-        if wrapper._accumulative_counts != 1:
+        refuse_accumulation(
+            type(self).__name__, self._total_batch_size, wrapper._accumulative_counts
+        )
+        if (runner.auto_scale_lr or {}).get('enable'):
             raise ValueError(
-                f'{type(self).__name__} accumulates by itself up to '
-                f'total_batch_size={self._total_batch_size}; leave out '
-                'optim_wrapper.accumulative_counts='
-                f'{wrapper._accumulative_counts}'
+                'auto_scale_lr.enable scales the learning rate to ranks x images per '
+                'rank and does not know total_batch_size='
+                f"{self._total_batch_size}: leave it False and use agvm_mm's "
+                'tools/train.py --auto-scale-lr, or set the learning rate of that batch'
             )
+        hub = runner.message_hub
+        if self._iter == 0:  # What an earlier training of this process left there.
+            hub.update_info(IMAGES_OF_EPOCH, 0)
+        elif not isinstance(wrapper, AGVMMixin):
+            # Where there is AGVM, VarianceSyncHook compares.
+            self._refuse_another_batch_size()
+        hub.update_info(TOTAL_BATCH_SIZE, self._total_batch_size)
         if runner.seed != self._built_for_seed:
             # Resumed: the order of the images is that of the checkpoint's seed.
             self._replace_dataloader(
@@ -216,6 +250,15 @@ class LargeBatchMixin:
             runner.logger.info(describe_run(runner))
         self._seen_at = time.perf_counter()
         return super().run()
+
+    def _refuse_another_batch_size(self) -> None:
+        saved = self.runner.message_hub.runtime_info.get(TOTAL_BATCH_SIZE)
+        if saved not in (None, self._total_batch_size):
+            raise ValueError(
+                f'the checkpoint is of a training with total_batch_size={saved}, this '
+                f'run has {self._total_batch_size}. Start from its weights with '
+                'load_from instead of resuming it'
+            )
 
     def _replace_dataloader(self, dataloader: UpdateDataLoader) -> None:
         self.dataloader = dataloader
@@ -249,6 +292,8 @@ class LargeBatchMixin:
                     outputs[name] = outputs.get(name, 0) + value * (size / images)
                 data_batch = next(micro_batches, data_batch)
         self._report(len(window), images)
+        if index:
+            self._count_images_of_epoch(index[0], images)
         self.runner.call_hook(
             'after_train_iter',
             batch_idx=batch_idx,
@@ -262,6 +307,11 @@ class LargeBatchMixin:
         # As MMEngine's set_random_seed has it.
         differ = self.runner._randomness_cfg.get('diff_rank_seed', False)
         return get_rank() if differ else 0
+
+    def _count_images_of_epoch(self, index: int, images: int) -> None:
+        hub = self.runner.message_hub
+        before = hub.runtime_info.get(IMAGES_OF_EPOCH, 0) if index else 0
+        hub.update_info(IMAGES_OF_EPOCH, before + images * get_world_size())
 
     def _report(self, micro_batches: int, images: int) -> None:
         """Tell the log line what an update was; nothing here waits for a device."""
@@ -308,10 +358,15 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         """
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        done = self._iter - self._epoch * len(self.dataloader)
+        hub = self.runner.message_hub
+        # In images: a run that resumes one of another batch has other updates.
+        images = hub.runtime_info.get(IMAGES_OF_EPOCH, 0)
+        done = math.ceil(images / self._total_batch_size)
         for idx, window in enumerate(self.dataloader):
             if idx >= done:
                 self.run_iter(idx, window)
+        # Before the hooks, one of which saves a checkpoint of a whole epoch.
+        hub.update_info(IMAGES_OF_EPOCH, 0)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 

@@ -127,6 +127,77 @@ def test_the_reported_loss_is_the_mean_over_the_update(tmp_path):
     assert float(logged) == pytest.approx(expected.item(), abs=1e-12)
 
 
+AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
+
+
+def resumable(work_dir, wrapper, total, epochs, **kwargs):
+    """24 images in micro-batches of 2, a checkpoint at every update."""
+    return make_runner(
+        work_dir,
+        wrapper,
+        images=24,
+        batch_size=2,
+        train_cfg=dict(
+            type='LargeBatchTrainLoop', max_epochs=epochs, total_batch_size=total
+        ),
+        hooks=[dict(type='VarianceSyncHook')] if wrapper is not PLAIN else (),
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
+        **kwargs,
+    )
+
+
+def test_a_resume_with_another_total_batch_is_refused(tmp_path):
+    resumable(tmp_path, PLAIN, 8, 1).train()
+    with pytest.raises(ValueError, match='total_batch_size=8, this run has 12.*load_f'):
+        resumable(tmp_path, PLAIN, 12, 2, resume=True).train()
+    later = resumable(tmp_path, PLAIN, 8, 2, resume=True)
+    later.train()
+    assert later.iter == 6
+
+
+@pytest.mark.parametrize('total, left', [(4, 2), (12, 0), (24, 0)])
+def test_another_total_batch_that_is_allowed_skips_no_epoch(tmp_path, total, left):
+    resumable(tmp_path, AGVM, 8, 3).train()
+    # 16 of the 24 images of the second epoch have been seen; a begun update counts.
+    allowed = dict(AGVM, allow_resume_mismatch=True)
+    later = resumable(
+        tmp_path, allowed, total, 4, resume=True, load_from=str(tmp_path / 'iter_5.pth')
+    )
+    later.train()
+    assert later.iter == 5 + left + 2 * 24 // total
+    assert later.epoch == 4
+
+
+def test_an_interrupted_training_leaves_nothing_to_the_next(tmp_path):
+    runner = resumable(tmp_path, PLAIN, 8, 2)
+    step = runner.model.train_step
+    calls = []
+
+    def die(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    runner.model.train_step = die
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    again = resumable(tmp_path / 'again', PLAIN, 8, 1)
+    again.message_hub.load_state_dict(runner.message_hub.state_dict())
+    again.train()
+    assert again.iter == 3
+
+
+def test_mmengines_own_scaling_is_refused(tmp_path):
+    scaling = dict(enable=True, base_batch_size=4)
+    with pytest.raises(ValueError, match='does not know total_batch_size=8'):
+        resumable(tmp_path, PLAIN, 8, 1, auto_scale_lr=scaling).train()
+    scaling['enable'] = False
+    runner = resumable(tmp_path, PLAIN, 8, 1, auto_scale_lr=scaling)
+    runner.train()
+    assert runner.iter == 3
+
+
 def test_accumulating_twice_is_refused(tmp_path):
     runner = make_runner(
         tmp_path,
