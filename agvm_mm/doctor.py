@@ -2,7 +2,9 @@
 
     python -m agvm_mm.doctor
 
-Prints a line for each thing it looked at. Exits with 1 if something that training
+Where torch or MMEngine is missing or too old, the import of the package ends with the
+command that installs it, and nothing is printed here. Otherwise it
+prints a line for each thing it looked at. Exits with 1 if something that training
 needs is broken, with 0 otherwise; what only some users need is a warning.
 """
 
@@ -16,6 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
+# The one release that both toolboxes take, against the torch that is there.
+BUILD_MMCV = (
+    'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
+    'mmcv==2.1.0'
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,11 @@ class Finding:
 def version_of(module: str) -> str:
     """A module's version; raises ImportError if it cannot be imported."""
     return str(getattr(importlib.import_module(module), '__version__', 'unknown'))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind if there is none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_python() -> Finding:
@@ -71,43 +83,40 @@ def check_numpy() -> Finding:
 
 def check_mmcv() -> Finding:
     """mmcv and its compiled operators: built without torch it has none."""
-    build = 'pip install --no-build-isolation --no-cache-dir --force-reinstall mmcv=='
     try:
         version = version_of('mmcv')
     except ImportError as error:
-        return Finding('mmcv', PROBLEM, str(error), f'{build}2.1.0')
+        return Finding('mmcv', PROBLEM, str(error), BUILD_MMCV)
     try:
         ops = importlib.import_module('mmcv.ops')
         torch = importlib.import_module('torch')
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
         _, kept = ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5)
     except (ImportError, RuntimeError) as error:
-        return Finding(
-            'mmcv', PROBLEM, f'{version}, operators: {error}', f'{build}{version}'
-        )
+        found = f'{version}, operators: {first_line(error)}'
+        return Finding('mmcv', PROBLEM, found, BUILD_MMCV)
     if kept.tolist() != [0]:
-        return Finding('mmcv', PROBLEM, f'{version}, nms is wrong', f'{build}{version}')
+        return Finding('mmcv', PROBLEM, f'{version}, nms is wrong', BUILD_MMCV)
     return Finding('mmcv', OK, f'{version}, operators run')
 
 
 def check_toolbox(module: str, dist: str) -> Finding:
     """MMDetection or MMSegmentation, with all their models."""
-    mend = f'pip install {dist}'
+    if importlib.util.find_spec(module) is None:
+        return Finding(module, WARNING, 'not installed', f'pip install {dist}')
     try:
         version = version_of(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            return Finding(module, PROBLEM, str(error), f'pip install {error.name}')
-        return Finding(module, WARNING, 'not installed', mend)
-    except (ImportError, AssertionError) as error:
-        # They assert the versions of mmcv and MMEngine at import.
-        return Finding(module, PROBLEM, str(error), 'pip install "mmcv==2.1.0"')
-    try:
         importlib.import_module(f'{module}.models')
     except ModuleNotFoundError as error:
-        # The tokenizer of MMSegmentation wants two packages that it does not require.
-        mend = f'pip install {error.name}'
-        return Finding(module, PROBLEM, f'{version}, models: {error}', mend)
+        missing = (error.name or '').partition('.')[0]
+        if missing != 'mmcv':
+            # Such as what MMSegmentation's tokenizer wants and does not require.
+            mend = f'pip install {missing or dist}'
+            return Finding(module, PROBLEM, str(error), mend)
+        return Finding(module, PROBLEM, str(error), BUILD_MMCV)
+    except Exception as error:
+        # They assert the versions of mmcv and MMEngine, and import its operators.
+        return Finding(module, PROBLEM, first_line(error), BUILD_MMCV)
     return Finding(module, OK, version)
 
 
@@ -254,11 +263,10 @@ def check_optional(name: str, module: str, without: str, mend: str) -> Finding:
         return Finding(name, WARNING, f'{without} ({error})', mend)
     except Exception as error:
         # Compiled against another numpy or torch, for example.
-        first = str(error).splitlines()[0]
         return Finding(
             name,
             PROBLEM,
-            f'is installed and does not import: {first}',
+            f'is installed and does not import: {first_line(error)}',
             mend.replace('install', 'install --force-reinstall', 1),
         )
     return Finding(name, OK, 'imports')
@@ -281,11 +289,10 @@ def check_resume() -> Finding:
     try:
         torch.load(file)
     except Exception as error:
-        first = str(error).splitlines()[0]
         return Finding(
             'weights_only',
             PROBLEM,
-            f'a checkpoint of the Runner does not load: {first}',
+            f'a checkpoint of the Runner does not load: {first_line(error)}',
             'report torch, numpy and mmengine versions to agvm_mm',
         )
     if LOADS_SAFELY:

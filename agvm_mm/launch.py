@@ -1,7 +1,8 @@
 """What the command-line tools do to a config before a Runner is built from it.
 
-Functions on configs, without side effects elsewhere, except where their name says
-so: :func:`init_cpu_process_group`.
+Functions on configs, without side effects elsewhere, except for
+:func:`init_cpu_process_group` and :func:`prepare_launcher`, which calls it where there
+is no accelerator.
 """
 
 import atexit
@@ -10,6 +11,8 @@ import os
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+
+from agvm_mm.checks import did_you_mean
 
 AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
@@ -75,7 +78,8 @@ def enable_auto_scale_lr(cfg):
     """Scale the learning rate linearly with the batch size.
 
     MMEngine scales by ranks x images per rank. A large-batch loop has a total
-    batch size of its own, so there the learning rate in the config is scaled.
+    batch size of its own, so there the learning rate in the config is scaled; and so it
+    is by the micro-batches that MMEngine accumulates, which it does not count.
 
     Args:
         cfg (Config): Changed in place. ``auto_scale_lr.base_batch_size`` is the
@@ -94,6 +98,9 @@ def enable_auto_scale_lr(cfg):
     settings.enable = total is None
     if total is not None:
         cfg.optim_wrapper.optimizer.lr *= total / settings.base_batch_size
+    else:
+        accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
+        cfg.optim_wrapper.optimizer.lr *= accumulated
 
 
 def prepare_launcher(cfg, launcher):
@@ -182,8 +189,10 @@ def draw_predictions(cfg, folder):
     """Have the predictions of a test drawn into a folder.
 
     Args:
-        cfg (Config): Changed in place.
-        folder (str): Within the work folder of the run.
+        cfg (Config): Changed in place; with its ``work_dir``.
+        folder (str): A detector's hook takes one within the folder of the run, with
+            its date. A segmenter's hook leaves it to the visualizer, which takes it
+            within the work folder.
 
     Raises:
         ValueError: If ``default_hooks`` has no visualization hook to do it.
@@ -195,7 +204,10 @@ def draw_predictions(cfg, folder):
             "dict(type='DetVisualizationHook')"
         )
     hook.draw = True
-    hook.test_out_dir = folder
+    if hook.type == 'SegVisualizationHook':
+        cfg.visualizer.save_dir = os.path.join(cfg.work_dir, folder)
+    else:
+        hook.test_out_dir = folder
 
 
 def dump_predictions(cfg, path):
@@ -223,7 +235,17 @@ def load_config(path, options=None):
 
     Returns:
         Config: The config.
+
+    Raises:
+        FileNotFoundError: If there is none; the message names the nearest beside it.
     """
+    if not os.path.isfile(path):
+        folder, name = os.path.split(path)
+        folder = folder or '.'
+        known = os.listdir(folder) if os.path.isdir(folder) else []
+        raise FileNotFoundError(
+            f'there is no config {path}.{did_you_mean(name, known)}'
+        )
     cfg = Config.fromfile(path)
     if options:
         cfg.merge_from_dict(options)

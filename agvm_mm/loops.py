@@ -22,7 +22,6 @@ from agvm_mm.checks import check_number, suggests_arguments
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
 from agvm_mm.summary import describe_run
 
-
 # What a checkpoint holds of these loops, in the message hub.
 TOTAL_BATCH_SIZE = 'agvm_total_batch_size'
 IMAGES_OF_EPOCH = 'agvm_images_of_epoch'

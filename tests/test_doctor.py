@@ -44,12 +44,6 @@ def test_this_installation_is_well():
         ('pkg_resources', doctor.check_setuptools, doctor.PROBLEM, 'setuptools<82'),
         ('mmcv', doctor.check_mmcv, doctor.PROBLEM, '--no-build-isolation'),
         ('mmcv.ops', doctor.check_mmcv, doctor.PROBLEM, '--no-build-isolation'),
-        (
-            'mmdet',
-            lambda: doctor.check_toolbox('mmdet', 'mmdet==3.3.0'),
-            doctor.WARNING,
-            'pip install mmdet==3.3.0',
-        ),
     ],
 )
 def test_what_is_missing_comes_with_the_command(
@@ -90,6 +84,32 @@ def test_a_torch_that_does_not_know_this_numpy(monkeypatch):
     monkeypatch.setattr(torch.Tensor, 'numpy', numpy)
     finding = doctor.check_numpy()
     assert (finding.state, finding.mend) == (doctor.PROBLEM, 'pip install "numpy<2"')
+
+
+def test_a_toolbox_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, 'find_spec', lambda name: None)
+    finding = doctor.check_toolbox('mmdet', 'mmdet==3.3.0')
+    assert (finding.state, finding.mend) == (
+        doctor.WARNING,
+        'pip install mmdet==3.3.0',
+    )
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        MISSING("No module named 'mmcv._ext'", name='mmcv._ext'),
+        MISSING("No module named 'mmcv'", name='mmcv'),
+        ImportError('_ext.so: undefined symbol: _ZN3c10\nand more'),
+        OSError('libtorch.so: cannot open shared object file'),
+    ],
+)
+def test_a_toolbox_without_working_operators(monkeypatch, error):
+    block(monkeypatch, 'mmdet.models', error=error)
+    finding = doctor.check_toolbox('mmdet', 'mmdet==3.3.0')
+    assert finding.state == doctor.PROBLEM
+    assert '--no-build-isolation' in finding.mend and 'mmcv==2.1.0' in finding.mend
+    assert '\n' not in finding.found
 
 
 def test_a_toolbox_whose_own_requirement_is_missing(monkeypatch):

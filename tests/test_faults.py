@@ -13,7 +13,7 @@ from ranks import run_on_ranks
 from runners import make_runner
 from toy import ToyDetector
 
-from agvm_mm.hooks.variance_sync import explain_rejected
+from agvm_mm.hooks.variance_sync import advise_rejected, explain_rejected
 
 AGVM = dict(
     type='AGVMOptimWrapper',
@@ -131,7 +131,9 @@ def test_where_it_began():
     nan = float('nan')
     text = explain_rejected(dict(backbone=nan, neck=nan, head=0.1), 'backbone')
     assert "beginning in 'neck' (backbone, neck)" in text
+    assert 'learning rate' in advise_rejected(dict(backbone=nan, neck=nan, head=0.1))
     assert "'backbone' had no gradient" in explain_rejected(dict(neck=0.1), 'backbone')
+    assert 'another anchor' in advise_rejected(dict(neck=0.1))
 
 
 def failing_rank(folder, how):

@@ -77,6 +77,25 @@ def test_auto_scale_lr_goes_by_the_total_batch_size():
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.4)
 
 
+def test_auto_scale_lr_counts_what_mmengine_accumulates():
+    cfg = config(auto_scale_lr=dict(enable=False, base_batch_size=16))
+    before = cfg.optim_wrapper.optimizer.lr
+    cfg.optim_wrapper.accumulative_counts = 4
+    launch.enable_auto_scale_lr(cfg)
+    # MMEngine multiplies by ranks x images per rank / 16.
+    assert cfg.auto_scale_lr.enable
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(4 * before)
+
+
+def test_a_misspelt_config_names_the_nearest(tmp_path):
+    (tmp_path / 'faster-rcnn.py').write_text('x = 1')
+    assert launch.load_config(str(tmp_path / 'faster-rcnn.py')).x == 1
+    with pytest.raises(FileNotFoundError, match="Did you mean 'faster-rcnn.py'"):
+        launch.load_config(str(tmp_path / 'fster-rcnn.py'))
+    with pytest.raises(FileNotFoundError, match='there is no config .*nowhere/x.py.$'):
+        launch.load_config(str(tmp_path / 'nowhere/x.py'))
+
+
 def test_auto_scale_lr_needs_a_base():
     with pytest.raises(ValueError, match='base_batch_size'):
         launch.enable_auto_scale_lr(config())

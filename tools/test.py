@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with a config, with MMDetection's flags."""
+"""Evaluate a checkpoint with a config: MMDetection's flags but --show and --tta."""
 
 import argparse
 import os
@@ -23,7 +23,8 @@ def parse_args(argv=None):
     parser.add_argument('--out', help='store the predictions in this .pkl file')
     parser.add_argument(
         '--show-dir',
-        help='draw predictions into this folder, within that of the run',
+        help='draw predictions into this folder: within that of the run, those of a '
+        'segmenter within the work folder',
     )
     parser.add_argument(
         '--cfg-options',

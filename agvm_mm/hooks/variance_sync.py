@@ -7,7 +7,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
-from agvm_mm.batch import effective_batch_size, micro_batches_per_update
+from agvm_mm.batch import (
+    effective_batch_size,
+    images_per_rank,
+    micro_batches_per_update,
+)
 from agvm_mm.checkpoints import prepare_resume
 from agvm_mm.checks import check_choice, check_number, suggests_arguments
 from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
@@ -43,7 +47,8 @@ class VarianceSyncHook(Hook):
         comm_hook (str, optional): 'fp16_compress_hook' or 'bf16_compress_hook', to
             compress DDP's own reduction. Defaults to None.
         max_rejected (int, optional): Stop after so many measurements in a row that
-            were not finite; None to go on. Defaults to 10.
+            could not be used, because they were not finite or the anchor had no
+            gradient; None to go on. Defaults to 10.
 
     Raises:
         TypeError: If a setting is of the wrong kind.
@@ -97,7 +102,13 @@ class VarianceSyncHook(Hook):
         check_optim_wrapper(wrapper)
         accumulation = micro_batches_per_update(runner)
         check_model(runner.model, accumulation)
-        check_ranks_agree(self._fingerprint(wrapper))
+        check_ranks_agree(
+            self._fingerprint(wrapper)
+            | {
+                'images of a micro-batch': images_per_rank(runner.train_dataloader),
+                'micro-batches of an update': accumulation,
+            }
+        )
         batch_size = effective_batch_size(runner)
         if wrapper.effective_batch_size not in (None, batch_size):
             report_differences(
@@ -149,8 +160,8 @@ class VarianceSyncHook(Hook):
         """Report a new measurement to the message hub.
 
         Raises:
-            FloatingPointError: If ``max_rejected`` measurements in a row were not
-                finite.
+            FloatingPointError: If ``max_rejected`` measurements in a row could not be
+                used.
         """
         wrapper = runner.optim_wrapper
         measured, skipped = self._logged
@@ -182,9 +193,9 @@ class VarianceSyncHook(Hook):
         if self._rejected_in_a_row == self.max_rejected:
             raise FloatingPointError(
                 f'AGVM: {self.max_rejected} measurements in a row, up to update '
-                f'{update}, could not be used: {reason}. Lower the learning rate or '
-                'lengthen the warm-up; VarianceSyncHook(max_rejected=None) goes on '
-                'all the same'
+                f'{update}, could not be used: {reason}. '
+                f'{advise_rejected(wrapper.rejected_variances)}; '
+                'VarianceSyncHook(max_rejected=None) goes on all the same'
             )
 
 
@@ -198,7 +209,19 @@ def explain_rejected(variances: Mapping[str, float], anchor: str) -> str:
         variances (Mapping[str, float]): Phi by module, in the order of the network.
         anchor (str): The anchor's name.
     """
-    bad = [name for name, phi in variances.items() if not math.isfinite(phi)]
+    bad = not_finite(variances)
     if not bad:
         return f"the anchor '{anchor}' had no gradient"
     return f"gradients are not finite, beginning in '{bad[-1]}' ({', '.join(bad)})"
+
+
+def advise_rejected(variances: Mapping[str, float]) -> str:
+    """What to do about measurements that were left out."""
+    if not_finite(variances):
+        return 'Lower the learning rate or lengthen the warm-up'
+    return 'Take another anchor, or see why no loss reaches this one'
+
+
+def not_finite(variances: Mapping[str, float]) -> list[str]:
+    """Modules whose Phi is not finite, in the order of the network."""
+    return [name for name, phi in variances.items() if not math.isfinite(phi)]

@@ -172,9 +172,12 @@ def test_a_segmenter_on_two_ranks_and_on_one(data, tmp_path):
         tmp_path / 'one',
         '--out',
         tmp_path / 'predictions.pkl',
-        *options(data),
+        '--show-dir',
+        'pictures',
+        *options(data, **{'default_hooks.visualization.interval': 1}),
     )
     assert re.findall(r'mIoU: [.\d]+', read_log(tmp_path / 'one')) == [evaluated]
+    assert len(list((tmp_path / 'one/pictures').rglob('*.png'))) == 4
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
 
 
