@@ -101,6 +101,29 @@ def argument_names(target: Callable) -> set[str] | None:
     return None
 
 
+def check_arguments(
+    name: str, given: Iterable[str], known: set[str], settings: Iterable[str] = ()
+) -> None:
+    """Check the names of keyword arguments.
+
+    Args:
+        name (str): Of the class or function, for the message.
+        given (Iterable[str]): The names that the user gave.
+        known (set[str]): Those that there are.
+        settings (Iterable[str]): Further names that may be suggested.
+
+    Raises:
+        TypeError: If one is not known; the message suggests the nearest.
+    """
+    for wrong in given:
+        if wrong not in known:
+            raise TypeError(
+                f'{name} has no argument {wrong!r}; it has: '
+                f'{", ".join(sorted(known))}.'
+                f'{did_you_mean(wrong, known.union(settings))}'
+            )
+
+
 def suggests_arguments(*settings: str) -> Callable:
     """Decorator: a misspelt argument is refused with the nearest that there is.
 
@@ -126,13 +149,7 @@ def suggests_arguments(*settings: str) -> Callable:
 
         @functools.wraps(call)
         def checked(*args, **kwargs):
-            for name in kwargs:
-                if name not in known:
-                    raise TypeError(
-                        f'{target.__name__} has no argument {name!r}; it has: '
-                        f'{", ".join(sorted(known))}.'
-                        f'{did_you_mean(name, known.union(settings))}'
-                    )
+            check_arguments(target.__name__, kwargs, known, settings)
             return call(*args, **kwargs)
 
         if not isinstance(target, type):

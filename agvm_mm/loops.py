@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -149,6 +149,25 @@ def refuse_accumulation(loop: str, total_batch_size: int, counts: int) -> None:
         )
 
 
+def refuse_auto_scaling(settings: Mapping | None, total_batch_size: int) -> None:
+    """Refuse MMEngine's own scaling of the learning rate, which counts other images.
+
+    Args:
+        settings (Mapping, optional): ``auto_scale_lr`` of the config.
+        total_batch_size (int): Images of an update.
+
+    Raises:
+        ValueError: If it is on.
+    """
+    if settings and settings.get('enable'):
+        raise ValueError(
+            'auto_scale_lr.enable scales the learning rate to ranks x images per rank '
+            f'and does not know total_batch_size={total_batch_size}: leave it False '
+            "and use agvm_mm's tools/train.py --auto-scale-lr, or set the learning "
+            'rate of that batch'
+        )
+
+
 @contextmanager
 def accumulating(optim_wrapper: OptimWrapper, micro_batches: int) -> Iterator[None]:
     """Make an OptimWrapper take its next micro-batches as one update.
@@ -225,13 +244,7 @@ class LargeBatchMixin:
         refuse_accumulation(
             type(self).__name__, self._total_batch_size, wrapper._accumulative_counts
         )
-        if (runner.auto_scale_lr or {}).get('enable'):
-            raise ValueError(
-                'auto_scale_lr.enable scales the learning rate to ranks x images per '
-                'rank and does not know total_batch_size='
-                f"{self._total_batch_size}: leave it False and use agvm_mm's "
-                'tools/train.py --auto-scale-lr, or set the learning rate of that batch'
-            )
+        refuse_auto_scaling(runner.auto_scale_lr, self._total_batch_size)
         hub = runner.message_hub
         if self._iter == 0:  # What an earlier training of this process left there.
             hub.update_info(IMAGES_OF_EPOCH, 0)

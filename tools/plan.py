@@ -14,24 +14,29 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import (
+    HOOKS,
+    LOOPS,
+    MODELS,
+    PARAM_SCHEDULERS,
+    init_default_scope,
+)
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from agvm_mm import launch
-from agvm_mm.checks import check_number
+from agvm_mm.checks import argument_names, check_arguments, did_you_mean
 from agvm_mm.hooks import VarianceSyncHook
+from agvm_mm.loops import LargeBatchMixin, refuse_accumulation, refuse_auto_scaling
 from agvm_mm.modules import assign_modules
 from agvm_mm.schedule import MeasurementSchedule
 
-# Training images, by the data set's class; COCO's with annotations.
-IMAGES = {
-    'CocoDataset': 117_266,
-    'CocoPanopticDataset': 117_266,
-    'ADE20KDataset': 20_210,
-}
+# Training images. Of COCO those with annotations, known by the annotation file.
+COCO_IMAGES = 117_266
+COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
+ADE20K_IMAGES = 20_210
 # Moments that an optimizer keeps for each parameter.
 MOMENTS = {
     'SGD': 1,
@@ -98,19 +103,21 @@ class Plan:
 
 
 def training_images(cfg: Config) -> int:
-    """Images of the training set, from the data set's class.
+    """Images of the training set, if it is that of COCO or ADE20K.
 
     Raises:
-        ValueError: If its size is not known.
+        ValueError: If it is another one.
     """
     dataset = cfg.train_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    if dataset.type not in IMAGES:
-        raise ValueError(
-            f'the size of {dataset.type} is not known; give it by --images N'
-        )
-    return IMAGES[dataset.type]
+    if dataset.type == 'ADE20KDataset':
+        return ADE20K_IMAGES
+    file = str(dataset.get('ann_file', '')).rpartition('/')[2]
+    if file in COCO_FILES:
+        return COCO_IMAGES
+    what = f'{dataset.type}, {file}' if file else dataset.type
+    raise ValueError(f'the size of {what} is not known; give it by --images N')
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -129,6 +136,37 @@ def trainable_parameters(cfg: Config, model: nn.Module) -> dict[str, int]:
             module = module_of[name]
             counts[module] = counts.get(module, 0) + parameter.numel()
     return counts
+
+
+def check_loop(cfg: Config) -> None:
+    """Check what ``train_cfg`` says, as the loop would.
+
+    Raises:
+        KeyError: If there is no such loop.
+        TypeError: If it has no such argument.
+        ValueError: If the config accumulates twice, or MMEngine would scale the
+            learning rate to another batch.
+    """
+    settings = dict(cfg.train_cfg)
+    settings.pop('_scope_', None)
+    kind = settings.pop('type', None)
+    if kind is None:  # MMEngine chooses by `by_epoch`.
+        return
+    loop = LOOPS.get(kind)
+    if loop is None:
+        near = did_you_mean(kind, LOOPS.module_dict)
+        raise KeyError(f'train_cfg.type={kind!r} is not registered.{near}')
+    known = argument_names(loop) - {'runner', 'dataloader'}
+    check_arguments(kind, settings, known)
+    if issubclass(loop, LargeBatchMixin):
+        if 'total_batch_size' not in settings:
+            raise ValueError(f'train_cfg: {kind} needs total_batch_size')
+        refuse_accumulation(
+            kind,
+            settings['total_batch_size'],
+            cfg.optim_wrapper.get('accumulative_counts', 1),
+        )
+        refuse_auto_scaling(cfg.get('auto_scale_lr'), settings['total_batch_size'])
 
 
 def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
@@ -231,6 +269,7 @@ def make_plan(
         ValueError: If the config says too little.
         Exception: What the run itself would raise, if a setting is wrong.
     """
+    check_loop(cfg)
     images = images or training_images(cfg)
     per_gpu = images_per_gpu or cfg.train_dataloader.batch_size
     accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
@@ -350,11 +389,16 @@ def describe(plan: Plan) -> str:
             + f', every {plan.schedule.interval}: {plan.measurements:,} measurements '
             f'by {plan.estimator}',
             f'            mu goes half of its way in '
-            f'{math.ceil(math.log(0.5) / math.log(plan.momentum))} measurements',
+            f'{half_way(plan.momentum)} measurement(s)',
         ]
     lines += [f'warning     {text}' for text in plan.warnings]
     lines += [f'PROBLEM     {text}' for text in plan.problems]
     return '\n'.join(lines)
+
+
+def half_way(momentum: float) -> int:
+    """Measurements after which mu has gone half of the way to a constant target."""
+    return math.ceil(math.log(0.5) / math.log(momentum)) if momentum > 0.5 else 1
 
 
 def lr_line(rates: list[float]) -> str:
@@ -380,23 +424,35 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--images-per-gpu', type=int, help="the config's batch_size if not given"
     )
-    parser.add_argument('--images', type=int, help='size of the training set')
-    return parser.parse_args(argv)
+    parser.add_argument(
+        '--images',
+        type=int,
+        help='size of the training set; known for the files of COCO and for ADE20K',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings that override those of the config, as key=value',
+    )
+    args = parser.parse_args(argv)
+    for name in ('gpus', 'images_per_gpu', 'images'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f'--{name.replace("_", "-")} must be at least 1')
+    return args
 
 
 def main(argv=None) -> int:
     """Print the plan; returns the exit status."""
     args = parse_args(argv)
-    for name in ('gpus', 'images_per_gpu', 'images'):
-        if getattr(args, name) is not None:
-            check_number(
-                f'--{name.replace("_", "-")}', getattr(args, name), low=1, integer=True
-            )
-    cfg = launch.load_config(args.config)
     try:
+        cfg = launch.load_config(args.config, args.cfg_options)
         plan = make_plan(cfg, args.gpus, args.images_per_gpu, args.images)
-    except (ImportError, KeyError, TypeError, ValueError) as error:
-        print(f'PROBLEM     {error}')
+    except Exception as error:
+        # Whatever the run would die of; KeyError shows its message in quotes.
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f'PROBLEM     {text}' if str(error) else f'PROBLEM     {error!r}')
         return 1
     print(describe(plan))
     return int(bool(plan.problems))

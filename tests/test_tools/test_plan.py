@@ -79,6 +79,11 @@ def test_what_cannot_work_is_a_problem():
         ('optim_wrapper.optimizer', dict(type='PMDLAMB', lr=0.1), 'is defined for'),
         ('optim_wrapper.optimizer.typ', 'SGD', 'typ'),
         ('model.backbone.type', 'ResNot', 'ResNot'),
+        ('optim_wrapper.accumulative_counts', 4, 'accumulates by itself'),
+        ('auto_scale_lr', dict(enable=True, base_batch_size=16), 'does not know total'),
+        ('train_cfg.total_batchsize', 4, "Did you mean 'total_batch_size'"),
+        ('train_cfg.type', 'LargeBatchTrainLop', "Did you mean 'LargeBatchTrainLoop'"),
+        ('train_dataloader.dataset.ann_file', 'mine.json', 'give it by --images N'),
     ],
 )
 def test_what_a_run_would_refuse_is_a_problem(
@@ -92,6 +97,24 @@ def test_what_a_run_would_refuse_is_a_problem(
     assert plan.main([str(tmp_path / 'config.py'), '--gpus', '8']) == 1
     printed = capsys.readouterr().out
     assert printed.startswith('PROBLEM ') and message in printed
+
+
+def test_overrides_and_a_config_that_is_not_there(capsys):
+    options = ['--cfg-options', 'custom_hooks.0.begin=100', 'optim_wrapper.momentum=0']
+    assert plan.main([str(ROOT / AGVM_512), '--gpus', '8', *options]) == 0
+    printed = capsys.readouterr().out
+    assert 'AGVM        from update 100,' in printed
+    assert 'half of its way in 1 measurement(s)' in printed
+    missing = str(ROOT / AGVM_512).replace('agvm-sgd', 'agvm-sdg')
+    assert plan.main([missing, '--gpus', '8']) == 1
+    assert "Did you mean 'faster-rcnn_r50" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('momentum', [0.3, 0.5, 0.9, 0.97])
+def test_half_way(momentum):
+    measurements = plan.half_way(momentum)
+    assert 1 - momentum**measurements >= 0.5 - 1e-12
+    assert measurements == 1 or 1 - momentum ** (measurements - 1) < 0.5
 
 
 def test_mixed_precision_is_planned_without_a_gpu():
@@ -127,5 +150,6 @@ def test_the_text_and_the_exit_status(capsys):
     assert plan.main([str(ROOT / digits), '--gpus', '2']) == 1
     assert 'give it by --images N' in capsys.readouterr().out
     assert plan.main([str(ROOT / digits), '--gpus', '2', '--images', '4096']) == 0
-    with pytest.raises(ValueError, match='--gpus must be at least 1'):
+    with pytest.raises(SystemExit):
         plan.main([str(ROOT / AGVM_512), '--gpus', '0'])
+    assert '--gpus must be at least 1' in capsys.readouterr().err
