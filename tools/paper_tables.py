@@ -97,17 +97,41 @@ def method_of(table: str, column: str) -> str | None:
     return METHODS.get(column)
 
 
-def config_updates() -> dict[str, int]:
-    """Updates of each config of the zoo, from the metafiles, by path."""
-    updates = {}
-    for path in sorted((ROOT / 'configs').glob('*/metafile.yml')):
-        for model in yaml.safe_load(path.read_text())['Models']:
-            updates[model['Config']] = model['Metadata']['Updates']
-    return updates
+def config_metadata() -> dict[str, dict]:
+    """What the metafiles say of each config of the zoo, by path."""
+    return {
+        model['Config']: model['Metadata']
+        for path in sorted((ROOT / 'configs').glob('*/metafile.yml'))
+        for model in yaml.safe_load(path.read_text())['Models']
+    }
+
+
+def training_command(config: str, metadata: dict | None, ranks: int) -> str:
+    """What trains a config on so many ranks.
+
+    Args:
+        config (str): Path from the root.
+        metadata (dict, optional): Of the config, from :func:`config_metadata`; None
+            for the digits.
+        ranks (int): Processes, or GPUs.
+
+    Returns:
+        str: The command, with fewer images on each rank than the config has where the
+        total batch is no multiple of them.
+    """
+    command = f'tools/dist_train.sh {config} {ranks}'
+    if metadata is None:
+        return command
+    on_each, rest = divmod(metadata['Total Batch Size'], ranks)
+    images = metadata['Images per GPU']
+    if rest or on_each % images == 0:  # Nothing to do, or nothing to be done.
+        return command
+    images = max(n for n in range(1, images) if on_each % n == 0)
+    return f'{command} --cfg-options train_dataloader.batch_size={images}'
 
 
 def find_config(
-    table: str, row: dict, column: str, updates: dict[str, int]
+    table: str, row: dict, column: str, metadata: dict[str, dict]
 ) -> str | None:
     """The config that makes a cell on COCO or ADE20K.
 
@@ -115,7 +139,7 @@ def find_config(
         table (str): Key of the table.
         row (dict): A row of the paper's results.
         column (str): Name of the column.
-        updates (dict[str, int]): From :func:`config_updates`.
+        metadata (dict[str, dict]): From :func:`config_metadata`.
 
     Returns:
         str or None: Its path from the root; None if there is none.
@@ -136,7 +160,9 @@ def find_config(
     if table == 'open_source_rerun':
         found = [path for path in found if '_16e_' in path]
     elif len(found) > 1:
-        found = [path for path in found if updates[path] == row['iterations']]
+        found = [
+            path for path in found if metadata[path]['Updates'] == row['iterations']
+        ]
     if len(found) > 1:
         raise LookupError(f'{table}, {row["model"]}, {column}: {", ".join(found)}')
     return found[0] if found else None
@@ -160,7 +186,7 @@ def read_cells(data: str, ranks: int) -> list[Cell]:
         ranks (int): Processes (or GPUs) of the command.
     """
     paper = json.loads(PAPER.read_text())
-    updates = config_updates()
+    metadata = config_metadata()
     cells = []
     for key, table in paper['tables'].items():
         rows = table['rows']
@@ -174,8 +200,10 @@ def read_cells(data: str, ranks: int) -> list[Cell]:
                 if data == 'digits':
                     config = find_digits_config(key, row, column)
                 else:
-                    config = find_config(key, row, column, updates)
-                command = config and f'tools/dist_train.sh {config} {ranks}'
+                    config = find_config(key, row, column, metadata)
+                command = config and training_command(
+                    config, metadata.get(config), ranks
+                )
                 cells.append(
                     Cell(
                         table=key,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -47,8 +48,27 @@ def test_every_cell_but_sam_has_the_config_of_its_row():
         assert cell.command == f'tools/dist_train.sh {cell.config} 8'
 
 
+@pytest.mark.parametrize('ranks', [3, 8, 32, 768])
+def test_commands_fit_their_ranks(ranks):
+    for cell in paper_tables.read_cells('paper', ranks):
+        if cell.config is None:
+            continue
+        words = cell.command.split()
+        assert words[:3] == ['tools/dist_train.sh', cell.config, str(ranks)]
+        cfg = Config.fromfile(ROOT / cell.config)
+        own = images = cfg.train_dataloader.batch_size
+        if words[3:]:
+            option, _, value = words[4].partition('=')
+            assert words[3] == '--cfg-options'
+            assert option == 'train_dataloader.batch_size'
+            images = int(value)
+            assert images < own and cell.batch_size % (ranks * own)
+        if cell.batch_size % ranks == 0:
+            assert cell.batch_size % (ranks * images) == 0
+
+
 def test_the_lengths_are_the_papers():
-    updates = paper_tables.config_updates()
+    metadata = paper_tables.config_metadata()
     with_iterations = 0
     for cell in paper_tables.read_cells('paper', 8):
         if cell.table == 'open_source_rerun':
@@ -61,7 +81,9 @@ def test_the_lengths_are_the_papers():
         )
         if cell.config and 'iterations' in row and cell.model != 'uninet_g':
             with_iterations += 1
-            assert updates[cell.config] == pytest.approx(row['iterations'], rel=0.01)
+            assert metadata[cell.config]['Updates'] == pytest.approx(
+                row['iterations'], rel=0.01
+            )
     assert with_iterations > 30
 
 

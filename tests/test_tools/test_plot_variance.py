@@ -186,6 +186,12 @@ def test_command_line(run, tmp_path):
     assert '<svg' in svg.read_text()
 
 
+def test_a_kind_of_picture_that_there_is_not(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        plot_variance.main([str(run), '--out', str(tmp_path / 'variance.foo')])
+    assert "'foo' is not supported" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [

@@ -419,9 +419,9 @@ def main(argv=None):
                 point for point in points if args.only.lower() in point.panel.lower()
             ]
         figure = plot_accuracy(points, title=args.title)
+        plot_variance.save_figure(figure, args.out)
     except ValueError as error:
         parser.error(str(error))
-    plot_variance.save_figure(figure, args.out)
     print(*args.out)
 
 

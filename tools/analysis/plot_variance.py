@@ -362,9 +362,10 @@ def main(argv=None):
             name: read_run(path) for name, path in zip(names, args.runs, strict=True)
         }
         figure = plot_runs(runs, title=args.title, window=args.window)
+        save_figure(figure, args.out)
     except (FileNotFoundError, ValueError) as error:
+        # Also of a kind of picture that matplotlib does not know.
         parser.error(str(error))
-    save_figure(figure, args.out)
     print(*args.out)
 
 
