@@ -16,8 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 def no_traces():
     """MMEngine keeps the last scope and visualizer for whoever comes next."""
     yield
-    for kept in (DefaultScope, Visualizer):
-        kept._instance_dict.clear()
+    # Each kind of visualizer keeps its own.
+    kinds = [DefaultScope, Visualizer]
+    for kind in kinds:
+        kind._instance_dict.clear()
+        kinds.extend(kind.__subclasses__())
 
 
 @pytest.fixture(autouse=True)
