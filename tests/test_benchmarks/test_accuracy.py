@@ -30,23 +30,24 @@ def trained(run):
     return launch.load_config(str(ROOT / run.config), values)
 
 
-@pytest.mark.parametrize('batch_size', [64, 256, 1024])
-def test_schedules_stay_at_the_same_epochs(batch_size):
-    cfg = trained(accuracy.Run(AGVM, 'agvm-sgd', batch_size, 3))
+@pytest.mark.parametrize(
+    'batch_size, lr_grows_to, lr',
+    [(64, 256, 0.02), (256, 256, 0.04), (1024, 256, 0.04), (1024, 2048, 0.08)],
+)
+def test_schedules_stay_at_the_same_epochs(batch_size, lr_grows_to, lr):
+    cfg = trained(accuracy.Run(AGVM, 'agvm-sgd', batch_size, 3, lr_grows_to))
     epoch = math.ceil(4096 / batch_size)
     assert cfg.train_cfg.total_batch_size == batch_size
     assert cfg.randomness.seed == 3
     # The config's own, in epochs: a warm-up of 3, AGVM from the fourth on.
     assert cfg.param_scheduler[0].end == 3 * epoch
     assert cfg.custom_hooks[0].begin == 4 * epoch
-    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(
-        0.04 * (batch_size / 256) ** 0.5
-    )
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(lr)
 
 
 def test_batch_256_is_the_config_itself():
     for config, method in ((SGD, 'sgd'), (AGVM, 'agvm-sgd')):
-        run = accuracy.Run(config, method, 256, 0)
+        run = accuracy.Run(config, method, 256, 0, 256)
         own = launch.load_config(str(ROOT / config))
         assert trained(run).to_dict() == own.to_dict()
         assert run.name == Path(config).stem
@@ -97,7 +98,7 @@ def test_every_run_is_trained_once_and_reported(tmp_path, capsys, monkeypatch):
     )
     stem = 'faster-rcnn_r18_w16_fpn_{}_b64_10e_digits'
     assert calls == [
-        f'seed{seed}/{stem.format(method)}'
+        f'seed{seed}_lr256/{stem.format(method)}'
         for seed in (0, 1)
         for method in ('sgd', 'agvm-sgd')
     ]
