@@ -5,10 +5,10 @@
 Trains the digits twin of a model once for each method, total batch and seed, all for
 the same number of epochs. The config says what batch 256 takes. At batch B the learning
 rate is sqrt(B / 256) of that, as in the authors' recipe beyond 128, up to the batch of
-``--lr-grows-to`` and no higher: on the digits, 256 has the highest rate that they bear.
+``--lr-grows-to`` and no higher: the larger rates of 512 and 1024 diverge on the digits.
 The warm-up and AGVM's begin stay at the same epochs. Runs go one after the other; an
-interrupted call goes on where it was, and a finished run is not run again. The data have
-to be there (``python -m agvm_mm.data``).
+interrupted call goes on where it was, and a finished run is not run again. The data
+have to be there (``python -m agvm_mm.data``).
 """
 
 import argparse
