@@ -459,6 +459,10 @@ def estimator_memory(trainer: Trainer, batch: dict, **kwargs) -> dict[str, int]:
         mock.patch.object(future_type, 'then', lambda self, c: then(self, followed(c))),
     ):
         trainer.update(batch, measured=True, **kwargs)
+    # A thread of the backend may be about to let go of the last callback.
+    patience = time.monotonic() + 2
+    while own.now and time.monotonic() < patience:
+        time.sleep(0.01)
     return dict(own=own.peak, in_flight=in_flight.peak, left_over=own.now)
 
 
