@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch.multiprocessing as mp
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from torch.multiprocessing.reductions import StorageWeakRef
+from mmengine.utils import digit_version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -351,53 +352,36 @@ def rotated(cells: Sequence, turn: int) -> list:
 # Memory --------------------------------------------------------------------------
 
 
-class Bytes:
-    """A number of bytes that come and go, in several threads.
+def storages_tell() -> bool:
+    """Whether this torch says when a tensor's memory is freed.
 
-    Attributes:
-        now (int): How many there are.
-        peak (int): The most that there were at one time.
+    2.13 does; 2.1 does not, and dies in the end if it is asked. Nothing between 2.1
+    and 2.6 was tried.
     """
-
-    def __init__(self) -> None:
-        self.now = self.peak = 0
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        """Count bytes that come, or go if negative."""
-        with self._lock:
-            self.now += count
-            self.peak = max(self.peak, self.now)
+    return digit_version(torch.__version__) >= digit_version('2.6')
 
 
-class LiveTensors(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Follows the memory of all tensors that are made while it is on.
 
     A new tensor counts from its making until its storage is freed. May be on in
     several threads at a time.
+
+    Attributes:
+        peak (int): The most bytes that lived at one time.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._bytes = Bytes()
-        self._storages: dict[StorageWeakRef, int] = {}
-        self._lock = threading.Lock()
+        self.live = self.peak = 0
+        # Freeing a tensor may interrupt the very thread that counts.
+        self._lock = threading.RLock()
 
-    @property
-    def peak(self) -> int:
-        """int: The most bytes that lived at one time."""
-        return self._bytes.peak
-
-    @property
-    def now(self) -> int:
-        """int: The bytes that live."""
+    def add(self, count: int) -> None:
+        """Count bytes that come, or go if negative."""
         with self._lock:
-            self._let_go()
-        return self._bytes.now
-
-    def _let_go(self) -> None:
-        for storage in [one for one in self._storages if one.expired()]:
-            self._bytes.add(-self._storages.pop(storage))
+            self.live += count
+            self.peak = max(self.peak, self.live)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         known = {
@@ -406,18 +390,14 @@ class LiveTensors(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor)
         }
         result = func(*args, **(kwargs or {}))
-        with self._lock:
-            # Before what is new: the most that lives at a time lives after a new
-            # tensor was made.
-            self._let_go()
-            for leaf in tree_flatten(result)[0]:
-                if isinstance(leaf, torch.Tensor):
-                    storage = leaf.untyped_storage()
-                    # A view, or a tensor changed in place, is nothing new.
-                    if storage._cdata not in known:
-                        known.add(storage._cdata)
-                        self._storages[StorageWeakRef(storage)] = storage.nbytes()
-                        self._bytes.add(storage.nbytes())
+        for leaf in tree_flatten(result)[0]:
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                # A view, or a tensor changed in place, is nothing new.
+                if storage._cdata not in known:
+                    known.add(storage._cdata)
+                    self.add(storage.nbytes())
+                    weakref.finalize(storage, self.add, -storage.nbytes())
         return result
 
 
@@ -433,7 +413,7 @@ def estimator_memory(trainer: Trainer, batch: dict, **kwargs) -> dict[str, int]:
         at their highest, i.e. handed to the hook and not yet reduced; and
         'left_over', own bytes that still lived after the update.
     """
-    own, in_flight = LiveTensors(), Bytes()
+    own, in_flight = LiveBytes(), LiveBytes()
     reduce_measured = trainer.estimator.reduce_measured
     # torch.futures.Future inherits it; work.get_future() returns this very class.
     future_type = torch._C.Future
@@ -460,10 +440,10 @@ def estimator_memory(trainer: Trainer, batch: dict, **kwargs) -> dict[str, int]:
     ):
         trainer.update(batch, measured=True, **kwargs)
     # A thread of the backend may be about to let go of the last callback.
-    patience = time.monotonic() + 2
-    while own.now and time.monotonic() < patience:
+    patience = time.monotonic() + 5
+    while own.live and time.monotonic() < patience:
         time.sleep(0.01)
-    return dict(own=own.peak, in_flight=in_flight.peak, left_over=own.now)
+    return dict(own=own.peak, in_flight=in_flight.peak, left_over=own.live)
 
 
 def device_peak(trainer: Trainer, batch: dict, **kwargs) -> int | None:

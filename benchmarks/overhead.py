@@ -133,10 +133,13 @@ def measure_rank(
         )
         for variant, measured in CELLS
     }
-    memory = {
-        variant: common.estimator_memory(trainers[variant], batch)
-        for variant in ('halves', 'replicas')
-    }
+    estimators = ('halves', 'replicas')
+    memory = {}
+    if common.storages_tell():
+        memory = {
+            variant: common.estimator_memory(trainers[variant], batch)
+            for variant in estimators
+        }
     plain = trainers['plain']
     parameters = [p for p in plain.ddp.parameters() if p.requires_grad]
     return dict(
@@ -144,7 +147,7 @@ def measure_rank(
         reduced=reduced,
         memory=memory,
         device_peaks=device_peaks,
-        variances={v: trainers[v].wrapper.variances for v in memory},
+        variances={v: trainers[v].wrapper.variances for v in estimators},
         modules={
             name: sum(
                 p.numel()
@@ -205,7 +208,7 @@ def measure(
             bytes_reduced=first['reduced'][variant, measured],
             peak_bytes_on_gpu=first['device_peaks'][variant, measured],
         )
-        if measured:
+        if measured and common.storages_tell():
             row['memory'] = {
                 key: max(result['memory'][variant][key] for result in by_rank)
                 for key in first['memory'][variant]
@@ -273,7 +276,7 @@ def uncertain(ratio: dict[str, float], rounds: int) -> tuple[float, float]:
 
 
 def compare_memory(variants: list[dict]) -> list[dict]:
-    """The estimators' own memory beside the buckets in flight."""
+    """The estimators' own memory beside the buckets in flight, where torch tells."""
     return [
         dict(
             variant=row['variant'],
@@ -282,7 +285,7 @@ def compare_memory(variants: list[dict]) -> list[dict]:
             met=row['memory']['own'] <= row['memory']['in_flight'] + SCRATCH,
         )
         for row in variants
-        if row['measured']
+        if 'memory' in row
     ]
 
 
@@ -370,7 +373,9 @@ def describe(result: dict) -> str:
             '',
             targets,
             '',
-            memory_targets,
+            memory_targets
+            if result['memory_targets']
+            else 'Memory: not measured, this torch does not tell when it is freed.',
         ]
     )
 
