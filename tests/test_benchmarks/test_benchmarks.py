@@ -130,7 +130,8 @@ def test_overhead_prints_and_writes_its_tables(overhead):
                 assert abs(value - row['target']) < error
             else:
                 assert row[clock]['met'] == (value <= row['target'])
-    assert [row['met'] for row in result['memory_targets']] == [True, True]
+    met = [row['met'] for row in result['memory_targets']]
+    assert met == ([True, True] if common.storages_tell() else [])
 
 
 @pytest.fixture(scope='module')
