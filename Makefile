@@ -26,7 +26,7 @@ test: lint  ## lint, then all tests; ARGS goes to pytest, as in ARGS="-k varianc
 	$(PY) -m pytest tests -n $(WORKERS) --dist loadfile $(ARGS)
 
 data: install  ## write the embedded handwritten-digits scenes
-	$(PY) -m agvm_mm.data $(ARGS)
+	$(PY) -m agvm_mm.digits $(ARGS)
 
 lint: install  ## check style and formatting
 	$(PY) -m ruff check .

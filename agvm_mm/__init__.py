@@ -9,7 +9,8 @@ from agvm_mm.version import __version__
 
 check_versions()
 
-from agvm_mm.hooks import AtomicCheckpointHook, VarianceSyncHook  # noqa: E402
+from agvm_mm.checkpoint import AtomicCheckpointHook  # noqa: E402
+from agvm_mm.hooks import VarianceSyncHook  # noqa: E402
 from agvm_mm.loops import LargeBatchIterTrainLoop, LargeBatchTrainLoop  # noqa: E402
 from agvm_mm.optim import (  # noqa: E402
     AGVMAmpOptimWrapper,
@@ -17,7 +18,7 @@ from agvm_mm.optim import (  # noqa: E402
     AGVMOptimWrapperConstructor,
 )
 from agvm_mm.optim.baselines import PMDLAMB  # noqa: E402
-from agvm_mm.schedulers import ExponentialWarmupLR  # noqa: E402
+from agvm_mm.optim.warmup import ExponentialWarmupLR  # noqa: E402
 
 __all__ = [
     'AGVMAmpOptimWrapper',

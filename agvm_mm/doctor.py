@@ -279,7 +279,7 @@ def check_resume() -> Finding:
     import torch
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    from agvm_mm.checkpoints import LOADS_SAFELY, allow_runner_checkpoints
+    from agvm_mm.checkpoint.loading import LOADS_SAFELY, allow_runner_checkpoints
 
     allow_runner_checkpoints()
     history, file = HistoryBuffer(), io.BytesIO()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from agvm_mm.checks import did_you_mean
+from agvm_mm.validation import did_you_mean
 
 # A two-stage detector keeps its box and mask heads below this child; each of them
 # has a gradient variance of its own.

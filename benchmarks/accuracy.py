@@ -8,7 +8,7 @@ rate is sqrt(B / 256) of that, as in the authors' recipe beyond 128, up to the b
 ``--lr-grows-to`` and no higher: the larger rates of 512 and 1024 diverge on the digits.
 The warm-up and AGVM's begin stay at the same epochs. Runs go one after the other; an
 interrupted call goes on where it was, and a finished run is not run again. The data
-have to be there (``python -m agvm_mm.data``).
+have to be there (``python -m agvm_mm.digits``).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import common
 from mmengine.config import Config
 from tqdm import tqdm
 
-from agvm_mm.checks import check_number
+from agvm_mm.validation import check_number
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tools/analysis')]

@@ -1,15 +1,9 @@
 """Set-up that all tests share."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
-
-# Ranks are spawned by the name of a test's function: the folder must be importable.
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

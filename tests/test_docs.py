@@ -41,7 +41,7 @@ from mmengine.runner import Runner
 from packaging.requirements import Requirement
 
 import agvm_mm
-from agvm_mm import doctor, launch
+from agvm_mm import cli, doctor
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / 'README.md'
@@ -204,7 +204,7 @@ def network(settings):
     import mmdet.models  # noqa: F401
     import mmseg.models  # noqa: F401
 
-    settings = launch.revert_sync_bn(settings)
+    settings = cli.revert_sync_bn(settings)
     settings.backbone.init_cfg = None
     settings.pop('pretrained', None)
     return MODELS.build(settings)

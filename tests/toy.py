@@ -6,7 +6,7 @@ from torch import nn
 
 from agvm_mm.estimators import build_estimator
 from agvm_mm.optim import AGVMOptimWrapperConstructor
-from agvm_mm.schedule import MeasurementSchedule
+from agvm_mm.modulator import MeasurementSchedule
 
 
 class ToyDetector(BaseModel):

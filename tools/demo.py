@@ -19,9 +19,9 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 
 from analysis import plot_predictions, plot_variance
 
-from agvm_mm import launch
-from agvm_mm.checkpoints import allow_runner_checkpoints
-from agvm_mm.data import pretrain_backbone, write_digits
+from agvm_mm import cli
+from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+from agvm_mm.digits import pretrain_backbone, write_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
@@ -178,7 +178,7 @@ def main():
     plot_variance.save_figure(figure, files['pictures'])
     allow_runner_checkpoints()
     results, classes = plot_predictions.predict(
-        launch.load_config(CONFIG), str(files['checkpoint']), range(6)
+        cli.load_config(CONFIG), str(files['checkpoint']), range(6)
     )
     figure = plot_predictions.plot_predictions(results, classes)
     plot_variance.save_figure(figure, files[''])

@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from agvm_mm.checks import check_number
+from agvm_mm.validation import check_number
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / 'configs' / 'paper_results.json'

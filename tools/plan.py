@@ -26,12 +26,12 @@ from mmengine.registry import (
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from agvm_mm import launch
-from agvm_mm.checks import argument_names, check_arguments, did_you_mean
+from agvm_mm import cli
+from agvm_mm.validation import argument_names, check_arguments, did_you_mean
 from agvm_mm.hooks import VarianceSyncHook
 from agvm_mm.loops import LargeBatchMixin, refuse_accumulation, refuse_auto_scaling
 from agvm_mm.modules import assign_modules
-from agvm_mm.schedule import MeasurementSchedule
+from agvm_mm.modulator import MeasurementSchedule
 
 # Training images. Of COCO those with annotations, known by the annotation file.
 COCO_IMAGES = 117_266
@@ -184,7 +184,7 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
     """
     settings = copy.deepcopy(cfg.optim_wrapper)
     # Mixed precision asks for a GPU that need not be here.
-    for full, mixed in launch.AMP_WRAPPERS.items():
+    for full, mixed in cli.AMP_WRAPPERS.items():
         if settings.get('type') == mixed:
             settings.type = full
             for name in ('loss_scale', 'dtype'):
@@ -447,7 +447,7 @@ def main(argv=None) -> int:
     """Print the plan; returns the exit status."""
     args = parse_args(argv)
     try:
-        cfg = launch.load_config(args.config, args.cfg_options)
+        cfg = cli.load_config(args.config, args.cfg_options)
         plan = make_plan(cfg, args.gpus, args.images_per_gpu, args.images)
     except Exception as error:
         # Whatever the run would die of; KeyError shows its message in quotes.

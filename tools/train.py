@@ -7,8 +7,8 @@ from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from agvm_mm import launch
-from agvm_mm.checkpoints import allow_runner_checkpoints
+from agvm_mm import cli
+from agvm_mm.checkpoint.loading import allow_runner_checkpoints
 
 
 def parse_args(argv=None):
@@ -57,14 +57,14 @@ def main():
     # torchrun sets it; other launchers pass the argument.
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
-    cfg = launch.load_config(args.config, args.cfg_options)
-    launch.set_work_dir(cfg, args.work_dir, args.config)
+    cfg = cli.load_config(args.config, args.cfg_options)
+    cli.set_work_dir(cfg, args.work_dir, args.config)
     if args.amp:
-        launch.enable_amp(cfg)
+        cli.enable_amp(cfg)
     if args.auto_scale_lr:
-        launch.enable_auto_scale_lr(cfg)
-    launch.set_resume(cfg, args.resume)
-    launch.prepare_launcher(cfg, args.launcher)
+        cli.enable_auto_scale_lr(cfg)
+    cli.set_resume(cfg, args.resume)
+    cli.prepare_launcher(cfg, args.launcher)
     allow_runner_checkpoints()
 
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

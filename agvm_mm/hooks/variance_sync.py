@@ -7,23 +7,23 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
-from agvm_mm.batch import (
+from agvm_mm.loops.batch_size import (
     effective_batch_size,
     images_per_rank,
     micro_batches_per_update,
 )
-from agvm_mm.checkpoints import prepare_resume
-from agvm_mm.checks import check_choice, check_number, suggests_arguments
+from agvm_mm.checkpoint.loading import prepare_resume
+from agvm_mm.validation import check_choice, check_number, suggests_arguments
 from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
-from agvm_mm.hooks.preflight import (
+from agvm_mm.preflight import (
     check_model,
     check_optim_wrapper,
     check_ranks_agree,
 )
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
-from agvm_mm.optim.resume import base_learning_rates, report_differences
-from agvm_mm.schedule import MeasurementSchedule
-from agvm_mm.summary import describe_run, parameter_counts
+from agvm_mm.checkpoint.match import base_learning_rates, report_differences
+from agvm_mm.modulator import MeasurementSchedule
+from agvm_mm.loops.summary import describe_run, parameter_counts
 
 
 @HOOKS.register_module()

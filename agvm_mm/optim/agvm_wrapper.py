@@ -8,11 +8,11 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor
 
-from agvm_mm.checks import check_number, suggests_arguments
+from agvm_mm.validation import check_number, suggests_arguments
 from agvm_mm.estimators import VarianceEstimator, build_preconditioner
 from agvm_mm.modulator import Modulator
-from agvm_mm.optim.resume import base_learning_rates, compare, report_differences
-from agvm_mm.schedule import MeasurementSchedule
+from agvm_mm.checkpoint.match import base_learning_rates, compare, report_differences
+from agvm_mm.modulator import MeasurementSchedule
 
 # What a config says beside a wrapper's own arguments.
 CONSTRUCTOR_SETTINGS = ('constructor', 'modules', 'paramwise_cfg')

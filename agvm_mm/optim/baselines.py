@@ -17,7 +17,7 @@ from mmengine.registry import OPTIMIZERS
 from torch import Tensor
 from torch.optim import Optimizer
 
-from agvm_mm.checks import check_number, suggests_arguments
+from agvm_mm.validation import check_number, suggests_arguments
 
 # LAMB's phi, the bound on the norm of a layer's weights in its trust ratio, of the
 # first version of its paper; pytorch-optimizer has the same.

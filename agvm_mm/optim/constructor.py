@@ -4,7 +4,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
-from agvm_mm.checks import suggests_arguments
+from agvm_mm.validation import suggests_arguments
 from agvm_mm.modules import assign_modules
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
 

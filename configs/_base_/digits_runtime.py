@@ -1,4 +1,4 @@
-custom_imports = dict(imports=['agvm_mm', 'agvm_mm.data'])
+custom_imports = dict(imports=['agvm_mm', 'agvm_mm.digits'])
 default_scope = 'mmdet'
 
 default_hooks = dict(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agvm_mm import launch
+from agvm_mm import cli
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -27,7 +27,7 @@ def trained(run):
         word.split('=') for word in words[words.index('--cfg-options') + 1 :]
     )
     values = {key: float(value) for key, value in options.items()}
-    return launch.load_config(str(ROOT / run.config), values)
+    return cli.load_config(str(ROOT / run.config), values)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_schedules_stay_at_the_same_epochs(batch_size, lr_grows_to, lr):
 def test_batch_256_is_the_config_itself():
     for config, method in ((SGD, 'sgd'), (AGVM, 'agvm-sgd')):
         run = accuracy.Run(config, method, 256, 0, 256)
-        own = launch.load_config(str(ROOT / config))
+        own = cli.load_config(str(ROOT / config))
         assert trained(run).to_dict() == own.to_dict()
         assert run.name == Path(config).stem
         assert accuracy.find_config('faster-rcnn', method) == config

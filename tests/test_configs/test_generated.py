@@ -1,4 +1,4 @@
-"""What tools/make_configs.py writes is what is checked in, and MIM can read it."""
+"""What tools/dev/make_configs.py writes is what is checked in, and MIM can read it."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from zoo import ROOT, ZOO, load, told
 
 def test_checked_in_is_what_the_generator_writes(tmp_path):
     done = subprocess.run(
-        [sys.executable, 'tools/make_configs.py', '--out', str(tmp_path)],
+        [sys.executable, 'tools/dev/make_configs.py', '--out', str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,14 +1,8 @@
 """A tiny data set with its backbone, for the configs of configs/digits."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-from agvm_mm.data import pretrain_backbone, write_digits
-
-# The helpers of these tests lie beside them.
-sys.path.insert(0, str(Path(__file__).parent))
+from agvm_mm.digits import pretrain_backbone, write_digits
 
 
 @pytest.fixture(scope='session')

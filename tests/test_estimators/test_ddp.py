@@ -16,7 +16,7 @@ from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
 from agvm_mm.estimators import build_estimator
 from agvm_mm.modules import assign_modules
-from agvm_mm.schedule import MeasurementSchedule
+from agvm_mm.modulator import MeasurementSchedule
 
 ESTIMATORS = ('halves', 'replicas')
 COMBINATIONS = [(o, e) for o in ('SGD', 'AdamW') for e in ESTIMATORS]

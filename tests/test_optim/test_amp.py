@@ -15,7 +15,7 @@ from toy import OPTIMIZERS, ToyDetector, make_images
 
 from agvm_mm.estimators import build_estimator
 from agvm_mm.optim import AGVMOptimWrapperConstructor
-from agvm_mm.schedule import MeasurementSchedule
+from agvm_mm.modulator import MeasurementSchedule
 
 SCALES_ON_CPU = hasattr(torch.amp, 'GradScaler')
 needs_scaler = pytest.mark.skipif(

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from agvm_mm.data import pretrain_backbone, write_digits
+from agvm_mm.digits import pretrain_backbone, write_digits
 
 ROOT = Path(__file__).parents[2]
 SOURCES = (

@@ -16,7 +16,7 @@ SWIN = 'configs/upernet/upernet_swin-t_agvm-adamw_b1024_5k_ade20k-512x512.py'
 
 
 def make(config, gpus, images_per_gpu=None, images=None, **options):
-    cfg = plan.launch.load_config(str(ROOT / config), options)
+    cfg = plan.cli.load_config(str(ROOT / config), options)
     return plan.make_plan(cfg, gpus, images_per_gpu, images)
 
 
@@ -89,7 +89,7 @@ def test_what_cannot_work_is_a_problem():
 def test_what_a_run_would_refuse_is_a_problem(
     capsys, tmp_path, setting, value, message
 ):
-    cfg = plan.launch.load_config(str(ROOT / AGVM_512))
+    cfg = plan.cli.load_config(str(ROOT / AGVM_512))
     cfg.merge_from_dict({setting: value})
     if setting == 'optim_wrapper.optimizer':  # Replaced, not merged.
         cfg.optim_wrapper.optimizer = value

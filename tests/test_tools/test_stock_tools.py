@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agvm_mm.data import write_digits
+from agvm_mm.digits import write_digits
 
 CONFIG = """\
 _base_ = '{base}'
@@ -125,7 +125,7 @@ def detection_settings(data):
 
 DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 # The second for the data set.
-IMPORTS = ['agvm_mm', 'agvm_mm.data']
+IMPORTS = ['agvm_mm', 'agvm_mm.digits']
 
 
 def test_mim_train_mmdet(data, tmp_path):

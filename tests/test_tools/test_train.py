@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agvm_mm.data import pretrain_backbone, write_digits
+from agvm_mm.digits import pretrain_backbone, write_digits
 
 ROOT = Path(__file__).parents[2]
 AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
@@ -190,7 +190,7 @@ def test_without_agvm(data, tmp_path):
 
 def test_missing_data_is_said_before_training(tmp_path):
     folder = ['--work-dir', tmp_path / 'run']
-    with pytest.raises(FileNotFoundError, match='python -m agvm_mm.data --out'):
+    with pytest.raises(FileNotFoundError, match='python -m agvm_mm.digits --out'):
         run_here('train.py', PLAIN, *folder, *detector_options(tmp_path))
 
 

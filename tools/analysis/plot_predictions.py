@@ -13,8 +13,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 
-from agvm_mm import launch
-from agvm_mm.checkpoints import allow_runner_checkpoints
+from agvm_mm import cli
+from agvm_mm.checkpoint.loading import allow_runner_checkpoints
 
 TRUE_COLOUR = '#56B4E9'
 PREDICTED_COLOUR = '#E69F00'
@@ -141,7 +141,7 @@ def main():
     )
     args = parser.parse_args()
     plt.switch_backend('agg')
-    cfg = launch.load_config(args.config)
+    cfg = cli.load_config(args.config)
     allow_runner_checkpoints()
     results, classes = predict(cfg, args.checkpoint, range(args.num_images))
     save_figure(

@@ -1,4 +1,4 @@
-# Scenes of handwritten digits, made by `python -m agvm_mm.data`.
+# Scenes of handwritten digits, made by `python -m agvm_mm.digits`.
 dataset_type = 'DigitsDetDataset'
 data_root = 'data/digits/'
 

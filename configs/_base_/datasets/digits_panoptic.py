@@ -1,4 +1,4 @@
-# Scenes of handwritten digits with panoptic maps, made by `python -m agvm_mm.data`:
+# Scenes of handwritten digits with panoptic maps, made by `python -m agvm_mm.digits`:
 # ten digits are things, four textures are stuff.
 dataset_type = 'DigitsPanopticDataset'
 data_root = 'data/digits/'

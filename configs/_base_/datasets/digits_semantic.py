@@ -1,4 +1,4 @@
-# Scenes of handwritten digits with label maps, made by `python -m agvm_mm.data`: ten
+# Scenes of handwritten digits with label maps, made by `python -m agvm_mm.digits`: ten
 # digits, and the textures as one class of background. To tell plain, striped, checked
 # and blobbed ground apart takes longer to learn than these runs are.
 dataset_type = 'DigitsSegDataset'

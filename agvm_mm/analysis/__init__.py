@@ -1,0 +1,1 @@
+"""Analysis of runs: what tools and benchmarks share."""

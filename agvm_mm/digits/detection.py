@@ -1,0 +1,79 @@
+"""The digits scenes as MMDetection data sets."""
+
+from mmdet.datasets import CocoDataset, CocoPanopticDataset
+from mmengine.registry import DATASETS
+
+from agvm_mm.validation import suggests_arguments
+from agvm_mm.digits.writer import check_there
+from agvm_mm.digits.scenes import (
+    CLASS_COLOURS,
+    CLASSES,
+    PIXEL_CLASSES,
+    TEXTURE_COLOURS,
+    TEXTURES,
+)
+
+
+@DATASETS.register_module()
+@suggests_arguments()
+class DigitsDetDataset(CocoDataset):
+    """Digits scenes with boxes and instance masks, read from COCO files.
+
+    The files are made by ``python -m agvm_mm.digits``. Takes the arguments of
+    ``mmdet.datasets.CocoDataset``.
+
+    Raises:
+        FileNotFoundError: If the annotation file is not there.
+
+    Example:
+        >>> dataset = dict(
+        ...     type='DigitsDetDataset',
+        ...     data_root='data/digits/',
+        ...     ann_file='annotations/instances_train.json',
+        ...     data_prefix=dict(img='train/'),
+        ...     pipeline=[])
+    """
+
+    METAINFO = {'classes': CLASSES, 'palette': list(CLASS_COLOURS)}
+
+    def load_data_list(self):
+        """Read the annotations, see ``CocoDataset.load_data_list``."""
+        check_there(self.ann_file, self.data_root)
+        return super().load_data_list()
+
+
+@DATASETS.register_module()
+@suggests_arguments()
+class DigitsPanopticDataset(CocoPanopticDataset):
+    """Digits scenes with panoptic maps: digits are things, textures are stuff.
+
+    The files are made by ``python -m agvm_mm.digits``. Takes the arguments of
+    ``mmdet.datasets.CocoPanopticDataset``. Loading the maps and evaluating needs the
+    module ``panopticapi``: ``pip install --no-deps panopticapi-lite``.
+
+    Raises:
+        FileNotFoundError: If the annotation file or the folder of the maps is not
+            there.
+
+    Example:
+        >>> dataset = dict(
+        ...     type='DigitsPanopticDataset',
+        ...     data_root='data/digits/',
+        ...     ann_file='annotations/panoptic_train.json',
+        ...     data_prefix=dict(img='train/', seg='annotations/panoptic_train/'),
+        ...     pipeline=[])
+    """
+
+    METAINFO = {
+        'classes': PIXEL_CLASSES,
+        'thing_classes': CLASSES,
+        'stuff_classes': TEXTURES,
+        'palette': [*CLASS_COLOURS, *TEXTURE_COLOURS],
+    }
+
+    def load_data_list(self):
+        """Read the annotations, see ``CocoDataset.load_data_list``."""
+        check_there(self.ann_file, self.data_root)
+        if self.data_prefix.get('seg'):
+            check_there(self.data_prefix['seg'], self.data_root)
+        return super().load_data_list()

@@ -1,0 +1,184 @@
+"""checkpoints.py: what may be loaded, what is whole, what is written."""
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from collections import OrderedDict
+
+import pytest
+import torch
+from mmengine.dist import is_main_process
+from mmengine.fileio import get_file_backend
+from mmengine.logging.history_buffer import HistoryBuffer
+from runners import make_runner
+
+from agvm_mm.checkpoint.loading import LOADS_SAFELY, AtomicLocalBackend, is_whole
+
+AGVM = dict(
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(type='SGD', lr=0.05),
+)
+
+
+def runner(work_dir, checkpoint=None, epochs=3, **kwargs):
+    return make_runner(
+        work_dir,
+        AGVM,
+        images=16,
+        batch_size=4,
+        train_cfg=dict(
+            type='LargeBatchTrainLoop', max_epochs=epochs, total_batch_size=8
+        ),
+        hooks=[dict(type='VarianceSyncHook')],
+        checkpoint=checkpoint or dict(type='CheckpointHook', interval=1),
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize('hook', ['CheckpointHook', 'AtomicCheckpointHook'])
+def test_checkpoints_resume_under_the_rules_of_weights_only(tmp_path, hook):
+    runner(tmp_path, dict(type=hook, interval=1), epochs=2).train()
+    # In a process of its own: nothing has been allowed there yet.
+    script = f"""
+        import torch
+        from pathlib import Path
+        from test_loading import runner
+        later = runner(Path({str(tmp_path)!r}), epochs=3, resume=True)
+        later.train()
+        assert later.iter == 6
+        loaded = later.message_hub.get_scalar('train/loss')
+        assert len(loaded.data[0]) == 6, loaded.data
+        assert loaded.mean() == loaded.data[0].mean()
+        """
+    subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(script)],
+        check=True,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
+    )
+
+
+class Payload:
+    """What a hostile checkpoint would hold."""
+
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.skipif(not LOADS_SAFELY, reason='before 2.6 torch loads anything')
+@pytest.mark.parametrize(
+    'payload',
+    [
+        Payload(os.system, 'true'),
+        Payload(getattr, OrderedDict, 'update'),
+        Payload(getattr, HistoryBuffer, '__init__'),
+    ],
+)
+def test_other_peoples_files_are_still_refused(tmp_path, payload):
+    from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+
+    allow_runner_checkpoints()
+    torch.save(dict(meta=payload), tmp_path / 'hostile.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / 'hostile.pth')
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == 'truncated':
+        path.write_bytes(content[: len(content) // 2])
+    elif how == 'empty':
+        path.write_bytes(b'')
+    elif how == 'missing':
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        changed = bytes(255 - byte for byte in content[middle : middle + 64])
+        path.write_bytes(content[:middle] + changed + content[middle + 64 :])
+
+
+@pytest.mark.parametrize('how', ['truncated', 'empty', 'missing', 'flipped'])
+def test_a_damaged_newest_checkpoint_names_the_previous_good_one(tmp_path, how):
+    runner(tmp_path).train()
+    damage(tmp_path / 'epoch_3.pth', how)
+    with pytest.raises(RuntimeError) as error:
+        runner(tmp_path, epochs=4, resume=True).train()
+    assert 'epoch_3.pth' in str(error.value)
+    assert f'--resume {tmp_path / "epoch_2.pth"}' in str(error.value)
+
+    damage(tmp_path / 'epoch_2.pth', how)
+    damage(tmp_path / 'epoch_1.pth', how)
+    with pytest.raises(RuntimeError, match='no other checkpoint'):
+        runner(tmp_path, epochs=4, resume=True).train()
+
+
+def test_a_plain_optim_wrapper_and_the_loop_check_as_well(tmp_path):
+    runner(tmp_path).train()
+    damage(tmp_path / 'epoch_3.pth', 'truncated')
+    with pytest.raises(RuntimeError, match='truncated or corrupt'):
+        make_runner(
+            tmp_path,
+            dict(type='OptimWrapper', optimizer=AGVM['optimizer']),
+            images=16,
+            batch_size=4,
+            train_cfg=dict(
+                type='LargeBatchTrainLoop', max_epochs=4, total_batch_size=8
+            ),
+            resume=True,
+        ).train()
+
+
+def test_a_file_is_looked_at_again_when_it_changes(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save(torch.zeros(100), path)
+    assert is_whole(path, path.stat().st_mtime_ns)
+    damage(path, 'truncated')
+    assert not is_whole(path, path.stat().st_mtime_ns + 1)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / 'folder' / 'x.pth'
+    backend = get_file_backend(str(path), backend_args=dict(backend='agvm_atomic'))
+    assert isinstance(backend, AtomicLocalBackend)
+    backend.put(b'old', path)
+
+    def die(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'fsync', die)
+    with pytest.raises(KeyboardInterrupt):
+        backend.put(b'new', path)
+    assert path.read_bytes() == b'old'
+
+
+@pytest.mark.parametrize('keep', [1, 2])
+def test_the_last_good_checkpoint_outlives_a_failed_save(tmp_path, keep, monkeypatch):
+    hook = dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=keep)
+    put = AtomicLocalBackend.put
+    seen = []
+
+    def put_or_fail(self, obj, filepath):
+        seen.append(sorted(p.name for p in tmp_path.glob('*.pth')))
+        if 'epoch_4' in str(filepath):
+            raise OSError('no space left on device')
+        put(self, obj, filepath)
+
+    monkeypatch.setattr(AtomicLocalBackend, 'put', put_or_fail)
+    with pytest.raises(OSError, match='no space'):
+        runner(tmp_path, hook, epochs=5).train()
+    assert is_main_process()
+    kept = [f'epoch_{n}.pth' for n in (1, 2, 3)][-keep:]
+    assert seen[-1] == kept
+    assert sorted(p.name for p in tmp_path.glob('*.pth')) == kept
+    monkeypatch.undo()
+    later = runner(tmp_path, hook, epochs=5, resume=True)
+    later.train()
+    assert (
+        sorted(p.name for p in tmp_path.glob('*.pth'))
+        == [f'epoch_{n}.pth' for n in (4, 5)][-keep:]
+    )

@@ -1,0 +1,166 @@
+"""Label maps as MMSegmentation reads them, and doing without a toolbox."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, METRICS
+from mmengine.structures import PixelData
+
+from agvm_mm.digits import CLASSES, PIXEL_CLASSES, pretrain
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs/_base_/datasets/digits_semantic.py'
+
+
+@pytest.fixture
+def mmseg():
+    pytest.importorskip('agvm_mm.digits.segmentation')
+    utils = pytest.importorskip('mmseg.utils')
+    utils.register_all_modules(init_default_scope=True)
+
+
+def build(digits, loader='train_dataloader', **settings):
+    dataset = Config.fromfile(CONFIG)[loader].dataset
+    return DATASETS.build(dict(dataset, data_root=f'{digits}/') | settings)
+
+
+@pytest.mark.parametrize('textures', [True, False])
+@pytest.mark.parametrize(
+    'loader, split, number',
+    [('train_dataloader', 'train', 12), ('val_dataloader', 'val', 6)],
+)
+def test_dataset_builds_through_the_config(
+    mmseg, digits, loader, split, number, textures
+):
+    dataset = build(digits, loader, textures=textures)
+    assert len(dataset) == number
+    classes = PIXEL_CLASSES if textures else (*CLASSES, 'background')
+    assert dataset.metainfo['classes'] == classes
+    assert len(dataset.metainfo['palette']) == len(classes)
+    for index in range(number):
+        item = dataset[index]
+        name = f'{index:06d}.png'
+        image = cv2.imread(str(digits / split / name))
+        np.testing.assert_array_equal(item['inputs'], image.transpose(2, 0, 1))
+        labels = cv2.imread(str(digits / f'annotations/semantic_{split}' / name), -1)
+        found = item['data_samples'].gt_sem_seg.data
+        expected = labels if textures else np.minimum(labels, len(CLASSES))
+        np.testing.assert_array_equal(found[0], expected)
+        assert found.max() < len(classes)
+
+
+def score(dataset, change=lambda labels: labels):
+    """IoUMetric of predictions made from the truth."""
+    metric = METRICS.build(dict(Config.fromfile(CONFIG).val_evaluator))
+    metric.dataset_meta = dataset.metainfo
+    for index in range(len(dataset)):
+        sample = dataset[index]['data_samples']
+        sample.pred_sem_seg = PixelData(data=change(sample.gt_sem_seg.data.clone()))
+        metric.process({}, [sample.to_dict()])
+    return metric.evaluate(len(dataset))
+
+
+@pytest.mark.parametrize('textures', [True, False])
+def test_the_truth_has_an_iou_of_100(mmseg, digits, textures):
+    found = score(build(digits, textures=textures))
+    assert found['mIoU'] == found['aAcc'] == found['mAcc'] == 100
+
+
+def test_overlooked_digits_cost_their_classes(mmseg, digits):
+    # Everything is background: the ten digits are missed.
+    found = score(build(digits), lambda labels: torch.full_like(labels, 10))
+    assert 50 / 11 < found['mIoU'] < 100 / 11
+
+
+def test_dropping_the_digit_0_is_an_error(mmseg, digits):
+    with pytest.raises(ValueError, match='reduce_zero_label would drop the digit 0'):
+        build(digits, reduce_zero_label=True)
+
+
+@pytest.mark.parametrize('there', [[], ['train']])
+def test_missing_data_names_the_command(mmseg, tmp_path, there):
+    for name in there:
+        (tmp_path / name).mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=f'python -m agvm_mm.digits --out {tmp_path}'
+    ):
+        build(tmp_path)
+
+
+def run_without(toolbox, code):
+    """Run code in a process in which a toolbox is not installed."""
+    code = f'import sys; sys.modules[{toolbox!r}] = None\n{code}'
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_mmsegmentation_alone_is_enough_for_its_part():
+    run_without(
+        'mmdet',
+        """
+import agvm_mm.digits
+from agvm_mm.digits.pretrain import build_classifier
+assert agvm_mm.digits.DigitsSegDataset.METAINFO['classes']
+assert not hasattr(agvm_mm.digits, 'DigitsDetDataset')
+build_classifier()
+""",
+    )
+
+
+def test_mmdetection_alone_is_enough_for_its_part():
+    run_without(
+        'mmseg',
+        """
+import agvm_mm.digits
+assert agvm_mm.digits.DigitsDetDataset and agvm_mm.digits.DigitsPanopticDataset
+try:
+    agvm_mm.digits.DigitsSegDataset
+except ImportError as error:
+    assert 'mmseg' in str(error), error
+else:
+    raise AssertionError('imported without MMSegmentation')
+""",
+    )
+
+
+def test_no_toolbox_is_enough_for_the_scenes():
+    run_without(
+        'mmdet',
+        """
+sys.modules['mmseg'] = None
+from agvm_mm.digits import compose_scene, pretrain_backbone
+from agvm_mm.digits.pretrain import build_classifier
+try:
+    build_classifier()
+except ImportError as error:
+    assert '--no-backbone' in str(error), error
+else:
+    raise AssertionError('built without a toolbox')
+""",
+    )
+
+
+def test_both_toolboxes_make_the_same_backbone(mmseg, monkeypatch):
+    pytest.importorskip('mmdet')
+    torch.manual_seed(0)
+    detection = pretrain.build_classifier().state_dict()
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        pretrain.importlib.util,
+        'find_spec',
+        lambda name: None if name == 'mmdet' else find_spec(name),
+    )
+    torch.manual_seed(0)
+    segmentation = pretrain.build_classifier().state_dict()
+    assert list(detection) == list(segmentation)
+    for name, value in detection.items():
+        assert torch.equal(value, segmentation[name]), name

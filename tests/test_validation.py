@@ -1,0 +1,123 @@
+"""A misspelt setting is refused with the nearest one that there is."""
+
+import difflib
+
+import pytest
+from mmengine import registry
+from mmengine.registry import Registry
+
+import agvm_mm.digits  # noqa: F401  registers the data sets
+import agvm_mm.digits.segmentation  # noqa: F401
+from agvm_mm.validation import argument_names, suggests_arguments
+
+REGISTRIES = [r for r in vars(registry).values() if isinstance(r, Registry)]
+
+
+def registered():
+    """Every class and function that this package registers, by name."""
+    found = {
+        name: target
+        for one in REGISTRIES
+        for name, target in one.module_dict.items()
+        if target.__module__.startswith('agvm_mm.')
+    }
+    assert {'VarianceSyncHook', 'AGVMAmpOptimWrapper', 'BaselineLARS'} <= found.keys()
+    return found
+
+
+def misspelt(name):
+    """A name without its last letter but one, as fingers do it."""
+    return name[:-2] + name[-1]
+
+
+@pytest.mark.parametrize('name', sorted(registered()))
+def test_every_registered_class_suggests_its_own_arguments(name):
+    target = registered()[name]
+    known = argument_names(target)
+    if known is None:
+        # CheckpointHook hands what it does not know on to the function that saves.
+        assert name == 'AtomicCheckpointHook'
+        return
+    tried = 0
+    for argument in known:
+        wrong = misspelt(argument)
+        # 'lr' is too short to be recognised by one letter.
+        if difflib.get_close_matches(wrong, known, n=1) != [argument]:
+            continue
+        tried += 1
+        with pytest.raises(TypeError) as error:
+            target(**{wrong: 1})
+        message = str(error.value)
+        assert f'has no argument {wrong!r}' in message
+        assert message.endswith(f"Did you mean '{argument}'?")
+    assert tried >= len(known) / 2
+
+
+def test_arguments_of_all_bases_are_known():
+    assert argument_names(agvm_mm.AGVMAmpOptimWrapper) == {
+        # its own
+        'anchor',
+        'momentum',
+        'ratio_bounds',
+        'clip_window',
+        'allow_resume_mismatch',
+        # MMEngine's AmpOptimWrapper
+        'loss_scale',
+        'dtype',
+        'use_fsdp',
+        # MMEngine's OptimWrapper
+        'optimizer',
+        'accumulative_counts',
+        'clip_grad',
+    }
+
+
+@pytest.mark.parametrize(
+    'wrong, right',
+    [
+        ('momentun', 'momentum'),
+        ('module', 'modules'),
+        ('parawise_cfg', 'paramwise_cfg'),
+    ],
+)
+def test_through_the_registry_as_a_config_does(wrong, right):
+    with pytest.raises(TypeError, match=f"has no argument '{wrong}'.*mean '{right}'"):
+        registry.OPTIM_WRAPPERS.build({'type': 'AGVMOptimWrapper', wrong: 0.9})
+
+
+def test_a_subclass_may_take_more():
+    @suggests_arguments()
+    class Base:
+        def __init__(self, *, width):
+            self.width = width
+
+    class Wider(Base):
+        def __init__(self, *, margin, **kwargs):
+            super().__init__(**kwargs)
+            self.margin = margin
+
+    wider = Wider(width=1, margin=2)
+    assert (wider.width, wider.margin) == (1, 2)
+    with pytest.raises(TypeError, match="it has: width. Did you mean 'width'"):
+        Wider(widht=1, margin=2)
+    with pytest.raises(TypeError, match='it has: width.$'):
+        Wider(colour=1, margin=2)
+
+
+def test_nothing_to_suggest_from_is_an_error_of_ours():
+    with pytest.raises(TypeError, match='dict takes any argument'):
+        suggests_arguments()(type('dict', (), dict(__init__=lambda self, **_: None)))
+
+
+def test_a_function_keeps_its_name_and_works():
+    @suggests_arguments('kind')
+    def build(size, *, colour='red'):
+        """Builds."""
+        return size, colour
+
+    assert build(1, colour='blue') == (1, 'blue')
+    assert (build.__name__, build.__doc__) == ('build', 'Builds.')
+    with pytest.raises(TypeError, match="build has no argument 'color'.*'colour'"):
+        build(1, color='blue')
+    with pytest.raises(TypeError, match="it has: colour, size. Did you mean 'kind'"):
+        build(1, kin=3)
