@@ -1,1 +1,1 @@
-"""Analysis of runs: what tools and benchmarks share."""
+"""Analysis of runs: logs, the paper's tables, plans and figures."""

@@ -1,0 +1,77 @@
+"""Look of modules and methods, the same in every figure."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# The palette of Okabe and Ito, for all kinds of color vision. Dashes and markers
+# distinguish curves in print.
+BLUE, VERMILION, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
+ORANGE, SKY_BLUE, BLACK = '#E69F00', '#56B4E9', '#000000'
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY_BLUE, BLACK)
+DASHES = ('-', '--', '-.', ':')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+
+LR_STEP = dict(color='0.45', linewidth=1, linestyle=(0, (1, 2)))
+"""Look of the lines at learning-rate steps."""
+
+
+class MethodStyle(NamedTuple):
+    """Look of the curve of a method."""
+
+    label: str
+    color: str
+    marker: str
+    dashes: str
+
+
+METHOD_STYLES = {
+    # The strongest colors are AGVM's.
+    'agvm-sgd': MethodStyle('AGVM + SGD', BLUE, 'o', '-'),
+    'agvm-adamw': MethodStyle('AGVM + AdamW', VERMILION, 's', '-'),
+    'sgd': MethodStyle('SGD', BLACK, '^', '--'),
+    'adamw': MethodStyle('AdamW', PURPLE, 'v', '--'),
+    'lars': MethodStyle('LARS', GREEN, 'D', '-.'),
+    'lamb': MethodStyle('LAMB', ORANGE, 'P', '-.'),
+    'pmd-lamb': MethodStyle('PMD-LAMB', GREEN, 'X', ':'),
+    'sam': MethodStyle('SAM', SKY_BLUE, 'D', ':'),
+}
+"""Styles by method; SAM is only in the paper's tables."""
+
+
+def module_style(number: int) -> dict[str, Any]:
+    """Return the look of the curve of the module with this number."""
+    return dict(
+        color=COLORS[number % len(COLORS)],
+        linestyle=DASHES[number % len(DASHES)],
+        marker=MARKERS[number % len(MARKERS)],
+        linewidth=1.8,
+    )
+
+
+def set_up_panel(panel: Axes) -> None:
+    """Add a grid to a panel and remove its upper and right edges."""
+    panel.grid(alpha=0.3)
+    panel.spines[['top', 'right']].set_visible(False)
+
+
+def save_figure(
+    figure: Figure, path: str | Path | Iterable[str | Path], *, dpi: int = 130
+) -> None:
+    """Write a figure to one or several files, and close it.
+
+    Args:
+        figure: The figure.
+        path: The file, or several; their suffixes give the formats. Missing folders
+            are created.
+        dpi: Pixels per inch.
+    """
+    for file in [path] if isinstance(path, str | Path) else path:
+        file = Path(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=dpi)
+    plt.close(figure)

@@ -1,0 +1,156 @@
+"""Reader of MMEngine's JSON logs, the files ``vis_data/scalars.json`` of a run."""
+
+import json
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+PHI_KEY = 'agvm/phi/'
+MU_KEY = 'agvm/mu/'
+
+Record = dict[str, Any]
+"""One line of a log: values by name, and the update or epoch as ``step``."""
+
+
+def find_logs(path: str | Path) -> list[Path]:
+    """Return the JSON logs of a run, the oldest first.
+
+    A run that was resumed has several.
+
+    Args:
+        path: A log, which is returned alone, or a work folder.
+
+    Raises:
+        FileNotFoundError: If the folder has none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    logs = path.glob('**/vis_data/scalars.json')
+    found = sorted(logs, key=lambda log: (log.stat().st_mtime_ns, log))
+    if not found:
+        raise FileNotFoundError(f'{path} has no vis_data/scalars.json: not a run?')
+    return found
+
+
+def find_log(path: str | Path) -> Path:
+    """Return the latest JSON log of a run; see :func:`find_logs`."""
+    return find_logs(path)[-1]
+
+
+def read_scalars(log: str | Path) -> list[Record]:
+    """Read the records of one JSON log, in order."""
+    lines = Path(log).read_text().splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def read_run(path: str | Path) -> list[Record]:
+    """Read the training records of a run, without those of validation.
+
+    Args:
+        path: A JSON log or a work folder. A log that continues an earlier one of the
+            same folder is joined with it; one that starts again replaces it.
+
+    Raises:
+        FileNotFoundError: If there is no log.
+    """
+    joined: list[Record] = []
+    for log in find_logs(path):
+        records = [record for record in read_scalars(log) if 'lr' in record]
+        if not records:
+            continue
+        first = records[0]['step']
+        interval = records[1]['step'] - first if len(records) > 1 else 1
+        resumed = first > interval
+        kept = [record for record in joined if resumed and record['step'] < first]
+        joined = kept + records
+    return joined
+
+
+def last_result(path: str | Path, key: str) -> float | None:
+    """Return the last validation result of a run.
+
+    Args:
+        path: A JSON log or a work folder.
+        key: Name of the metric in the log, for example 'coco/bbox_mAP'.
+
+    Returns:
+        NaN if the last loss is not finite, None if there is no result.
+    """
+    try:
+        logs = find_logs(path)
+    except FileNotFoundError:
+        return None
+    records = [record for log in logs for record in read_scalars(log)]
+    losses = [record['loss'] for record in records if 'loss' in record]
+    if losses and not math.isfinite(losses[-1]):
+        return math.nan
+    return next((record[key] for record in reversed(records) if key in record), None)
+
+
+def training_hours(path: str | Path) -> float | None:
+    """Return the hours that a run has spent on training.
+
+    Validation is not included. Updates that a resumed run has repeated count once.
+
+    Args:
+        path: A JSON log or a work folder.
+
+    Returns:
+        None if there is no log.
+    """
+    try:
+        records = read_run(path)
+    except FileNotFoundError:
+        return None
+    seconds, before = 0.0, 0
+    for record in records:
+        # 'time' is the mean over the iterations since the last record.
+        seconds += record.get('time', 0.0) * (record['step'] - before)
+        before = record['step']
+    return seconds / 3600 or None
+
+
+def module_curves(
+    records: Iterable[Record], prefix: str
+) -> dict[str, tuple[list[int], list[float]]]:
+    """Collect the curve of each module.
+
+    Args:
+        records: Records of a run.
+        prefix: :data:`PHI_KEY` or :data:`MU_KEY`.
+
+    Returns:
+        Updates and values by module, in the order in which modules were logged.
+    """
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for record in records:
+        for key, value in record.items():
+            if key.startswith(prefix):
+                updates, values = curves.setdefault(key[len(prefix) :], ([], []))
+                updates.append(record['step'])
+                values.append(value)
+    return curves
+
+
+def drop_repeats(records: Iterable[Record]) -> list[Record]:
+    """Return the records with a measurement, each measurement once.
+
+    MMEngine logs the last value at every log interval until there is a new one.
+    """
+    measured: list[Record] = []
+    last: Record = {}
+    for record in records:
+        phi = {key: value for key, value in record.items() if key.startswith(PHI_KEY)}
+        if phi and phi != last:
+            measured.append(record)
+            last = phi
+    return measured
+
+
+def lr_drops(records: Iterable[Record]) -> list[int]:
+    """Return the last updates before the learning rate fell to half or less."""
+    rates = [(record['step'], record['lr']) for record in records if 'lr' in record]
+    return [step for (step, before), (_, rate) in pairwise(rates) if rate <= before / 2]

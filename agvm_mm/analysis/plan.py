@@ -1,0 +1,472 @@
+"""Plan of a large-batch run: what a config does on a cluster, without training it.
+
+No function here needs the data or a GPU: the model is built without memory.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import (
+    HOOKS,
+    LOOPS,
+    MODELS,
+    PARAM_SCHEDULERS,
+    init_default_scope,
+)
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from agvm_mm import cli
+from agvm_mm.analysis.paper import TRAIN_IMAGES
+from agvm_mm.hooks import VarianceSyncHook
+from agvm_mm.loops.loops import (
+    LargeBatchMixin,
+    refuse_accumulation,
+    refuse_auto_scaling,
+)
+from agvm_mm.modulator import MeasurementSchedule
+from agvm_mm.modules import assign_modules
+from agvm_mm.validation import argument_names, check_arguments, did_you_mean
+
+COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
+MOMENTS = {
+    'SGD': 1,
+    'Adam': 2,
+    'AdamW': 2,
+    'BaselineLARS': 1,
+    'BaselineLAMB': 2,
+    'PMDLAMB': 2,
+}
+"""Moments that an optimizer keeps for each parameter."""
+
+
+@dataclass
+class Plan:
+    """Numbers of a run.
+
+    Args:
+        images: Training images.
+        total: Images of an update.
+        gpus: Ranks.
+        images_per_gpu: Images of a micro-batch on one rank.
+        epoch: Updates of an epoch.
+        updates: Updates of the run.
+        lr: Learning rate at each update.
+        modules: Trainable parameters by module.
+        optimizer: Type of the optimizer.
+        schedule: AGVM's schedule, None without AGVM.
+        estimator: AGVM's estimator.
+        momentum: Momentum of the multipliers.
+        warnings: Settings that deserve a second look.
+        problems: Settings that cannot work.
+    """
+
+    images: int
+    total: int
+    gpus: int
+    images_per_gpu: int
+    epoch: int
+    updates: int
+    lr: list[float]
+    modules: dict[str, int]
+    optimizer: str
+    schedule: MeasurementSchedule | None = None
+    estimator: str = 'halves'
+    momentum: float = 0.97
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an update on each rank, rounded down."""
+        return self.total // (self.gpus * self.images_per_gpu)
+
+    @property
+    def measurements(self) -> int:
+        """Number of updates at which AGVM measures."""
+        if self.schedule is None:
+            return 0
+        return sum(map(self.schedule.is_measured, range(self.updates)))
+
+    @property
+    def warmup(self) -> int:
+        """First update at which the learning rate is at its peak, within 1%."""
+        peak = max(self.lr)
+        return next(i for i, rate in enumerate(self.lr) if rate > 0.99 * peak)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Size of the gradient in float32."""
+        return 4 * sum(self.modules.values())
+
+
+def make_plan(
+    cfg: Config, gpus: int, images_per_gpu: int | None, images: int | None
+) -> Plan:
+    """Plan a run of a config on a cluster.
+
+    Args:
+        cfg: The config.
+        gpus: Ranks.
+        images_per_gpu: Images per rank; None for those of the config.
+        images: Training images; None for those of COCO or ADE20K.
+
+    Raises:
+        ValueError: If the config does not give the numbers.
+        Exception: Any error that the run itself would raise for a wrong setting.
+    """
+    check_loop(cfg)
+    images = images or training_images(cfg)
+    per_gpu = images_per_gpu or cfg.train_dataloader.batch_size
+    accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
+    total = cfg.train_cfg.get('total_batch_size', gpus * per_gpu * accumulation)
+    epoch = math.ceil(images / total)
+    if 'max_epochs' in cfg.train_cfg:
+        updates = cfg.train_cfg.max_epochs * epoch
+    else:
+        updates = cfg.train_cfg.max_iters // accumulation
+    model = build_model(cfg)
+    plan = Plan(
+        images=images,
+        total=total,
+        gpus=gpus,
+        images_per_gpu=per_gpu,
+        epoch=epoch,
+        updates=updates,
+        lr=learning_rates(cfg, epoch, updates, accumulation),
+        modules=trainable_parameters(cfg, model),
+        optimizer=cfg.optim_wrapper.optimizer.type,
+    )
+    hook = build_settings(cfg, model)
+    if hook is not None:
+        plan.schedule = hook.schedule
+        plan.estimator = hook.estimator
+        plan.momentum = cfg.optim_wrapper.get('momentum', 0.97)
+    plan.problems = find_problems(plan, cfg)
+    plan.warnings = find_warnings(plan)
+    return plan
+
+
+def check_loop(cfg: Config) -> None:
+    """Check ``train_cfg`` as the loop would.
+
+    Raises:
+        KeyError: If there is no such loop.
+        TypeError: If it has no such argument.
+        ValueError: If the config accumulates twice, or MMEngine would scale the
+            learning rate to another batch size.
+    """
+    settings = dict(cfg.train_cfg)
+    settings.pop('_scope_', None)
+    kind = settings.pop('type', None)
+    if kind is None:  # MMEngine chooses by `by_epoch`.
+        return
+    loop = LOOPS.get(kind)
+    if loop is None:
+        near = did_you_mean(kind, LOOPS.module_dict)
+        raise KeyError(f'train_cfg.type={kind!r} is not registered.{near}')
+    known = argument_names(loop) - {'runner', 'dataloader'}
+    check_arguments(kind, settings, known)
+    if issubclass(loop, LargeBatchMixin):
+        if 'total_batch_size' not in settings:
+            raise ValueError(f'train_cfg: {kind} needs total_batch_size')
+        total = settings['total_batch_size']
+        counts = cfg.optim_wrapper.get('accumulative_counts', 1)
+        refuse_accumulation(kind, total, counts)
+        refuse_auto_scaling(cfg.get('auto_scale_lr'), total)
+
+
+def training_images(cfg: Config) -> int:
+    """Return the number of training images of COCO or ADE20K.
+
+    Raises:
+        ValueError: If the config uses another data set.
+    """
+    dataset = cfg.train_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if dataset.type == 'ADE20KDataset':
+        return TRAIN_IMAGES['ade20k']
+    file = str(dataset.get('ann_file', '')).rpartition('/')[2]
+    if file in COCO_FILES:
+        return TRAIN_IMAGES['coco']
+    what = f'{dataset.type}, {file}' if file else dataset.type
+    raise ValueError(f'the size of {what} is not known; give it by --images N')
+
+
+class _LinspaceOnCPU(TorchFunctionMode):
+    """Mode in which ``torch.linspace`` is on the CPU, whatever the default device.
+
+    Swin computes its drop rates with it and reads the values, which a tensor on the
+    meta device does not have.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Any,
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault('device', 'cpu')
+        return func(*args, **kwargs)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model of a config on the meta device, which takes no memory."""
+    scope = cfg.get('default_scope', 'mmengine')
+    # The import registers the toolbox's names.
+    if scope == 'mmdet':
+        import mmdet.models  # noqa: F401
+    elif scope == 'mmseg':
+        import mmseg.models  # noqa: F401
+    init_default_scope(scope)
+    with torch.device('meta'), _LinspaceOnCPU():
+        return MODELS.build(cfg.model).train()
+
+
+def trainable_parameters(cfg: Config, model: nn.Module) -> dict[str, int]:
+    """Count the trainable parameters of each module."""
+    module_of = assign_modules(model, cfg.optim_wrapper.get('modules'))
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            module = module_of[name]
+            counts[module] = counts.get(module, 0) + parameter.numel()
+    return counts
+
+
+def learning_rates(
+    cfg: Config, epoch: int, updates: int, accumulation: int
+) -> list[float]:
+    """Compute the learning rate at each update with the config's own schedulers.
+
+    Args:
+        cfg: The config.
+        epoch: Updates of an epoch.
+        updates: Updates of the run.
+        accumulation: MMEngine's ``accumulative_counts``, the number of times that its
+            schedulers step in one update. 1 with a large-batch loop.
+    """
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=float(cfg.optim_wrapper.optimizer.lr))
+    settings = cfg.get('param_scheduler') or []
+    context = dict(optimizer=optimizer, epoch_length=epoch * accumulation)
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(one), default_args=context)
+        for one in (settings if isinstance(settings, list | tuple) else [settings])
+    ]
+    rates = []
+    for update in range(1, updates + 1):
+        rates.append(optimizer.param_groups[0]['lr'])
+        # Schedulers expect a step before theirs; there is no gradient to apply.
+        optimizer.step()
+        for scheduler in schedulers:
+            if not scheduler.by_epoch:
+                for _ in range(accumulation):
+                    scheduler.step()
+            elif update % epoch == 0:
+                scheduler.step()
+    return rates
+
+
+@contextmanager
+def _only_warnings() -> Iterator[None]:
+    """Raise the level of MMEngine's logger for a while.
+
+    Its constructor logs a line for each option of each parameter, with a Swin
+    hundreds.
+    """
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
+    """Build the optimizer wrapper and AGVM's hook, which check their own settings.
+
+    Args:
+        cfg: The config.
+        model: Its model.
+
+    Returns:
+        AGVM's hook, or None.
+
+    Raises:
+        Exception: Any error that the run would raise.
+    """
+    settings = copy.deepcopy(cfg.optim_wrapper)
+    # Mixed precision needs a GPU, and the plan does not.
+    for full, mixed in cli.AMP_WRAPPERS.items():
+        if settings.get('type') == mixed:
+            settings.type = full
+            for name in ('loss_scale', 'dtype'):
+                settings.pop(name, None)
+    with _only_warnings():
+        build_optim_wrapper(model, settings)
+    hooks = [
+        HOOKS.build(hook)
+        for hook in cfg.get('custom_hooks') or []
+        if hook.type == 'VarianceSyncHook'
+    ]
+    return hooks[0] if hooks else None
+
+
+def find_problems(plan: Plan, cfg: Config) -> list[str]:
+    """Return what cannot work in a plan."""
+    problems = []
+    unit = plan.gpus * plan.images_per_gpu
+    if plan.total % unit:
+        nearest = [unit * n for n in (plan.total // unit, plan.total // unit + 1) if n]
+        problems.append(
+            f'total_batch_size={plan.total} is not a multiple of {plan.gpus} x '
+            f'{plan.images_per_gpu} = {unit}; nearest: '
+            f'{" and ".join(map(str, nearest))}'
+        )
+    has_wrapper = cfg.optim_wrapper.get('type', '').startswith('AGVM')
+    if has_wrapper != (plan.schedule is not None):
+        problems.append(
+            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
+        )
+    if plan.schedule is None:
+        return problems
+    if plan.gpus == 1 and plan.micro_batches == 1:
+        problems.append('one rank and one micro-batch: AGVM has nothing to compare')
+    if plan.schedule.begin >= plan.updates:
+        problems.append(
+            f'AGVM begins at update {plan.schedule.begin}, the run ends after '
+            f'{plan.updates}'
+        )
+    return problems
+
+
+def find_warnings(plan: Plan) -> list[str]:
+    """Return what deserves a second look in a plan."""
+    warnings = []
+    warmup = plan.warmup
+    if warmup > plan.updates / 4:
+        warnings.append(
+            f'the warm-up takes {warmup} of {plan.updates} updates, more than a quarter'
+        )
+    if plan.schedule is None or plan.schedule.begin >= plan.updates:
+        return warnings
+    if plan.schedule.begin < warmup:
+        warnings.append(
+            f'AGVM begins at update {plan.schedule.begin}, within the warm-up of '
+            f'{warmup}'
+        )
+    reach = 1 - plan.momentum**plan.measurements
+    if reach < 0.5:
+        warnings.append(
+            f'{plan.measurements} measurements take mu only {reach:.0%} of the way; '
+            'lower the interval (the replicas estimator makes that cheap)'
+        )
+    return warnings
+
+
+def describe(plan: Plan) -> str:
+    """Format a plan as a block of text."""
+    gradient = format_bytes(plan.gradient_bytes)
+    moments = MOMENTS.get(plan.optimizer)
+    state = (
+        format_bytes(plan.gradient_bytes * moments)
+        if moments
+        else f'not known for {plan.optimizer}'
+    )
+    rows = [
+        (
+            'batch',
+            f'{plan.total} images = {plan.gpus} GPU(s) x {plan.images_per_gpu} '
+            f'images x {plan.micro_batches} micro-batch(es)',
+        ),
+        (
+            'updates',
+            f'{plan.epoch} in an epoch of {plan.images:,} images, '
+            f'{plan.updates:,} in all',
+        ),
+        ('lr', format_rates(plan.lr)),
+        *(
+            ('module', f'{module}: {count:,} trainable parameters')
+            for module, count in plan.modules.items()
+        ),
+        (
+            'memory',
+            f'on each GPU, float32: parameters {gradient}, gradient {gradient}, '
+            f'moments {state}; activations come on top',
+        ),
+        ('traffic', f'plain update: {gradient} reduced'),
+        *_agvm_rows(plan),
+        *(('warning', text) for text in plan.warnings),
+        *(('PROBLEM', text) for text in plan.problems),
+    ]
+    return '\n'.join(f'{label:<12}{text}' for label, text in rows)
+
+
+def _agvm_rows(plan: Plan) -> list[tuple[str, str]]:
+    if plan.schedule is None:
+        return []
+    gradient = format_bytes(plan.gradient_bytes)
+    if plan.gpus == 1:
+        extra = f'nothing reduced, one copy of the gradient ({gradient})'
+    elif plan.estimator == 'halves':
+        extra = f'{gradient} more reduced, one copy of each bucket in flight'
+    else:
+        extra = f'{2 * len(plan.modules)} scalars more reduced'
+    schedule = plan.schedule
+    end = '' if schedule.end is None else f' to {schedule.end:,}'
+    return [
+        ('', f'measured update: {extra}'),
+        (
+            'AGVM',
+            f'from update {schedule.begin:,}{end}, every {schedule.interval}: '
+            f'{plan.measurements:,} measurements by {plan.estimator}',
+        ),
+        (
+            '',
+            f'mu goes half of its way in {half_way(plan.momentum)} measurement(s)',
+        ),
+    ]
+
+
+def half_way(momentum: float) -> int:
+    """Return the measurements after which mu is half of the way to a fixed target."""
+    return math.ceil(math.log(0.5) / math.log(momentum)) if momentum > 0.5 else 1
+
+
+def format_bytes(count: float) -> str:
+    """Format a number of bytes with its unit."""
+    for unit in ('B', 'kB', 'MB'):
+        if count < 1000:
+            return f'{count:.3g} {unit}'
+        count /= 1000
+    return f'{count:.3g} GB'
+
+
+def format_rates(rates: list[float]) -> str:
+    """Format the learning rates at the updates where their slope changes."""
+    points = [0]
+    for update in range(1, len(rates) - 1):
+        before = rates[update] - rates[update - 1]
+        after = rates[update + 1] - rates[update]
+        straight = before * after > 0 or before == after == 0
+        if not straight:
+            points.append(update)
+    points.append(len(rates) - 1)
+    if len(points) > 12:
+        points = [round(i * (len(rates) - 1) / 10) for i in range(11)]
+    return ', '.join(f'{rates[p]:.4g} at {p}' for p in dict.fromkeys(points))
