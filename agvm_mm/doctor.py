@@ -1,11 +1,11 @@
-"""Look at an installation and say what is wrong with it, and how to mend it.
+"""Examine an installation and report what is wrong and how to fix it.
 
     python -m agvm_mm.doctor
 
-Where torch or MMEngine is missing or too old, the import of the package ends with the
-command that installs it, and nothing is printed here. Otherwise it
-prints a line for each thing it looked at. Exits with 1 if something that training
-needs is broken, with 0 otherwise; what only some users need is a warning.
+If torch or MMEngine is missing or too old, importing the package fails with the command
+that installs it, and nothing is printed here. Otherwise one line is printed for each
+thing examined. The exit status is 1 if something that training needs is broken and 0
+otherwise; a missing package that only some users need is a warning.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
-# The one release that both toolboxes take, against the torch that is there.
+# The one release that both toolboxes accept, built against the installed torch.
 BUILD_MMCV = (
     'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
     'mmcv==2.1.0'
@@ -27,81 +27,85 @@ BUILD_MMCV = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found out about one thing.
+    """Result of one examination.
 
     Args:
-        name (str): The thing.
-        state (str): 'ok', 'warning' or 'PROBLEM'.
-        found (str): What was found.
-        mend (str): The command or setting that helps. Defaults to '', nothing to do.
+        name: What was examined.
+        state: 'ok', 'warning' or 'PROBLEM'.
+        found: What was found.
+        fix: Command or setting that fixes it. Defaults to '', nothing to fix.
     """
 
     name: str
     state: str
     found: str
-    mend: str = ''
+    fix: str = ''
 
 
 def version_of(module: str) -> str:
-    """A module's version; raises ImportError if it cannot be imported."""
+    """Import a module and return its version."""
     return str(getattr(importlib.import_module(module), '__version__', 'unknown'))
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind if there is none."""
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def check_python() -> Finding:
-    """Which Python this is."""
+def examine_python() -> Finding:
+    """Compare the Python release with the tested ones."""
     found = platform.python_version()
     if (3, 10) <= sys.version_info[:2] <= (3, 12):
         return Finding('python', OK, found)
     return Finding('python', WARNING, f'{found}, not tested', 'use Python 3.10 to 3.12')
 
 
-def check_setuptools() -> Finding:
-    """MMEngine 0.10 asks pkg_resources where MMDetection's configs lie."""
+def examine_setuptools() -> Finding:
+    """Import pkg_resources, which MMEngine 0.10 uses to find MMDetection's configs."""
     try:
         importlib.import_module('pkg_resources')
-    except ImportError as error:
-        return Finding('setuptools', PROBLEM, str(error), 'pip install "setuptools<82"')
+    except Exception as error:
+        found = first_line(error)
+        return Finding('setuptools', PROBLEM, found, 'pip install "setuptools<82"')
     return Finding('setuptools', OK, version_of('setuptools'))
 
 
-def check_numpy() -> Finding:
-    """A torch that was compiled against numpy 1 cannot hand arrays to numpy 2."""
+def examine_numpy() -> Finding:
+    """Convert a tensor to numpy, which a torch built for numpy 1 cannot do with 2."""
     version = version_of('numpy')
     torch = importlib.import_module('torch')
     try:
         torch.zeros(1).numpy()
     except RuntimeError as error:
-        found = f'{version} does not go with torch {torch.__version__}: {error}'
+        found = f'{version} does not work with torch {torch.__version__}: {error}'
         return Finding('numpy', PROBLEM, found, 'pip install "numpy<2"')
     return Finding('numpy', OK, version)
 
 
-def check_mmcv() -> Finding:
-    """mmcv and its compiled operators: built without torch it has none."""
+def examine_mmcv() -> Finding:
+    """Run one of mmcv's compiled operators; an mmcv built without torch has none."""
+    found = ''
     try:
         version = version_of('mmcv')
-    except ImportError as error:
-        return Finding('mmcv', PROBLEM, str(error), BUILD_MMCV)
-    try:
+        found = f'{version}, operators: '
         ops = importlib.import_module('mmcv.ops')
         torch = importlib.import_module('torch')
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
         _, kept = ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5)
-    except (ImportError, RuntimeError) as error:
-        found = f'{version}, operators: {first_line(error)}'
-        return Finding('mmcv', PROBLEM, found, BUILD_MMCV)
+    except Exception as error:
+        return Finding('mmcv', PROBLEM, found + first_line(error), BUILD_MMCV)
     if kept.tolist() != [0]:
         return Finding('mmcv', PROBLEM, f'{version}, nms is wrong', BUILD_MMCV)
     return Finding('mmcv', OK, f'{version}, operators run')
 
 
-def check_toolbox(module: str, dist: str) -> Finding:
-    """MMDetection or MMSegmentation, with all their models."""
+def examine_toolbox(module: str, dist: str) -> Finding:
+    """Import MMDetection or MMSegmentation with all its models.
+
+    Args:
+        module: 'mmdet' or 'mmseg'.
+        dist: Name and version on the package index.
+    """
     if importlib.util.find_spec(module) is None:
         return Finding(module, WARNING, 'not installed', f'pip install {dist}')
     try:
@@ -109,22 +113,21 @@ def check_toolbox(module: str, dist: str) -> Finding:
         importlib.import_module(f'{module}.models')
     except ModuleNotFoundError as error:
         missing = (error.name or '').partition('.')[0]
-        if missing != 'mmcv':
-            # Such as what MMSegmentation's tokenizer wants and does not require.
-            mend = f'pip install {missing or dist}'
-            return Finding(module, PROBLEM, str(error), mend)
-        return Finding(module, PROBLEM, str(error), BUILD_MMCV)
+        # MMSegmentation's tokenizer, for example, imports packages that it does not
+        # require.
+        fix = BUILD_MMCV if missing == 'mmcv' else f'pip install {missing or dist}'
+        return Finding(module, PROBLEM, str(error), fix)
     except Exception as error:
-        # They assert the versions of mmcv and MMEngine, and import its operators.
+        # Both assert the versions of mmcv and MMEngine and import mmcv's operators.
         return Finding(module, PROBLEM, first_line(error), BUILD_MMCV)
     return Finding(module, OK, version)
 
 
-def check_toolboxes() -> Finding:
-    """At least one of the two has to be there."""
+def examine_toolboxes() -> Finding:
+    """Find at least one of the two toolboxes."""
     for module in ('mmdet', 'mmseg'):
         if importlib.util.find_spec(module):
-            return Finding('toolbox', OK, f'{module} is there')
+            return Finding('toolbox', OK, f'{module} is installed')
     return Finding(
         'toolbox',
         PROBLEM,
@@ -133,8 +136,8 @@ def check_toolboxes() -> Finding:
     )
 
 
-def check_registries() -> Finding:
-    """The names that configs use."""
+def examine_registries() -> Finding:
+    """Look up the names that configs use."""
     from mmengine import registry
 
     import agvm_mm
@@ -156,41 +159,37 @@ def check_registries() -> Finding:
             'registries',
             PROBLEM,
             f'another class is registered as {", ".join(wrong)}',
-            'take the other package out of custom_imports',
+            'remove the other package from custom_imports',
         )
     return Finding('registries', OK, f'agvm_mm {agvm_mm.__version__} is registered')
 
 
-def check_distributed() -> Finding:
-    """What ranks can talk through."""
+def examine_distributed() -> Finding:
+    """Look for the backends through which ranks communicate."""
     import torch
     from torch import distributed as dist
 
+    name = 'distributed'
     if not dist.is_available():
         return Finding(
-            'distributed', PROBLEM, 'torch has no torch.distributed', 'another torch'
+            name,
+            PROBLEM,
+            'torch has no torch.distributed',
+            'install a torch with torch.distributed',
         )
-    backends = [
-        name
-        for name, there in (
-            ('nccl', dist.is_nccl_available()),
-            ('gloo', dist.is_gloo_available()),
-        )
-        if there
-    ]
-    found = ', '.join(backends) or 'no backend'
+    nccl, gloo = dist.is_nccl_available(), dist.is_gloo_available()
+    found = ', '.join(['nccl'] * nccl + ['gloo'] * gloo) or 'no backend'
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus and 'nccl' not in backends:
-        return Finding(
-            'distributed', PROBLEM, f'{found}, but {gpus} GPU(s)', 'a torch with NCCL'
-        )
-    if not backends:
-        return Finding('distributed', PROBLEM, found, 'a torch with gloo or NCCL')
-    return Finding('distributed', OK, f'{found}; {gpus} GPU(s)')
+    if gpus and not nccl:
+        fix = 'install a torch with NCCL'
+        return Finding(name, PROBLEM, f'{found}, but {gpus} GPU(s)', fix)
+    if not (nccl or gloo):
+        return Finding(name, PROBLEM, found, 'install a torch with gloo or NCCL')
+    return Finding(name, OK, f'{found}; {gpus} GPU(s)')
 
 
-def check_sync_bn() -> Finding:
-    """SyncBN runs on GPUs only."""
+def examine_sync_bn() -> Finding:
+    """Look for a GPU, which SyncBN needs."""
     import torch
 
     if torch.cuda.is_available():
@@ -199,12 +198,12 @@ def check_sync_bn() -> Finding:
         'SyncBN',
         WARNING,
         'has no CPU version',
-        "agvm_mm's tools/dist_train.sh turns it into BN on CPUs",
+        "agvm_mm's tools/dist_train.sh replaces it with BN on CPUs",
     )
 
 
-# What only some users need: its name, the module that is imported, what is not to be
-# had without it, what installs it.
+# Packages that only some users need: name, module to import, what does not work without
+# it, command that installs it.
 OPTIONAL = (
     (
         'panopticapi',
@@ -232,11 +231,11 @@ OPTIONAL = (
         'pip install tensorboard "setuptools<82"',
     ),
     (
-        # MMEngine's Runner looks whether it is there, and dies if it is broken.
+        # MMEngine's Runner imports it if it is installed, and fails if it is broken.
         'torchvision',
         'torchvision',
-        'no weights from torchvision:// addresses, such as those of ResNet-50',
-        'pip install torchvision  (the release that belongs to your torch)',
+        'no weights from torchvision:// URLs, such as those of ResNet-50',
+        'pip install torchvision  (the release that matches your torch)',
     ),
     (
         'baselines',
@@ -247,33 +246,33 @@ OPTIONAL = (
 )
 
 
-def check_optional(name: str, module: str, without: str, mend: str) -> Finding:
-    """A package that may be missing, but not be broken.
+def examine_optional(name: str, module: str, without: str, fix: str) -> Finding:
+    """Import a package that may be missing but must not be broken.
 
     Args:
-        name (str): What it is called.
-        module (str): What is imported.
-        without (str): What is not to be had without it.
-        mend (str): The command that installs it.
+        name: Name of the package in the report.
+        module: Module to import.
+        without: What does not work without it.
+        fix: Command that installs it.
     """
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # Its own module, or one that it needs: both are installed by its name.
-        return Finding(name, WARNING, f'{without} ({error})', mend)
+        # The package itself or a dependency of it: the command installs both.
+        return Finding(name, WARNING, f'{without} ({error})', fix)
     except Exception as error:
         # Compiled against another numpy or torch, for example.
         return Finding(
             name,
             PROBLEM,
-            f'is installed and does not import: {first_line(error)}',
-            mend.replace('install', 'install --force-reinstall', 1),
+            f'is installed but cannot be imported: {first_line(error)}',
+            fix.replace('install', 'install --force-reinstall', 1),
         )
     return Finding(name, OK, 'imports')
 
 
-def check_resume() -> Finding:
-    """Whether what the Runner stores can be loaded, as MMEngine loads it."""
+def examine_checkpoints() -> Finding:
+    """Load an object that the Runner stores in checkpoints, as MMEngine loads it."""
     import io
 
     import torch
@@ -292,58 +291,56 @@ def check_resume() -> Finding:
         return Finding(
             'weights_only',
             PROBLEM,
-            f'a checkpoint of the Runner does not load: {first_line(error)}',
-            'report torch, numpy and mmengine versions to agvm_mm',
+            f"the Runner's checkpoints do not load: {first_line(error)}",
+            'report the versions of torch, numpy and mmengine to agvm_mm',
         )
-    if LOADS_SAFELY:
-        return Finding('weights_only', OK, 'checkpoints of the Runner load safely')
-    return Finding(
-        'weights_only',
-        OK,
-        'checkpoints of the Runner load; so does any other file: before release 2.6 '
-        'torch runs what is in it',
-    )
+    found = "the Runner's checkpoints load safely"
+    if not LOADS_SAFELY:
+        found = (
+            "the Runner's checkpoints load; before release 2.6 torch also loads any "
+            'other file and runs the code in it'
+        )
+    return Finding('weights_only', OK, found)
 
 
-def examine() -> list[Finding]:
-    """Look at everything, in the order in which it is to be mended."""
-    checks: list[Callable[[], Finding]] = [
-        check_python,
+def examine_installation() -> list[Finding]:
+    """Examine everything, in the order in which problems should be fixed."""
+    examinations: list[Callable[[], Finding]] = [
+        examine_python,
         lambda: Finding('torch', OK, version_of('torch')),
-        check_numpy,
+        examine_numpy,
         lambda: Finding('mmengine', OK, version_of('mmengine')),
-        check_setuptools,
-        check_mmcv,
-        lambda: check_toolbox('mmdet', 'mmdet==3.3.0'),
-        lambda: check_toolbox('mmseg', 'mmsegmentation==1.2.2'),
-        check_toolboxes,
-        check_registries,
-        check_distributed,
-        check_sync_bn,
-        check_resume,
-        *(functools.partial(check_optional, *what) for what in OPTIONAL),
+        examine_setuptools,
+        examine_mmcv,
+        lambda: examine_toolbox('mmdet', 'mmdet==3.3.0'),
+        lambda: examine_toolbox('mmseg', 'mmsegmentation==1.2.2'),
+        examine_toolboxes,
+        examine_registries,
+        examine_distributed,
+        examine_sync_bn,
+        examine_checkpoints,
+        *(functools.partial(examine_optional, *row) for row in OPTIONAL),
     ]
-    return [check() for check in checks]
+    return [examine() for examine in examinations]
 
 
 def report(findings: list[Finding]) -> str:
-    """One line for each finding, and one more where something is to be done."""
+    """Return one line for each finding, and a second one if there is a fix."""
     lines = []
     for finding in findings:
         lines.append(f'{finding.state:<8} {finding.name:<13} {finding.found}')
-        if finding.mend:
-            lines.append(f'{"":<22} -> {finding.mend}')
+        if finding.fix:
+            lines.append(f'{"":<22} -> {finding.fix}')
     problems = sum(finding.state == PROBLEM for finding in findings)
-    lines.append(
-        f'{problems} problem(s)' if problems else 'All that training needs works.'
-    )
+    works = 'Everything that training needs works.'
+    lines.append(f'{problems} problem(s)' if problems else works)
     return '\n'.join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Examine and print; returns the exit status."""
+    """Print the report and return the exit status."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
-    findings = examine()
+    findings = examine_installation()
     print(report(findings))
     return int(any(finding.state == PROBLEM for finding in findings))
 

@@ -1,4 +1,4 @@
-"""doctor.py: each problem is found, and named with what mends it."""
+"""Doctor: each problem is found and reported with its fix."""
 
 import builtins
 import importlib
@@ -15,7 +15,7 @@ MISSING = ModuleNotFoundError
 
 
 def block(monkeypatch, *names, error=None):
-    """Make imports of some modules fail, as if they were not installed."""
+    """Make the import of some modules fail, by default as if not installed."""
     real = importlib.import_module
 
     def import_module(name, *args):
@@ -27,69 +27,78 @@ def block(monkeypatch, *names, error=None):
     monkeypatch.setattr(doctor.importlib, 'import_module', import_module)
 
 
-def test_this_installation_is_well():
+def test_current_installation_has_no_problem():
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', '-m', 'agvm_mm.doctor'],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'All that training needs works.' in done.stdout
+    assert 'Everything that training needs works.' in done.stdout
     assert doctor.PROBLEM not in done.stdout
 
 
 @pytest.mark.parametrize(
-    'blocked, check, state, mend',
+    'error, found',
     [
-        ('pkg_resources', doctor.check_setuptools, doctor.PROBLEM, 'setuptools<82'),
-        ('mmcv', doctor.check_mmcv, doctor.PROBLEM, '--no-build-isolation'),
-        ('mmcv.ops', doctor.check_mmcv, doctor.PROBLEM, '--no-build-isolation'),
+        (None, 'No module named'),
+        (OSError('libtorch.so: cannot open\nand more'), 'libtorch.so: cannot open'),
+    ],
+    ids=['missing', 'broken'],
+)
+@pytest.mark.parametrize(
+    'blocked, examine, fix',
+    [
+        ('pkg_resources', doctor.examine_setuptools, 'setuptools<82'),
+        ('mmcv', doctor.examine_mmcv, '--no-build-isolation'),
+        ('mmcv.ops', doctor.examine_mmcv, '--no-build-isolation'),
     ],
 )
-def test_what_is_missing_comes_with_the_command(
-    monkeypatch, blocked, check, state, mend
+def test_missing_or_broken_requirement_is_reported_with_command(
+    monkeypatch, blocked, examine, fix, error, found
 ):
-    assert check().state == doctor.OK
-    block(monkeypatch, blocked)
-    finding = check()
-    assert finding.state == state
-    assert mend in finding.mend
+    assert examine().state == doctor.OK
+    block(monkeypatch, blocked, error=error)
+    finding = examine()
+    assert finding.state == doctor.PROBLEM
+    assert found in finding.found and '\n' not in finding.found
+    assert fix in finding.fix
 
 
-@pytest.mark.parametrize('what', doctor.OPTIONAL, ids=lambda what: what[0])
-def test_what_only_some_need(monkeypatch, what):
-    name, module, without, mend = what
-    if name == 'torchvision':  # The tests do without.
+@pytest.mark.parametrize('row', doctor.OPTIONAL, ids=lambda row: row[0])
+def test_optional_package_may_be_missing_but_not_broken(monkeypatch, row):
+    name, module, without, fix = row
+    if name == 'torchvision':  # Not installed for the tests.
         monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
-    assert doctor.check_optional(*what).state == doctor.OK
+    assert doctor.examine_optional(*row).state == doctor.OK
     block(monkeypatch, module)
-    finding = doctor.check_optional(*what)
-    assert (finding.state, finding.mend) == (doctor.WARNING, mend)
+    finding = doctor.examine_optional(*row)
+    assert (finding.state, finding.fix) == (doctor.WARNING, fix)
     assert without in finding.found
-    # Installed, and compiled against something else.
+    # Installed, but compiled against another numpy.
     broken = ValueError('numpy.dtype size changed\nand more lines')
     block(monkeypatch, module, error=broken)
-    finding = doctor.check_optional(*what)
+    finding = doctor.examine_optional(*row)
     assert finding.state == doctor.PROBLEM
     assert finding.found.endswith('numpy.dtype size changed')
-    assert finding.mend.startswith('pip install --force-reinstall ')
+    assert finding.fix.startswith('pip install --force-reinstall ')
 
 
-def test_a_torch_that_does_not_know_this_numpy(monkeypatch):
-    assert doctor.check_numpy().state == doctor.OK
+def test_numpy_that_torch_cannot_use(monkeypatch):
+    assert doctor.examine_numpy().state == doctor.OK
 
     def numpy(tensor):
         raise RuntimeError('Numpy is not available')
 
     monkeypatch.setattr(torch.Tensor, 'numpy', numpy)
-    finding = doctor.check_numpy()
-    assert (finding.state, finding.mend) == (doctor.PROBLEM, 'pip install "numpy<2"')
+    finding = doctor.examine_numpy()
+    assert (finding.state, finding.fix) == (doctor.PROBLEM, 'pip install "numpy<2"')
 
 
-def test_a_toolbox_that_is_not_there(monkeypatch):
+def test_missing_toolbox_is_a_warning(monkeypatch):
     monkeypatch.setattr(doctor.importlib.util, 'find_spec', lambda name: None)
-    finding = doctor.check_toolbox('mmdet', 'mmdet==3.3.0')
-    assert (finding.state, finding.mend) == (
+    finding = doctor.examine_toolbox('mmdet', 'mmdet==3.3.0')
+    assert (finding.state, finding.fix) == (
         doctor.WARNING,
         'pip install mmdet==3.3.0',
     )
@@ -104,61 +113,61 @@ def test_a_toolbox_that_is_not_there(monkeypatch):
         OSError('libtorch.so: cannot open shared object file'),
     ],
 )
-def test_a_toolbox_without_working_operators(monkeypatch, error):
+def test_toolbox_without_working_operators(monkeypatch, error):
     block(monkeypatch, 'mmdet.models', error=error)
-    finding = doctor.check_toolbox('mmdet', 'mmdet==3.3.0')
+    finding = doctor.examine_toolbox('mmdet', 'mmdet==3.3.0')
     assert finding.state == doctor.PROBLEM
-    assert '--no-build-isolation' in finding.mend and 'mmcv==2.1.0' in finding.mend
+    assert '--no-build-isolation' in finding.fix and 'mmcv==2.1.0' in finding.fix
     assert '\n' not in finding.found
 
 
-def test_a_toolbox_whose_own_requirement_is_missing(monkeypatch):
+def test_toolbox_with_missing_requirement(monkeypatch):
     block(monkeypatch, 'mmseg.models', error=MISSING('no ftfy', name='ftfy'))
-    finding = doctor.check_toolbox('mmseg', 'mmsegmentation==1.2.2')
-    assert (finding.state, finding.mend) == (doctor.PROBLEM, 'pip install ftfy')
+    finding = doctor.examine_toolbox('mmseg', 'mmsegmentation==1.2.2')
+    assert (finding.state, finding.fix) == (doctor.PROBLEM, 'pip install ftfy')
 
 
-def test_a_toolbox_that_refuses_this_mmcv(monkeypatch):
+def test_toolbox_that_refuses_installed_mmcv(monkeypatch):
     block(monkeypatch, 'mmdet', error=AssertionError('MMCV==2.2.0 is incompatible'))
-    finding = doctor.check_toolbox('mmdet', 'mmdet==3.3.0')
+    finding = doctor.examine_toolbox('mmdet', 'mmdet==3.3.0')
     assert finding.state == doctor.PROBLEM
-    assert 'mmcv==2.1.0' in finding.mend
+    assert 'mmcv==2.1.0' in finding.fix
 
 
-def test_without_any_toolbox(monkeypatch):
+def test_no_toolbox_is_a_problem(monkeypatch):
     monkeypatch.setattr(doctor.importlib.util, 'find_spec', lambda name: None)
-    assert doctor.check_toolboxes().state == doctor.PROBLEM
+    assert doctor.examine_toolboxes().state == doctor.PROBLEM
 
 
-def test_an_operator_that_is_wrong(monkeypatch):
+def test_operator_with_wrong_result(monkeypatch):
     import mmcv.ops
 
     monkeypatch.setattr(
         mmcv.ops, 'nms', lambda boxes, *_: (boxes, torch.tensor([0, 1]))
     )
-    finding = doctor.check_mmcv()
+    finding = doctor.examine_mmcv()
     assert finding.state == doctor.PROBLEM and 'nms is wrong' in finding.found
 
 
-def test_a_class_of_another_package_under_our_name(monkeypatch):
+def test_other_class_registered_under_our_name(monkeypatch):
     from mmengine.registry import HOOKS
 
     monkeypatch.setitem(HOOKS.module_dict, 'VarianceSyncHook', builtins.object)
-    finding = doctor.check_registries()
+    finding = doctor.examine_registries()
     assert finding.state == doctor.PROBLEM
     assert 'VarianceSyncHook' in finding.found
 
 
-def test_gpus_without_nccl(monkeypatch):
+def test_gpus_without_nccl_are_a_problem(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
     monkeypatch.setattr(torch.distributed, 'is_nccl_available', lambda: False)
-    assert doctor.check_distributed().state == doctor.PROBLEM
+    assert doctor.examine_distributed().state == doctor.PROBLEM
     monkeypatch.setattr(torch.distributed, 'is_nccl_available', lambda: True)
-    assert doctor.check_distributed().found == 'nccl, gloo; 8 GPU(s)'
+    assert doctor.examine_distributed().found == 'nccl, gloo; 8 GPU(s)'
 
 
-def test_the_exit_status_tells_of_problems(monkeypatch, capsys):
+def test_problems_set_exit_status(monkeypatch, capsys):
     block(monkeypatch, 'pkg_resources')
     assert doctor.main([]) == 1
     printed = capsys.readouterr().out
