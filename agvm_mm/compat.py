@@ -1,17 +1,17 @@
-"""Checks that what this package stands on is there, and new enough."""
+"""Check of the required packages and their versions."""
 
 from importlib import import_module
 
-# By module name: forks of MMEngine, such as onedl-mmengine, count as well.
+# Names of modules, because forks of MMEngine such as onedl-mmengine also work.
 REQUIRED = {'torch': '2.0', 'mmengine': '0.10.0'}
 INSTALL_WITH = {'torch': 'torch', 'mmengine': '"mmengine>=0.10.0"'}
 
 
 def check_versions() -> None:
-    """Check that torch and MMEngine can be imported and are new enough.
+    """Check that torch and MMEngine are installed and new enough.
 
     Raises:
-        ImportError: If one is missing or too old; the message holds the command
+        ImportError: If one is missing or too old; the message contains the command
             that installs it.
     """
     found = {}

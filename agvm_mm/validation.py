@@ -1,12 +1,14 @@
-"""Checks of what a user writes, with messages that name setting, value and mend."""
+"""Checks of user settings whose messages name the setting, its value and the fix."""
 
 import difflib
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable
 from inspect import Parameter
 from numbers import Integral, Real
+from typing import Any
 
 
 def check_number(
@@ -22,41 +24,42 @@ def check_number(
     """Check that a setting is a finite number within bounds.
 
     Args:
-        name (str): The setting's name, for the message.
-        value (object): What the user gave.
-        low (float, optional): Smallest value allowed.
-        above (float, optional): The value must be larger than this.
-        high (float, optional): Largest value allowed.
-        below (float, optional): The value must be smaller than this.
-        integer (bool): Whether it has to be a whole number. Defaults to False.
+        name: Name of the setting, for the message.
+        value: Value given by the user.
+        low: Smallest allowed value.
+        above: Lower bound that is itself not allowed.
+        high: Largest allowed value.
+        below: Upper bound that is itself not allowed.
+        integer: Whether the value must be a whole number. Defaults to False.
 
     Raises:
-        TypeError: If it is not a number (a bool is none), or not a whole one.
-        ValueError: If it is out of bounds, infinite or NaN.
+        TypeError: If the value is not a number or not a whole one; a bool is not
+            accepted as a number.
+        ValueError: If the value is out of bounds, infinite or NaN.
     """
     kind = Integral if integer else Real
     if not isinstance(value, kind) or isinstance(value, bool):
         expected = 'a whole number' if integer else 'a number'
         raise TypeError(f'{name} must be {expected}, got {value!r}')
-    bounds = []
-    if low is not None:
-        bounds.append((value >= low, f'at least {low}'))
-    if above is not None:
-        bounds.append((value > above, f'more than {above}'))
-    if high is not None:
-        bounds.append((value <= high, f'at most {high}'))
-    if below is not None:
-        bounds.append((value < below, f'less than {below}'))
-    if not math.isfinite(value) or not all(holds for holds, _ in bounds):
-        wanted = ' and '.join(text for _, text in bounds) or 'finite'
-        raise ValueError(f'{name} must be {wanted}, got {value!r}')
+    bounds = [
+        (low, operator.ge, 'at least'),
+        (above, operator.gt, 'more than'),
+        (high, operator.le, 'at most'),
+        (below, operator.lt, 'less than'),
+    ]
+    bounds = [bound for bound in bounds if bound[0] is not None]
+    if not math.isfinite(value) or not all(
+        holds(value, limit) for limit, holds, _ in bounds
+    ):
+        wanted = ' and '.join(f'{text} {limit}' for limit, _, text in bounds)
+        raise ValueError(f'{name} must be {wanted or "finite"}, got {value!r}')
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Check that a setting is one of a few names.
+    """Check that a setting is one of the allowed names.
 
     Raises:
-        ValueError: If it is not; the message lists the names.
+        ValueError: If it is not; the message lists the allowed names.
     """
     choices = list(choices)
     if value not in choices:
@@ -67,22 +70,22 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """' Did you mean X?' for the nearest known name, or '' if none is near."""
+    """Return " Did you mean 'X'?" for the nearest known name, or '' if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ''
 
 
 def argument_names(target: Callable) -> set[str] | None:
-    """Names of the keyword arguments that a function or a class takes.
+    """Return the names of the keyword arguments that a function or class accepts.
 
-    An ``__init__`` with ``**kwargs`` hands them to the next one of the class's bases,
-    whose names count as well.
+    An ``__init__`` with ``**kwargs`` is taken to pass them to the next base class, so
+    the arguments of that class are included.
 
     Args:
-        target (Callable): A function or a class.
+        target: Function or class.
 
     Returns:
-        set[str] or None: The names; None if it takes any.
+        Names of the arguments, or None if any name is accepted.
     """
     functions = [target]
     if isinstance(target, type):
@@ -107,13 +110,13 @@ def check_arguments(
     """Check the names of keyword arguments.
 
     Args:
-        name (str): Of the class or function, for the message.
-        given (Iterable[str]): The names that the user gave.
-        known (set[str]): Those that there are.
-        settings (Iterable[str]): Further names that may be suggested.
+        name: Name of the class or function, for the message.
+        given: Names given by the user.
+        known: Names that the class or function accepts.
+        settings: Further names to suggest. Defaults to none.
 
     Raises:
-        TypeError: If one is not known; the message suggests the nearest.
+        TypeError: If a name is unknown; the message suggests the nearest known one.
     """
     for wrong in given:
         if wrong not in known:
@@ -125,30 +128,30 @@ def check_arguments(
 
 
 def suggests_arguments(*settings: str) -> Callable:
-    """Decorator: a misspelt argument is refused with the nearest that there is.
+    """Return a decorator that refuses unknown arguments and suggests the nearest name.
 
-    Python's own message names neither the arguments nor the class that a config
-    meant, where a subclass hands them on.
+    Python's own message lists no arguments, and it names a base class if a subclass
+    passes the argument on.
 
     Args:
-        settings (str): Further keys of the same part of a config, which somebody else
-            takes out before; only suggested.
+        settings: Further keys of the same part of a config that are removed before
+            the call. They are suggested but not accepted.
 
     Returns:
-        Callable: Decorates a class, whose ``__init__`` it wraps, or a function.
+        Decorator for a function or for a class, whose ``__init__`` it wraps.
 
     Raises:
-        TypeError: If what is decorated takes any argument.
+        TypeError: If the decorated function or class accepts any argument.
     """
 
     def decorate(target: Callable) -> Callable:
         known = argument_names(target)
         if known is None:
-            raise TypeError(f'{target.__name__} takes any argument')
+            raise TypeError(f'{target.__name__} accepts any argument')
         call = target.__init__ if isinstance(target, type) else target
 
         @functools.wraps(call)
-        def checked(*args, **kwargs):
+        def checked(*args: Any, **kwargs: Any) -> Any:
             check_arguments(target.__name__, kwargs, known, settings)
             return call(*args, **kwargs)
 

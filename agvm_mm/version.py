@@ -1,3 +1,3 @@
-"""The version, in one place: ``setup.py`` reads this line without importing."""
+"""Version of the package; ``setup.py`` parses this file without importing it."""
 
 __version__ = '0.1.0'

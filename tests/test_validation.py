@@ -1,4 +1,4 @@
-"""A misspelt setting is refused with the nearest one that there is."""
+"""Misspelled settings are refused with the nearest known name."""
 
 import difflib
 
@@ -14,7 +14,7 @@ REGISTRIES = [r for r in vars(registry).values() if isinstance(r, Registry)]
 
 
 def registered():
-    """Every class and function that this package registers, by name."""
+    """Return every class and function that this package registers, by name."""
     found = {
         name: target
         for one in REGISTRIES
@@ -25,23 +25,23 @@ def registered():
     return found
 
 
-def misspelt(name):
-    """A name without its last letter but one, as fingers do it."""
+def misspell(name):
+    """Return a name without its last letter but one."""
     return name[:-2] + name[-1]
 
 
 @pytest.mark.parametrize('name', sorted(registered()))
-def test_every_registered_class_suggests_its_own_arguments(name):
+def test_every_registered_class_suggests_its_arguments(name):
     target = registered()[name]
     known = argument_names(target)
     if known is None:
-        # CheckpointHook hands what it does not know on to the function that saves.
+        # CheckpointHook passes unknown arguments to the function that saves.
         assert name == 'AtomicCheckpointHook'
         return
     tried = 0
     for argument in known:
-        wrong = misspelt(argument)
-        # 'lr' is too short to be recognised by one letter.
+        wrong = misspell(argument)
+        # 'lr' is too short to be recognized by one letter.
         if difflib.get_close_matches(wrong, known, n=1) != [argument]:
             continue
         tried += 1
@@ -53,9 +53,9 @@ def test_every_registered_class_suggests_its_own_arguments(name):
     assert tried >= len(known) / 2
 
 
-def test_arguments_of_all_bases_are_known():
+def test_arguments_of_base_classes_are_known():
     assert argument_names(agvm_mm.AGVMAmpOptimWrapper) == {
-        # its own
+        # AGVMMixin
         'anchor',
         'momentum',
         'ratio_bounds',
@@ -80,12 +80,12 @@ def test_arguments_of_all_bases_are_known():
         ('parawise_cfg', 'paramwise_cfg'),
     ],
 )
-def test_through_the_registry_as_a_config_does(wrong, right):
+def test_unknown_argument_in_config_suggests_nearest_name(wrong, right):
     with pytest.raises(TypeError, match=f"has no argument '{wrong}'.*mean '{right}'"):
         registry.OPTIM_WRAPPERS.build({'type': 'AGVMOptimWrapper', wrong: 0.9})
 
 
-def test_a_subclass_may_take_more():
+def test_subclass_may_add_arguments():
     @suggests_arguments()
     class Base:
         def __init__(self, *, width):
@@ -101,23 +101,23 @@ def test_a_subclass_may_take_more():
     with pytest.raises(TypeError, match="it has: width. Did you mean 'width'"):
         Wider(widht=1, margin=2)
     with pytest.raises(TypeError, match='it has: width.$'):
-        Wider(colour=1, margin=2)
+        Wider(color=1, margin=2)
 
 
-def test_nothing_to_suggest_from_is_an_error_of_ours():
-    with pytest.raises(TypeError, match='dict takes any argument'):
+def test_class_that_accepts_any_argument_is_refused():
+    with pytest.raises(TypeError, match='dict accepts any argument'):
         suggests_arguments()(type('dict', (), dict(__init__=lambda self, **_: None)))
 
 
-def test_a_function_keeps_its_name_and_works():
+def test_decorated_function_keeps_its_name_and_result():
     @suggests_arguments('kind')
-    def build(size, *, colour='red'):
-        """Builds."""
-        return size, colour
+    def build(size, *, color='red'):
+        """Build."""
+        return size, color
 
-    assert build(1, colour='blue') == (1, 'blue')
-    assert (build.__name__, build.__doc__) == ('build', 'Builds.')
-    with pytest.raises(TypeError, match="build has no argument 'color'.*'colour'"):
-        build(1, color='blue')
-    with pytest.raises(TypeError, match="it has: colour, size. Did you mean 'kind'"):
+    assert build(1, color='blue') == (1, 'blue')
+    assert (build.__name__, build.__doc__) == ('build', 'Build.')
+    with pytest.raises(TypeError, match="build has no argument 'colour'.*'color'"):
+        build(1, colour='blue')
+    with pytest.raises(TypeError, match="it has: color, size. Did you mean 'kind'"):
         build(1, kin=3)
