@@ -1,13 +1,15 @@
-"""From gradient variances to learning-rate multipliers, after AGVM.
+"""Learning-rate multipliers of AGVM: when they are measured, updated and applied.
 
-At a measured update each module's gradient variance Phi is compared with the
-anchor's (the backbone's):
+AGVM is active at the updates t with begin <= t <= end. At each active update that is a
+multiple of interval the gradient variance Phi of each module is measured and compared
+with that of the anchor (the backbone):
 
     ratio       r  = clamp((Phi_anchor + eps) / (Phi + eps), low, high)
-    multiplier  mu = momentum * mu + (1 - momentum) * sqrt(r),   from mu = 1
+    multiplier  mu = momentum * mu + (1 - momentum) * sqrt(r),   initially mu = 1
 
-and the optimizer steps with lr * mu for the parameters of that module. Source:
-Xue et al., NeurIPS 2022 (arXiv 2210.11078).
+At every active update, measured or not, the optimizer steps with lr * mu for the
+parameters of the module; at all others with lr. Source: Xue et al., NeurIPS 2022
+(arXiv 2210.11078).
 """
 
 import math
@@ -19,15 +21,48 @@ from agvm_mm.validation import check_number, did_you_mean
 EPS = 1e-6
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasurementSchedule:
+    """Updates at which AGVM is active and those at which it measures.
+
+    Args:
+        interval: Updates between two measurements. Defaults to 10.
+        begin: First active update. Defaults to 0.
+        end: Last active update. Defaults to None, no end.
+
+    Raises:
+        TypeError: If a setting is not a whole number.
+        ValueError: If a setting is out of range or end is before begin.
+    """
+
+    interval: int = 10
+    begin: int = 0
+    end: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number('interval', self.interval, low=1, integer=True)
+        check_number('begin', self.begin, low=0, integer=True)
+        if self.end is not None:
+            check_number('end', self.end, low=self.begin, integer=True)
+
+    def is_active(self, update: int) -> bool:
+        """Return whether the multipliers are applied at this update."""
+        return update >= self.begin and (self.end is None or update <= self.end)
+
+    def is_measured(self, update: int) -> bool:
+        """Return whether gradient variances are measured at this update."""
+        return self.is_active(update) and update % self.interval == 0
+
+
 def raw_multiplier(
     anchor_variance: float, variance: float, ratio_bounds: tuple[float, float]
 ) -> float:
-    """sqrt of the clamped ratio of two gradient variances.
+    """Return sqrt(r), the multiplier of one measurement without momentum.
 
     Args:
-        anchor_variance (float): Phi of the anchor.
-        variance (float): Phi of the module.
-        ratio_bounds (tuple[float, float]): Smallest and largest ratio.
+        anchor_variance: Phi of the anchor.
+        variance: Phi of the module.
+        ratio_bounds: Smallest and largest ratio r.
     """
     low, high = ratio_bounds
     ratio = (anchor_variance + EPS) / (variance + EPS)
@@ -35,21 +70,21 @@ def raw_multiplier(
 
 
 class Modulator:
-    """Keeps one learning-rate multiplier for each module of a network.
+    """Learning-rate multipliers of the modules of a network.
 
     Args:
-        modules (Sequence[str]): The modules' names.
-        anchor (str): The module whose variance the others are matched to; its
-            own multiplier stays 1. Defaults to 'backbone'.
-        momentum (float): Weight of the past in the moving average, in [0, 1).
+        modules: Names of the modules.
+        anchor: Module whose variance the others are compared with; its multiplier
+            stays 1. Defaults to 'backbone'.
+        momentum: Weight of the previous multiplier in the moving average, in [0, 1).
             Defaults to 0.97.
-        ratio_bounds (tuple[float, float]): Smallest and largest ratio of
-            variances, 0 < low <= 1 <= high. Defaults to (0.5, 10.0).
+        ratio_bounds: Smallest and largest ratio of variances, 0 < low <= 1 <= high.
+            Defaults to (0.5, 10.0).
 
     Raises:
-        ValueError: If the anchor is not among the modules or a number is out of
-            its range.
-        TypeError: If a number is not a number.
+        ValueError: If the anchor is not one of the modules or a number is out of
+            range.
+        TypeError: If a setting has the wrong type.
     """
 
     def __init__(
@@ -62,8 +97,8 @@ class Modulator:
     ) -> None:
         if anchor not in modules:
             raise ValueError(
-                f"anchor='{anchor}' is not a module with trainable parameters; "
-                f'there are: {", ".join(modules)}.{did_you_mean(anchor, modules)}'
+                f"anchor='{anchor}' is not a module with trainable parameters; the "
+                f'modules are: {", ".join(modules)}.{did_you_mean(anchor, modules)}'
             )
         check_number('momentum', momentum, low=0, below=1)
         if not isinstance(ratio_bounds, Sequence) or len(ratio_bounds) != 2:
@@ -78,17 +113,15 @@ class Modulator:
         self.multipliers = dict.fromkeys(modules, 1.0)
 
     def update(self, variances: Mapping[str, float]) -> bool:
-        """Move the multipliers by one measurement.
-
-        A module that is not in ``variances`` had no gradient to measure and keeps
-        its multiplier.
+        """Update the multipliers with one measurement.
 
         Args:
-            variances (Mapping[str, float]): Phi by module name.
+            variances: Phi by module name. A module without a gradient is missing and
+                keeps its multiplier.
 
         Returns:
-            bool: False if the measurement was left out, because a variance is
-            not finite or the anchor had no gradient.
+            False if the measurement was skipped because a variance is not finite or
+            the anchor had no gradient.
         """
         if self.anchor not in variances:
             return False
@@ -102,45 +135,11 @@ class Modulator:
         return True
 
     def state_dict(self) -> dict:
-        """The anchor and the multipliers, as plain Python values."""
+        """Return the anchor and the multipliers as plain Python values."""
         return dict(anchor=self.anchor, multipliers=dict(self.multipliers))
 
     def load_state_dict(self, state_dict: Mapping) -> None:
-        """Take up saved multipliers; modules that were not saved keep theirs."""
+        """Load saved multipliers; modules without a saved one keep theirs."""
         for name, multiplier in state_dict['multipliers'].items():
             if name in self.multipliers and name != self.anchor:
                 self.multipliers[name] = multiplier
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasurementSchedule:
-    """Update t is measured if begin <= t <= end and t is a multiple of interval.
-
-    Args:
-        interval (int): Updates from one measurement to the next. Defaults to 10.
-        begin (int): First update at which AGVM measures and acts. Defaults to 0.
-        end (int, optional): Last such update; after it all multipliers are 1.
-            Defaults to None, no end.
-
-    Raises:
-        TypeError: If a setting is not a whole number.
-        ValueError: If one is out of range, or end comes before begin.
-    """
-
-    interval: int = 10
-    begin: int = 0
-    end: int | None = None
-
-    def __post_init__(self) -> None:
-        check_number('interval', self.interval, low=1, integer=True)
-        check_number('begin', self.begin, low=0, integer=True)
-        if self.end is not None:
-            check_number('end', self.end, low=self.begin, integer=True)
-
-    def is_active(self, update: int) -> bool:
-        """Whether the multipliers act at this update."""
-        return update >= self.begin and (self.end is None or update <= self.end)
-
-    def is_measured(self, update: int) -> bool:
-        """Whether the gradient variances are measured at this update."""
-        return self.is_active(update) and update % self.interval == 0

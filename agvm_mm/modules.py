@@ -1,4 +1,4 @@
-"""Which parameter belongs to which module of the network."""
+"""Assignment of parameters to modules of the network, which share a multiplier."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,13 +6,13 @@ from torch import nn
 
 from agvm_mm.validation import did_you_mean
 
-# A two-stage detector keeps its box and mask heads below this child; each of them
-# has a gradient variance of its own.
+# A two-stage detector keeps its box and mask heads in this child. Each head has its own
+# gradient variance.
 SPLIT_CHILDREN = ('roi_head',)
 
 
 def has_prefix(name: str, prefix: str) -> bool:
-    """Whether a dotted name is the prefix itself or lies below it.
+    """Return whether a dotted name is the prefix or begins with it and a dot.
 
     'neck' is a prefix of 'neck.conv.weight' but not of 'bottleneck.weight'.
     """
@@ -23,15 +23,14 @@ def default_modules(model: nn.Module) -> dict[str, list[str]]:
     """Split a detector or segmenter into its top-level children.
 
     Each child with trainable parameters is a module under its own name, and
-    ``roi_head`` is split further into its children (``bbox_head``,
-    ``mask_head``, ...). A trainable parameter that hangs directly on the model is
-    a module of its own.
+    ``roi_head`` is split further into its children (``bbox_head``, ``mask_head``,
+    ...). A trainable parameter of the model itself is a separate module.
 
     Args:
-        model (nn.Module): The network, not wrapped.
+        model: Network, not wrapped in DDP.
 
     Returns:
-        dict[str, list[str]]: Prefixes of parameter names by module name.
+        Prefixes of parameter names by module name.
     """
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     top_level = {name.split('.')[0] for name in names}
@@ -52,60 +51,48 @@ def default_modules(model: nn.Module) -> dict[str, list[str]]:
 def assign_modules(
     model: nn.Module, modules: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, str]:
-    """Give every parameter of a model the name of its module.
+    """Assign every trainable parameter of a model to exactly one module.
 
     Args:
-        model (nn.Module): The network, not wrapped in DDP.
-        modules (Mapping[str, Sequence[str]], optional): Prefixes of parameter
-            names by module name, matched at dots and never inside a name.
-            Defaults to None, the split of :func:`default_modules`.
+        model: Network, not wrapped in DDP.
+        modules: Prefixes of parameter names by module name. A prefix matches whole
+            dot-separated parts of a name. Defaults to None, the split of
+            :func:`default_modules`.
 
     Returns:
-        dict[str, str]: Module name by parameter name, in the order of
-        ``model.named_parameters()``. A frozen parameter that lies in no module is
-        not in it; each trainable one is.
+        Module name by parameter name, in the order of ``model.named_parameters()``.
+        Frozen parameters that belong to no module are left out.
 
     Raises:
         TypeError: If ``modules`` is not a mapping of names to lists of prefixes.
-        ValueError: If a prefix matches nothing, a parameter lies in two modules, a
-            module has no trainable parameter, or a trainable parameter lies in no
+        ValueError: If a prefix matches nothing, a parameter belongs to two modules, a
+            module has no trainable parameter, or a trainable parameter belongs to no
             module.
     """
     if modules is None:
         modules = default_modules(model)
-    _check_form(modules)
+    _check_modules(modules)
     trainable = {
         name: parameter.requires_grad for name, parameter in model.named_parameters()
     }
-    assigned: dict[str, str] = {}
-    for module, prefixes in modules.items():
-        for prefix in prefixes:
-            matched = [name for name in trainable if has_prefix(name, prefix)]
-            if not matched:
-                raise ValueError(_matches_nothing(module, prefix, list(trainable)))
-            for name in matched:
-                if name in assigned:
-                    raise ValueError(
-                        f"modules: parameter '{name}' lies in '{assigned[name]}' and "
-                        f"again under prefix '{prefix}' of '{module}'; prefixes must "
-                        'not overlap'
-                    )
-                assigned[name] = module
-        if not any(trainable[name] for name in assigned if assigned[name] == module):
+    assigned = _match_prefixes(modules, list(trainable))
+    for module in modules:
+        if not any(trainable[name] for name, own in assigned.items() if own == module):
             raise ValueError(
                 f"modules: '{module}' has no trainable parameter; leave it out"
             )
     missing = [name for name in trainable if trainable[name] and name not in assigned]
     if missing:
         raise ValueError(
-            f'modules: {len(missing)} trainable parameters lie in no module, such as '
-            f'{", ".join(missing[:3])}; every one must, add a module with the prefixes '
-            f'{", ".join(sorted({name.split(".")[0] for name in missing}))}'
+            f'modules: {len(missing)} trainable parameters belong to no module, such '
+            f'as {", ".join(missing[:3])}; add a module with the prefixes '
+            f'{", ".join(_children(missing))}'
         )
     return {name: assigned[name] for name in trainable if name in assigned}
 
 
-def _check_form(modules: object) -> None:
+def _check_modules(modules: object) -> None:
+    """Check that modules is a dict of non-empty lists."""
     if not isinstance(modules, Mapping) or not modules:
         raise TypeError(
             'modules must be a dict such as dict(head=["neck", "bbox_head"]), got '
@@ -120,10 +107,32 @@ def _check_form(modules: object) -> None:
             )
 
 
-def _matches_nothing(module: str, prefix: str, names: list[str]) -> str:
-    known = {'.'.join(name.split('.')[:depth]) for name in names for depth in (1, 2)}
-    children = sorted({name.split('.')[0] for name in names})
-    return (
-        f"modules['{module}']: no parameter has the prefix '{prefix}'. The model has "
-        f'{", ".join(children)}.{did_you_mean(prefix, sorted(known))}'
-    )
+def _match_prefixes(
+    modules: Mapping[str, Sequence[str]], names: list[str]
+) -> dict[str, str]:
+    """Return the module of each parameter name that has one of the prefixes."""
+    assigned: dict[str, str] = {}
+    pairs = [(module, prefix) for module in modules for prefix in modules[module]]
+    for module, prefix in pairs:
+        matched = [name for name in names if has_prefix(name, prefix)]
+        if not matched:
+            known = {'.'.join(n.split('.')[:depth]) for n in names for depth in (1, 2)}
+            raise ValueError(
+                f"modules['{module}']: no parameter has the prefix '{prefix}'. The "
+                f'model has {", ".join(_children(names))}.'
+                f'{did_you_mean(prefix, sorted(known))}'
+            )
+        for name in matched:
+            if name in assigned:
+                raise ValueError(
+                    f"modules: parameter '{name}' belongs to '{assigned[name]}' and "
+                    f"also has the prefix '{prefix}' of '{module}'; prefixes must not "
+                    'overlap'
+                )
+            assigned[name] = module
+    return assigned
+
+
+def _children(names: list[str]) -> list[str]:
+    """Return the top-level children of the model that contain the parameters."""
+    return sorted({name.split('.')[0] for name in names})

@@ -1,4 +1,4 @@
-"""modulator.py against hand-worked numbers; bounds, memory and refusals."""
+"""Modulator and schedule against numbers computed by hand; invalid settings."""
 
 import math
 
@@ -30,14 +30,14 @@ def test_ratio_is_bounded_on_both_sides():
     assert raw_multiplier(0.0, 0.0, BOUNDS) == 1.0
 
 
-def test_half_of_the_way_takes_23_measurements():
+def test_multiplier_moves_halfway_in_23_measurements():
     modulator = Modulator(['backbone', 'head'])
     for _ in range(23):
         modulator.update({'backbone': 0.4, 'head': 0.1})
     target = raw_multiplier(0.4, 0.1, BOUNDS)
-    way = (modulator.multipliers['head'] - 1) / (target - 1)
-    assert way == pytest.approx(1 - 0.97**23)
-    assert way == pytest.approx(0.5, abs=0.01)
+    moved = (modulator.multipliers['head'] - 1) / (target - 1)
+    assert moved == pytest.approx(1 - 0.97**23)
+    assert moved == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -49,20 +49,20 @@ def test_half_of_the_way_takes_23_measurements():
         {},
     ],
 )
-def test_a_measurement_without_sense_is_left_out(variances):
+def test_unusable_measurement_is_skipped(variances):
     modulator = Modulator(['backbone', 'head'])
     assert not modulator.update(variances)
     assert modulator.multipliers == {'backbone': 1.0, 'head': 1.0}
 
 
-def test_a_module_without_gradient_keeps_its_multiplier():
+def test_module_without_gradient_keeps_its_multiplier():
     modulator = Modulator(['backbone', 'neck', 'mask_head'])
     assert modulator.update({'backbone': 0.4, 'neck': 0.1})
     assert modulator.multipliers['mask_head'] == 1.0
     assert modulator.multipliers['neck'] > 1.0
 
 
-def test_state_goes_on_where_it_was():
+def test_loaded_state_continues_identically():
     one = Modulator(['backbone', 'head'])
     one.update({'backbone': 0.4, 'head': 0.1})
     other = Modulator(['backbone', 'head'])
@@ -72,7 +72,7 @@ def test_state_goes_on_where_it_was():
     assert one.multipliers == other.multipliers
 
 
-def test_state_of_other_modules_is_taken_as_far_as_it_goes():
+def test_state_of_other_modules_is_loaded_where_names_match():
     one = Modulator(['backbone', 'neck', 'head'])
     one.update({'backbone': 0.4, 'neck': 0.1, 'head': 0.2})
     other = Modulator(['neck', 'backbone', 'mask_head'], anchor='neck')
@@ -84,7 +84,7 @@ def test_state_of_other_modules_is_taken_as_far_as_it_goes():
     assert third.multipliers['mask_head'] == 1
 
 
-def test_a_missing_anchor_is_refused_with_what_there_is():
+def test_unknown_anchor_lists_modules_and_suggests_nearest():
     message = "anchor='backbon'.*backbone, head.*Did you mean 'backbone'"
     with pytest.raises(ValueError, match=message):
         Modulator(['backbone', 'head'], anchor='backbon')
@@ -106,12 +106,12 @@ def test_a_missing_anchor_is_refused_with_what_there_is():
         (dict(ratio_bounds=(0.5, 1, 2)), TypeError),
     ],
 )
-def test_bad_numbers_are_refused(setting, error):
+def test_invalid_settings_are_refused(setting, error):
     with pytest.raises(error, match=next(iter(setting))):
         Modulator(['backbone', 'head'], **setting)
 
 
-def test_multiples_of_the_interval_from_begin_to_end():
+def test_multiples_of_interval_from_begin_to_end_are_measured():
     schedule = MeasurementSchedule(interval=10, begin=15, end=50)
     measured = [t for t in range(100) if schedule.is_measured(t)]
     assert measured == [20, 30, 40, 50]
@@ -119,7 +119,7 @@ def test_multiples_of_the_interval_from_begin_to_end():
     assert active == list(range(15, 51))
 
 
-def test_the_first_update_is_number_0():
+def test_first_update_is_number_0():
     assert MeasurementSchedule().is_measured(0)
     assert not MeasurementSchedule(begin=1).is_measured(0)
 
@@ -135,6 +135,6 @@ def test_the_first_update_is_number_0():
         (dict(begin=10, end=9), ValueError),
     ],
 )
-def test_bad_schedules_are_refused(setting, error):
+def test_invalid_schedules_are_refused(setting, error):
     with pytest.raises(error, match=list(setting)[-1]):
         MeasurementSchedule(**setting)

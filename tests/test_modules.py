@@ -1,4 +1,4 @@
-"""modules.py: every trainable parameter in exactly one module."""
+"""Assignment of every trainable parameter to exactly one module."""
 
 import pytest
 from mmengine.registry import MODELS, init_default_scope
@@ -9,7 +9,7 @@ from agvm_mm.modules import assign_modules, default_modules, has_prefix
 from agvm_mm.optim import AGVMOptimWrapperConstructor
 
 ROI_HEADS = {'backbone', 'neck', 'rpn_head', 'bbox_head'}
-# Configs that the two toolboxes ship, and the modules that AGVM is to see in them.
+# Configs of the two toolboxes and the modules that AGVM must find in them.
 REAL_MODELS = {
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': ROI_HEADS,
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': ROI_HEADS | {'mask_head'},
@@ -53,7 +53,7 @@ REAL_MODELS = {
 
 
 def build_model(path):
-    """The model of a config, without its pretrained weights."""
+    """Return the model of a config, without pretrained weights, and the config."""
     from mmengine.config import Config
     from mmengine.hub import get_config
 
@@ -72,7 +72,7 @@ def build_model(path):
 
 
 @pytest.mark.parametrize('path', REAL_MODELS)
-def test_real_models(path):
+def test_models_of_toolboxes(path):
     model, config = build_model(path)
     assigned = assign_modules(model)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -81,7 +81,7 @@ def test_real_models(path):
     for name, module in assigned.items():
         assert module in name.split('.')[:2]
 
-    # The config's own optimizer, with AGVM's constructor.
+    # The optimizer of the config, built by AGVM's constructor.
     cfg = dict(config.optim_wrapper, type='AGVMOptimWrapper')
     paramwise_cfg = cfg.pop('paramwise_cfg', None)
     wrapper = AGVMOptimWrapperConstructor(cfg, paramwise_cfg)(model)
@@ -91,7 +91,7 @@ def test_real_models(path):
         id(p) for p in in_groups
     }
     assert set(wrapper.multipliers) == REAL_MODELS[path]
-    # Merged: far fewer groups than parameters.
+    # Groups are merged: there are far fewer than parameters.
     assert len(wrapper.optimizer.param_groups) <= 4 * len(REAL_MODELS[path])
 
 
@@ -111,7 +111,7 @@ def test_default_split_of_a_detector():
     }
 
 
-def test_names_that_stand_twice_and_parameters_of_roi_head_itself():
+def test_duplicate_names_and_parameters_of_roi_head_itself():
     model = ToyDetector()
     model.bbox_head = nn.Linear(2, 2)
     model.roi_head.register_parameter('scale', nn.Parameter(model.neck.weight[:1]))
@@ -121,7 +121,7 @@ def test_names_that_stand_twice_and_parameters_of_roi_head_itself():
     assert assigned['roi_head.scale'] == 'roi_head'
 
 
-def test_frozen_children_are_no_modules():
+def test_frozen_child_is_not_a_module():
     model = ToyDetector()
     model.neck.requires_grad_(False)
     model.backbone[0].requires_grad_(False)
@@ -130,13 +130,13 @@ def test_frozen_children_are_no_modules():
     assert assigned['backbone.0.weight'] == 'backbone'
 
 
-def test_shared_parameters_count_once():
+def test_shared_parameters_are_assigned_once():
     model = ToyDetector()
     model.second_neck = model.neck
     assert 'second_neck' not in assign_modules(model).values()
 
 
-def test_own_modules():
+def test_custom_modules():
     modules = dict(
         stem=['backbone.0'], backbone=['backbone.2'], head=['neck', 'roi_head']
     )
@@ -152,8 +152,8 @@ COMPLETE = dict(backbone=['backbone'], head=['neck', 'roi_head'])
 @pytest.mark.parametrize(
     'modules, error, message',
     [
-        (COMPLETE | dict(head=['neck']), ValueError, 'lie in no module.*roi_head'),
-        (COMPLETE | dict(rpn=['neck']), ValueError, "'neck.weight' lies in 'head'"),
+        (COMPLETE | dict(head=['neck']), ValueError, 'belong to no module.*roi_head'),
+        (COMPLETE | dict(rpn=['neck']), ValueError, "'neck.weight' belongs to 'head'"),
         (COMPLETE | dict(x=['roi_heads']), ValueError, "Did you mean 'roi_head'"),
         (COMPLETE | dict(x=['eck']), ValueError, "no parameter has the prefix 'eck'"),
         (COMPLETE | dict(x=[]), TypeError, r"modules\['x'\] must be a list"),
@@ -167,7 +167,7 @@ def test_bad_modules_are_refused(modules, error, message):
         assign_modules(ToyDetector(), modules)
 
 
-def test_a_module_that_is_all_frozen_is_refused():
+def test_frozen_module_is_refused():
     model = ToyDetector()
     model.backbone.requires_grad_(False)
     with pytest.raises(ValueError, match="'backbone' has no trainable parameter"):

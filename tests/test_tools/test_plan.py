@@ -75,7 +75,7 @@ def test_what_cannot_work_is_a_problem():
         ('custom_hooks.0.intervall', 5, "Did you mean 'interval'"),
         ('optim_wrapper.anchor', 'backbon', "Did you mean 'backbone'"),
         ('optim_wrapper.momentum', 1.5, 'momentum must be'),
-        ('optim_wrapper.modules', dict(a=['neck']), 'lie in no module'),
+        ('optim_wrapper.modules', dict(a=['neck']), 'belong to no module'),
         ('optim_wrapper.optimizer', dict(type='PMDLAMB', lr=0.1), 'is defined for'),
         ('optim_wrapper.optimizer.typ', 'SGD', 'typ'),
         ('model.backbone.type', 'ResNot', 'ResNot'),
