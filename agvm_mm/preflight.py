@@ -1,7 +1,12 @@
-"""What is checked once before training, so that no cluster trains in vain."""
+"""Checks before training: everything that refuses a run is here.
 
-from collections.abc import Mapping
+The functions know nothing about the rest of the package. Whoever builds a part of a run
+hands them its values.
+"""
 
+from collections.abc import Mapping, Sequence
+
+import torch
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapperDict
@@ -9,52 +14,128 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.validation import check_number
+
+# Optimizer wrapper
 
 
-def check_optim_wrapper(optim_wrapper: object) -> None:
-    """Refuse optimizer wrappers whose steps AGVM cannot scale.
+def check_wrapper_type(
+    kind: str | type | None, found: type | None, expected: type
+) -> None:
+    """Check that a config builds one of AGVM's optimizer wrappers.
+
+    Args:
+        kind: ``optim_wrapper.type`` of the config.
+        found: The class that it names, or None.
+        expected: Base class of AGVM's wrappers.
+
+    Raises:
+        TypeError: If it does not.
+    """
+    if found is not None and issubclass(found, expected):
+        return
+    hint = ''
+    if kind == 'AmpOptimWrapper':
+        hint = (
+            '. The --amp flag of MMDetection and MMSegmentation overwrites the type: '
+            "drop the flag and set type='AGVMAmpOptimWrapper', or use --amp of "
+            "agvm_mm's tools/train.py"
+        )
+    raise TypeError(
+        'AGVMOptimWrapperConstructor builds AGVMOptimWrapper or AGVMAmpOptimWrapper, '
+        f'got optim_wrapper.type={kind!r}{hint}'
+    )
+
+
+def check_one_optimizer(owner: str, optim_wrapper: object) -> None:
+    """Check that a run has a single optimizer.
+
+    Args:
+        owner: Name of the hook or loop that needs it.
+        optim_wrapper: The optimizer wrapper of the run.
+
+    Raises:
+        TypeError: If it has several.
+    """
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        raise TypeError(
+            f'{owner} does not support OptimWrapperDict (several optimizers): it needs '
+            'one optimizer over all modules'
+        )
+
+
+def check_optim_wrapper(optim_wrapper: object, expected: type) -> None:
+    """Check that AGVM can scale the steps of an optimizer wrapper.
+
+    Args:
+        optim_wrapper: The optimizer wrapper of the run.
+        expected: Base class of AGVM's wrappers.
 
     Raises:
         TypeError: If it is not an AGVM wrapper.
     """
-    if isinstance(optim_wrapper, OptimWrapperDict):
-        raise TypeError(
-            'VarianceSyncHook does not support OptimWrapperDict (several optimizers): '
-            'AGVM needs one optimizer over all modules'
-        )
-    if not isinstance(optim_wrapper, AGVMMixin):
+    check_one_optimizer('VarianceSyncHook', optim_wrapper)
+    if not isinstance(optim_wrapper, expected):
         raise TypeError(
             'VarianceSyncHook needs optim_wrapper=dict(type="AGVMOptimWrapper", '
-            'constructor="AGVMOptimWrapperConstructor", ...) or '
-            f'AGVMAmpOptimWrapper; this run has {type(optim_wrapper).__name__}'
+            'constructor="AGVMOptimWrapperConstructor", ...) or AGVMAmpOptimWrapper, '
+            f'got {type(optim_wrapper).__name__}'
         )
+
+
+def check_clip_window(window: object, clips: bool) -> None:
+    """Check the window of updates in which gradients are clipped.
+
+    Args:
+        window: Value from the config: None or (first, last).
+        clips: Whether ``clip_grad`` is set.
+
+    Raises:
+        TypeError: If it is not a pair of integers.
+        ValueError: If it is out of order, or ``clip_grad`` is not set.
+    """
+    if window is None:
+        return
+    if not isinstance(window, Sequence) or len(window) != 2:
+        raise TypeError(
+            f'clip_window must be a pair (first update, last update), got {window!r}'
+        )
+    check_number('clip_window[0]', window[0], low=0, integer=True)
+    check_number('clip_window[1]', window[1], low=window[0], integer=True)
+    if not clips:
+        raise ValueError(
+            f'clip_window={tuple(window)} without clip_grad clips nothing; add '
+            'clip_grad=dict(max_norm=1.0)'
+        )
+
+
+# Model and ranks
 
 
 def check_model(model: nn.Module, accumulation: int) -> None:
-    """Refuse wrapped models whose gradients AGVM cannot see.
+    """Check that AGVM can see the gradients of a model.
 
     Args:
-        model (nn.Module): As the runner trains it.
-        accumulation (int): Micro-batches of one update.
+        model: As the runner trains it.
+        accumulation: Micro-batches of one update on each rank.
 
     Raises:
-        TypeError: If it is wrapped in anything but DistributedDataParallel, or in
-            nothing on several ranks.
-        ValueError: If it is DDP with static_graph and gradients are accumulated.
+        TypeError: If it is wrapped in anything but DistributedDataParallel, or not
+            wrapped on several ranks.
+        ValueError: If DDP has static_graph and gradients are accumulated.
     """
     if any(is_sharded(module) for module in model.modules()):
         raise TypeError(
             'AGVM does not support FSDP: no rank holds the whole gradient of a '
             'module. Use MMDistributedDataParallel'
         )
-    # MMSeparateDistributedDataParallel says that it is a DDP, but wraps several.
+    # MMSeparateDistributedDataParallel is a subclass of DDP, but wraps several.
     separate = isinstance(model, MMSeparateDistributedDataParallel)
     if isinstance(model, DistributedDataParallel) and not separate:
         if model.static_graph and accumulation > 1:
             raise ValueError(
                 f'static_graph=True with {accumulation} accumulated micro-batches '
-                'fails inside DDP; leave static_graph out of model_wrapper_cfg'
+                'fails inside DDP; remove static_graph from model_wrapper_cfg'
             )
     elif is_model_wrapper(model) or isinstance(model, nn.DataParallel):
         raise TypeError(
@@ -64,13 +145,13 @@ def check_model(model: nn.Module, accumulation: int) -> None:
     elif get_world_size() > 1:
         raise TypeError(
             f'{get_world_size()} ranks, but the model is not wrapped in '
-            'DistributedDataParallel: each would train a model of its own. Set '
+            'DistributedDataParallel: each rank would train its own model. Set '
             "launcher='pytorch' (or slurm, mpi)"
         )
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP, of either generation, holds the parameters of a module."""
+    """Return whether FSDP (either version) holds the parameters of a module."""
     if not dist.is_available():
         return False
     from torch.distributed import fsdp
@@ -80,11 +161,70 @@ def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, kinds)
 
 
-def check_ranks_agree(fingerprint: Mapping[str, object]) -> None:
-    """Compare settings over all ranks.
+def check_replicas(ranks: int, accumulation: int, comm_hook: str | None) -> None:
+    """Check that a run has several gradients to compare.
 
     Args:
-        fingerprint (Mapping[str, object]): This rank's settings by name.
+        ranks: Ranks of DDP; 1 without DDP.
+        accumulation: Micro-batches of one update on each rank.
+        comm_hook: Compression of the reduction over the ranks, if there is one.
+
+    Raises:
+        ValueError: If there is nothing to compare, or nothing to compress.
+    """
+    if ranks > 1:
+        return
+    if comm_hook is not None:
+        raise ValueError(
+            f"comm_hook='{comm_hook}' compresses the reduction over several ranks; "
+            'this run has one'
+        )
+    if accumulation < 2:
+        raise ValueError(
+            'AGVM compares the gradients of several ranks, or of several '
+            'micro-batches of an accumulated update; this run has one rank and '
+            'accumulative_counts=1. Start more ranks (tools/dist_train.sh CONFIG 2), '
+            'set optim_wrapper.accumulative_counts to 2 or more, or use '
+            'train_cfg=dict(type="LargeBatchTrainLoop", total_batch_size=...)'
+        )
+
+
+def check_compression(
+    comm_hook: str,
+    dtypes: Mapping[str, torch.dtype],
+    group: dist.ProcessGroup,
+    device: torch.device,
+) -> None:
+    """Check that the backend reduces compressed gradients, by reducing a number.
+
+    All ranks have to call this. Without it the first update would fail.
+
+    Args:
+        comm_hook: Name of the compression.
+        dtypes: What gradients are compressed to, by name of the compression.
+        group: Process group of the ranks.
+        device: Device of the gradients.
+
+    Raises:
+        ValueError: If the backend cannot add numbers of this type.
+    """
+    dtype = dtypes[comm_hook]
+    try:
+        dist.all_reduce(torch.zeros(1, dtype=dtype, device=device), group=group)
+    except RuntimeError as error:
+        others = [name for name in dtypes if name != comm_hook]
+        raise ValueError(
+            f"comm_hook='{comm_hook}': the backend {dist.get_backend(group)} of torch "
+            f'{torch.__version__} does not reduce {dtype} ({error}); try '
+            f'{" or ".join(others)}, or remove it'
+        ) from error
+
+
+def check_ranks_agree(fingerprint: Mapping[str, object]) -> None:
+    """Check that all ranks have the same settings.
+
+    Args:
+        fingerprint: Settings of this rank by name.
 
     Raises:
         ValueError: If a rank has another value than rank 0.
@@ -98,3 +238,85 @@ def check_ranks_agree(fingerprint: Mapping[str, object]) -> None:
                     f'has {other[name]}; start all of them from the same config and '
                     'checkpoint'
                 )
+
+
+# Batch
+
+
+def check_images_per_rank(size: int | None, batch_sampler: object) -> None:
+    """Check that a dataloader has a fixed batch size.
+
+    Args:
+        size: Images of one micro-batch, or None.
+        batch_sampler: Batch sampler of the dataloader.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if size is None:
+        raise ValueError(
+            'train_dataloader has no batch_size, and neither has its batch_sampler '
+            f'{type(batch_sampler).__name__}; the number of images of an update cannot '
+            'be counted'
+        )
+
+
+def check_total_batch_size(total: int, ranks: int, images_per_rank: int) -> None:
+    """Check that a total batch is made of whole micro-batches on every rank.
+
+    Args:
+        total: Images of one update over all ranks.
+        ranks: Number of ranks.
+        images_per_rank: Images of one micro-batch on one rank.
+
+    Raises:
+        TypeError: If the total is not an integer.
+        ValueError: If it is not a positive multiple of ranks x images per rank.
+    """
+    check_number('total_batch_size', total, low=1, integer=True)
+    unit = ranks * images_per_rank
+    count, rest = divmod(total, unit)
+    if rest:
+        nearest = [n * unit for n in (count, count + 1) if n]
+        raise ValueError(
+            f'total_batch_size={total} is not a multiple of {ranks} rank(s) x '
+            f'{images_per_rank} images per rank = {unit}; the nearest multiples are '
+            f'{" and ".join(map(str, nearest))}. Or change train_dataloader.batch_size'
+        )
+
+
+def check_accumulation(loop: str, total_batch_size: int, counts: int) -> None:
+    """Check that the optimizer wrapper leaves accumulation to a large-batch loop.
+
+    Args:
+        loop: Name of the loop.
+        total_batch_size: Images of an update.
+        counts: ``accumulative_counts`` of the optimizer wrapper.
+
+    Raises:
+        ValueError: If it accumulates.
+    """
+    if counts != 1:
+        raise ValueError(
+            f'{loop} accumulates up to total_batch_size={total_batch_size} by itself; '
+            f'remove optim_wrapper.accumulative_counts={counts}'
+        )
+
+
+def check_auto_scaling(settings: Mapping | None, total_batch_size: int) -> None:
+    """Check that MMEngine does not scale the learning rate to another batch.
+
+    Args:
+        settings: ``auto_scale_lr`` of the config.
+        total_batch_size: Images of an update.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if settings and settings.get('enable'):
+        raise ValueError(
+            'auto_scale_lr.enable scales the learning rate to ranks x images per rank '
+            f'and does not know total_batch_size={total_batch_size}: set it to False '
+            "and use --auto-scale-lr of agvm_mm's tools/train.py, or set the learning "
+            'rate for that batch'
+        )

@@ -1,4 +1,4 @@
-"""preflight.py: what is refused before training."""
+"""Runs that are refused before training."""
 
 import pytest
 import torch
@@ -8,18 +8,19 @@ from ranks import run_on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from toy import ToyDetector, make_wrapper
 
+from agvm_mm.optim.agvm_wrapper import AGVMMixin
 from agvm_mm.preflight import check_model, check_optim_wrapper
 
 
 def test_optim_wrapper_dict_is_refused():
     wrapper = OptimWrapper(torch.optim.SGD(ToyDetector().parameters(), lr=0.1))
     with pytest.raises(TypeError, match='OptimWrapperDict'):
-        check_optim_wrapper(OptimWrapperDict(generator=wrapper))
-    check_optim_wrapper(make_wrapper(ToyDetector()))
+        check_optim_wrapper(OptimWrapperDict(generator=wrapper), AGVMMixin)
+    check_optim_wrapper(make_wrapper(ToyDetector()), AGVMMixin)
 
 
 def wrapped_models_rank():
-    """Messages for models wrapped in ways that AGVM cannot work with."""
+    """Return the messages for models in wrappers that AGVM does not support."""
     from mmengine.model import MMSeparateDistributedDataParallel
     from torch.distributed import fsdp as sharding
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -38,7 +39,7 @@ def wrapped_models_rank():
     if hasattr(sharding, 'fully_shard'):
         mesh = dist.device_mesh.init_device_mesh('cpu', (dist.get_world_size(),))
         sharding.fully_shard(sharded, mesh=mesh)
-    else:  # Before torch 2.6 there is only the older kind.
+    else:  # Before torch 2.6 there is only the older version.
         sharded = inside
     separate = ToyDetector()
     separate.roi_head = torch.nn.Linear(2, 2)
@@ -61,7 +62,7 @@ def wrapped_models_rank():
     )
 
 
-def test_models_wrapped_in_other_ways_are_refused():
+def test_unsupported_model_wrappers_are_refused():
     messages, _ = run_on_ranks(wrapped_models_rank, 2)
     for name in ('fsdp', 'fsdp_inside', 'fully_shard'):
         assert messages[name].startswith('TypeError: AGVM does not support FSDP')

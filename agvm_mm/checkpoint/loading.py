@@ -1,6 +1,5 @@
-"""Checkpoints that can be resumed: read safely, checked first, written whole."""
+"""Checkpoints that are read safely and checked before they are resumed."""
 
-import os
 import pickle
 import zipfile
 from functools import lru_cache
@@ -8,19 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging.history_buffer import HistoryBuffer
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import digit_version
 
+from agvm_mm.engine import checkpoint_to_resume, is_resuming
+
 LOADS_SAFELY = digit_version(torch.__version__) >= digit_version('2.6')
-"""Whether ``torch.load`` refuses, unless told otherwise, what could run code."""
+"""Whether ``torch.load`` by default refuses files that could run code."""
 
 HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
 
 
-def history_attribute(owner: type, name: str):
-    """``getattr``, but for the statistics of MMEngine's log history alone.
+def history_attribute(owner: type, name: str) -> object:
+    """Return a statistic of MMEngine's log history; ``getattr`` for nothing else.
 
     Raises:
         UnpicklingError: If a file asks for anything else.
@@ -31,12 +31,12 @@ def history_attribute(owner: type, name: str):
 
 
 def allow_runner_checkpoints() -> None:
-    """Let ``torch.load`` read what MMEngine's Runner stores beside the weights.
+    """Allow ``torch.load`` to read everything that MMEngine's Runner stores.
 
-    From 2.6 on torch loads only tensors and plain containers unless told otherwise.
-    The Runner's log history is NumPy arrays in a class of MMEngine, with references
-    to that class's own statistics; these are told to be harmless. A checkpoint that
-    holds anything else is refused as before.
+    From 2.6 on torch loads only tensors and plain containers by default. The Runner's
+    log history consists of NumPy arrays in a class of MMEngine, with references to that
+    class's own statistics. These are added to torch's list of safe types. A checkpoint
+    with anything else is refused as before.
     """
     if not LOADS_SAFELY:
         return  # It loads everything.
@@ -49,7 +49,7 @@ def allow_runner_checkpoints() -> None:
         [
             HistoryBuffer,
             (history_attribute, 'builtins.getattr'),
-            # NumPy 2 moved the module; files name the one of their time.
+            # NumPy 2 moved the module; files name the module of their version.
             (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
             (multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
             (multiarray.scalar, 'numpy.core.multiarray.scalar'),
@@ -61,17 +61,19 @@ def allow_runner_checkpoints() -> None:
     )
 
 
-def prepare_resume(runner) -> None:
-    """Make sure that the checkpoint a runner is about to resume can be read.
+def check_resume(runner: Runner) -> None:
+    """Check that a runner can read the checkpoint that it is about to resume.
+
+    Also calls :func:`allow_runner_checkpoints`.
 
     Raises:
-        RuntimeError: If it is truncated or corrupt; the message names the newest
-            good one beside it.
+        RuntimeError: If the file is missing, truncated or corrupt; the message names
+            the newest good one in its folder.
     """
     allow_runner_checkpoints()
-    if not runner._resume:
+    if not is_resuming(runner):
         return
-    path = runner._load_from or find_latest_checkpoint(runner.work_dir)
+    path = checkpoint_to_resume(runner) or find_latest_checkpoint(runner.work_dir)
     if path is None or '://' in path:
         return
     path = Path(path)
@@ -83,7 +85,7 @@ def prepare_resume(runner) -> None:
         return
     good = newest_whole_checkpoint(path.parent, other_than=path)
     advice = (
-        f'the newest good one is {good}; go on from it with --resume {good} '
+        f'the newest good one is {good}; continue from it with --resume {good} '
         f"(load_from='{good}', resume=True)"
         if good
         else f'there is no other checkpoint in {path.parent}'
@@ -93,14 +95,14 @@ def prepare_resume(runner) -> None:
 
 @lru_cache
 def is_whole(path: Path, modified: int) -> bool:
-    """Whether a file is a complete zip archive, as ``torch.save`` writes it.
+    """Return whether a file is a complete zip archive, as ``torch.save`` writes it.
 
-    Reads it all and compares checksums; unpickles nothing.
+    Reads all of it and compares checksums; unpickles nothing.
 
     Args:
-        path (Path): The file.
-        modified (int): Its time of modification, so that a file that was written
-            again is looked at again.
+        path: The file.
+        modified: Its modification time, so that a file that was written again is
+            checked again.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -110,27 +112,9 @@ def is_whole(path: Path, modified: int) -> bool:
 
 
 def newest_whole_checkpoint(folder: Path, other_than: Path) -> Path | None:
-    """The checkpoint of a folder that was written last and is complete."""
+    """Return the complete checkpoint of a folder that was written last, or None."""
     paths = [path for path in folder.glob('*.pth') if path != other_than]
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         if is_whole(path, path.stat().st_mtime_ns):
             return path
     return None
-
-
-class AtomicLocalBackend(LocalBackend):
-    """Local files that appear whole or not at all, whatever interrupts the writing."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file beside the old one, then put it in its place."""
-        filepath = Path(filepath)
-        filepath.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = filepath.with_name(filepath.name + '.part')
-        with open(unfinished, 'wb') as file:
-            file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, filepath)
-
-
-register_backend('agvm_atomic', AtomicLocalBackend, force=True)

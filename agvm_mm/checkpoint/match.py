@@ -1,13 +1,17 @@
-"""Is the checkpoint that is taken up one of this training?"""
+"""Check that a checkpoint belongs to the training that resumes it."""
 
 import logging
 from collections.abc import Mapping, Sequence
 
 from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+# In the message hub, which is part of a checkpoint.
+TOTAL_BATCH_SIZE = 'agvm_total_batch_size'
 
 
 def base_learning_rates(groups: Sequence[Mapping]) -> dict[str, list[float]]:
-    """Learning rates of parameter groups before any schedule, by module name."""
+    """Return the learning rates before any schedule, by module name."""
     rates: dict[str, set[float]] = {}
     for group in groups:
         rate = float(group.get('initial_lr', group['lr']))
@@ -16,14 +20,14 @@ def base_learning_rates(groups: Sequence[Mapping]) -> dict[str, list[float]]:
 
 
 def compare(saved: Mapping, now: Mapping) -> dict[str, tuple]:
-    """The settings of this run that a checkpoint has other values of.
+    """Return the settings that differ between a checkpoint and this run.
 
     Args:
-        saved (Mapping): The checkpoint's settings; more of them do no harm.
-        now (Mapping): This run's.
+        saved: Settings of the checkpoint; those that this run lacks are ignored.
+        now: Settings of this run.
 
     Returns:
-        dict[str, tuple]: The checkpoint's value and this run's, by setting.
+        Value of the checkpoint and value of this run, by setting.
     """
     return {
         name: (saved[name], value)
@@ -32,12 +36,12 @@ def compare(saved: Mapping, now: Mapping) -> dict[str, tuple]:
     }
 
 
-def report_differences(differences: Mapping[str, tuple], allowed: bool) -> None:
-    """Refuse to go on from another training, or log that it was allowed.
+def check_same_training(differences: Mapping[str, tuple], allowed: bool) -> None:
+    """Check that a checkpoint does not differ from this run, or log the differences.
 
     Args:
-        differences (Mapping[str, tuple]): From :func:`compare`.
-        allowed (bool): Whether to go on.
+        differences: From :func:`compare`.
+        allowed: Whether to resume in spite of differences.
 
     Raises:
         ValueError: If there are differences and they are not allowed.
@@ -50,11 +54,37 @@ def report_differences(differences: Mapping[str, tuple], allowed: bool) -> None:
     )
     if not allowed:
         raise ValueError(
-            f'the checkpoint is of another training ({listed}). Set '
-            'optim_wrapper.allow_resume_mismatch=True to go on from it all the same'
+            f'the checkpoint belongs to another training ({listed}). Set '
+            'optim_wrapper.allow_resume_mismatch=True to resume it anyway, or start '
+            'from its weights with load_from'
         )
     print_log(
-        f'AGVM: going on from a checkpoint of another training ({listed})',
+        f'AGVM: resuming a checkpoint of another training ({listed})',
         logger='current',
         level=logging.WARNING,
     )
+
+
+def check_batch_size(runner: Runner, total: int) -> None:
+    """Check that a resumed run keeps its batch size, and store it in checkpoints.
+
+    Args:
+        runner: About to train.
+        total: Images of one update over all ranks.
+
+    Raises:
+        ValueError: If the checkpoint has another batch size and its optimizer wrapper
+            does not have ``allow_resume_mismatch``.
+    """
+    hub, wrapper = runner.message_hub, runner.optim_wrapper
+    saved = getattr(wrapper, 'effective_batch_size', None)
+    # At iteration 0 the hub may hold the value of an earlier run of this process.
+    if saved is None and runner.iter > 0:
+        saved = hub.runtime_info.get(TOTAL_BATCH_SIZE)
+    if saved not in (None, total):
+        check_same_training(
+            {'images of an update': (saved, total)},
+            allowed=getattr(wrapper, 'allow_resume_mismatch', False),
+        )
+    hub.update_info(TOTAL_BATCH_SIZE, total)
+    wrapper.effective_batch_size = total

@@ -1,4 +1,4 @@
-"""How the statistics of the gradients are gathered."""
+"""Estimators that gather the statistics of the gradients."""
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -8,11 +8,21 @@ from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.ddp import COMPRESSION_HOOKS, DDPHalves, DDPReplicas
 from agvm_mm.estimators.micro_batches import MicroBatchHalves, MicroBatchReplicas
 from agvm_mm.estimators.preconditioner import build_preconditioner
+from agvm_mm.preflight import check_replicas
+
+__all__ = [
+    'COMPRESSION_HOOKS',
+    'ESTIMATORS',
+    'VarianceEstimator',
+    'build_estimator',
+    'build_preconditioner',
+]
 
 ESTIMATORS = {
     'halves': (DDPHalves, MicroBatchHalves),
     'replicas': (DDPReplicas, MicroBatchReplicas),
 }
+"""Estimators by name: the one for the ranks of DDP and the one for micro-batches."""
 
 
 def build_estimator(
@@ -23,43 +33,23 @@ def build_estimator(
     accumulation: int,
     comm_hook: str | None = None,
 ) -> VarianceEstimator:
-    """Choose where the replicas come from: the ranks of DDP or the micro-batches.
+    """Build the estimator for a run: over the ranks of DDP or over micro-batches.
 
     Args:
-        name (str): 'halves' or 'replicas'.
-        optimizer (Optimizer): Its groups carry the key 'module'.
-        model (nn.Module): As the runner trains it, in DDP or not.
-        accumulation (int): Micro-batches of one update on each rank.
-        comm_hook (str, optional): Compression of the mean gradient under DDP.
+        name: A key of :data:`ESTIMATORS`.
+        optimizer: Its groups have the key 'module'.
+        model: As the runner trains it, in DDP or not.
+        accumulation: Micro-batches of one update on each rank.
+        comm_hook: Compression of the mean gradient under DDP, see
+            :data:`COMPRESSION_HOOKS`. Defaults to None.
 
     Raises:
         ValueError: If there is nothing to compare, or nothing to compress.
     """
-    with_ranks, with_micro_batches = ESTIMATORS[name]
-    if isinstance(model, DistributedDataParallel):
-        ranks = model.process_group.size()
-        if ranks > 1:
-            return with_ranks(optimizer, model, comm_hook)
-    if comm_hook is not None:
-        raise ValueError(
-            f"comm_hook='{comm_hook}' compresses the reduction over several ranks; "
-            'this run has one'
-        )
-    if accumulation < 2:
-        raise ValueError(
-            'AGVM compares the gradients of several ranks, or of several '
-            'micro-batches of an accumulated update; this run has one rank and '
-            'accumulative_counts=1. Start more ranks (tools/dist_train.sh CONFIG 2), '
-            'set optim_wrapper.accumulative_counts to 2 or more, or use '
-            'train_cfg=dict(type="LargeBatchTrainLoop", total_batch_size=...)'
-        )
-    return with_micro_batches(optimizer)
-
-
-__all__ = [
-    'COMPRESSION_HOOKS',
-    'ESTIMATORS',
-    'VarianceEstimator',
-    'build_estimator',
-    'build_preconditioner',
-]
+    over_ranks, over_micro_batches = ESTIMATORS[name]
+    is_ddp = isinstance(model, DistributedDataParallel)
+    ranks = model.process_group.size() if is_ddp else 1
+    check_replicas(ranks, accumulation, comm_hook)
+    if ranks > 1:
+        return over_ranks(optimizer, model, comm_hook)
+    return over_micro_batches(optimizer)

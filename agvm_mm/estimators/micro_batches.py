@@ -2,16 +2,19 @@
 
 from torch import Tensor
 
+from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.statistics import HalvesStatistics, ReplicasStatistics
 
 
-class MicroBatchHalves(HalvesStatistics):
+class MicroBatchHalves(VarianceEstimator):
     """Compares the first half of an update's micro-batches with the second.
 
     Holds one copy of the gradient from the middle of a measured update to its end.
     """
 
-    def _start(self, micro_batches: int) -> bool:
+    statistics_type = HalvesStatistics
+
+    def begin(self, micro_batches: int) -> bool:
         self._passes_left = micro_batches // 2
         self._first_weight = 0.0
         self._total_weight = 0.0
@@ -25,23 +28,23 @@ class MicroBatchHalves(HalvesStatistics):
             self._first_weight = self._total_weight
             self._first = [
                 None if parameter.grad is None else parameter.grad.clone()
-                for parameter in self.parameters
+                for parameter in self.rows.parameters
             ]
 
-    def finish(self) -> dict[str, float]:
+    def collect(self) -> dict[str, float]:
         second_weight = self._total_weight - self._first_weight
         table = None
-        for parameter, first in zip(self.parameters, self._first, strict=True):
+        for parameter, first in zip(self.rows.parameters, self._first, strict=True):
             total = parameter.grad
             if total is None:
                 continue
             if table is None:
                 table = self.new_table(total)
-            row = table[self.module_index[id(parameter)]]
+            row = table[self.rows.of(parameter).module]
             for block in self.preconditioner.blocks(parameter):
                 both = total[block]
                 second = both if first is None else both - first[block]
-                self.add_halves(
+                self.statistics.add_halves(
                     row,
                     parameter,
                     block,
@@ -49,53 +52,48 @@ class MicroBatchHalves(HalvesStatistics):
                     second / second_weight,
                 )
         self._first = []
-        return {} if table is None else self.variances(table)
+        return {} if table is None else self.by_name(*self.statistics.variances(table))
 
 
-class MicroBatchReplicas(ReplicasStatistics):
+class MicroBatchReplicas(VarianceEstimator):
     """Compares all micro-batches of an update through their norms.
 
     During a measured update each backward pass leaves its own gradient in
-    ``parameter.grad``; the sum so far is kept aside, added in the order in which
-    autograd would have added it, and put back at the end. (Reading a pass's
-    gradient in a tensor hook would spare that copy, but such a hook sees only a
-    part of it where a shared head runs under activation checkpointing.)
+    ``parameter.grad``. The sum so far is kept aside, in the order in which autograd
+    would have added it, and put back at the end. (A tensor hook could read the gradient
+    of a pass without that copy, but it sees only a part of it where a shared head runs
+    under activation checkpointing.)
     """
 
-    def _start(self, micro_batches: int) -> bool:
+    statistics_type = ReplicasStatistics
+
+    def begin(self, micro_batches: int) -> bool:
         self._replicas = micro_batches
         self._passes_left = micro_batches
-        self._sums: list[Tensor | None] = [None] * len(self.parameters)
+        self._sums: list[Tensor | None] = [None] * len(self.rows.parameters)
         self._table: Tensor | None = None
         return micro_batches >= 2
 
     def after_backward(self, weight: float) -> None:
         self._passes_left -= 1
-        for index, parameter in enumerate(self.parameters):
+        for index, parameter in enumerate(self.rows.parameters):
             own, so_far = parameter.grad, self._sums[index]
             if own is not None:
                 if self._table is None:
                     self._table = self.new_table(own)
+                row = self._table[self.rows.of(parameter).module]
                 # own is weight * g_r.
-                self.add_replica(
-                    self._table[self.module_index[id(parameter)]],
-                    parameter,
-                    own,
-                    1 / weight,
-                )
+                self.statistics.add_replica(row, parameter, own, 1 / weight)
                 so_far = own if so_far is None else so_far.add_(own)
             self._sums[index] = so_far
             parameter.grad = so_far if self._passes_left == 0 else None
 
-    def finish(self) -> dict[str, float]:
+    def collect(self) -> dict[str, float]:
         self._sums = []
         if self._table is None:
             return {}
-        for parameter in self.parameters:
+        for parameter in self.rows.parameters:
             if parameter.grad is not None:
-                self.add_mean(
-                    self._table[self.module_index[id(parameter)]],
-                    parameter,
-                    parameter.grad,
-                )
-        return self.variances(self._table, self._replicas)
+                row = self._table[self.rows.of(parameter).module]
+                self.statistics.add_mean(row, parameter, parameter.grad)
+        return self.by_name(*self.statistics.variances(self._table, self._replicas))

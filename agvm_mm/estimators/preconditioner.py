@@ -1,7 +1,7 @@
-"""What the optimizer does to a gradient before it steps along it.
+"""How an optimizer rescales a gradient before it steps along it.
 
-SGD steps along the gradient itself. Adam and AdamW step along it rescaled
-elementwise, and AGVM measures the variance of what they step along.
+SGD steps along the gradient itself. Adam and AdamW rescale it elementwise, and AGVM
+measures the variance of the rescaled gradient.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agvm_mm.variance import CPU_PIECE, adam_direction, adam_second_moment
+from agvm_mm.estimators.reductions import CPU_PIECE
 
 # An index into a parameter: a range of its first dimension, or all of it.
 Block = slice | EllipsisType
@@ -20,52 +20,70 @@ Block = slice | EllipsisType
 GPU_PIECE = 2**22
 
 
+def adam_direction(gradient: Tensor, second_moment: Tensor, eps: float) -> Tensor:
+    """Return g / (sqrt(v) + eps), the gradient rescaled by Adam's denominator.
+
+    There is no first moment and no bias correction.
+
+    Args:
+        gradient: g, any shape.
+        second_moment: v, broadcastable to ``gradient``.
+        eps: Adam's own epsilon.
+    """
+    return gradient / (second_moment.sqrt() + eps)
+
+
+def adam_second_moment(gradient: Tensor, previous: Tensor, beta2: float) -> Tensor:
+    """Return beta2 v + (1 - beta2) g^2, Adam's v after one more gradient."""
+    return beta2 * previous + (1 - beta2) * gradient.square()
+
+
 class IdentityPreconditioner:
     """SGD: the variance is measured on the gradient itself.
 
-    Phi does not change when all gradients are multiplied by one loss scale.
+    Phi does not depend on a common loss scale of all gradients.
     """
 
     elementwise_state = False
     loss_scale: Tensor | None = None
 
     def blocks(self, parameter: nn.Parameter) -> Iterator[Block]:
-        """All at once: nothing is copied."""
+        """Yield the whole parameter as one block: nothing is copied."""
         yield ...
 
     def halves(
         self, parameter: nn.Parameter, block: Block, first: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """G_A and G_B as they are."""
+        """Return G_A and G_B unchanged."""
         return first, second
 
     def replica(
         self, parameter: nn.Parameter, block: Block, gradient: Tensor
     ) -> Tensor:
-        """g_r as it is."""
+        """Return g_r unchanged."""
         return gradient
 
 
 class AdamPreconditioner:
     """Adam, AdamW: the gradient is divided by sqrt(v) + eps first.
 
-    v is the optimizer's ``exp_avg_sq`` from before this update, 0 at the first.
-    For two halves each takes its own gradient into its own v; replicas share v as
-    it is, so that their mean goes through the same rescaling.
+    v is the optimizer's ``exp_avg_sq`` from before this update, 0 at the first one.
+    Each of two halves updates v with its own gradient. Replicas share v as it is, so
+    their mean is rescaled like each of them.
 
     Args:
-        optimizer (Optimizer): An Adam or AdamW.
+        optimizer: An Adam or AdamW.
     """
 
-    # The optimizer keeps a v for each parameter: parameters cannot be treated as
+    # The optimizer keeps a v for each parameter, so parameters cannot be treated as
     # one flat vector.
     elementwise_state = True
-    # The optimizer's v is of gradients without the loss scale.
+    # The optimizer's v belongs to gradients without the loss scale.
     loss_scale: Tensor | None = None
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        # By index: a resume replaces the group dicts.
+        # By index: resuming replaces the group dicts.
         self._group_of = {
             id(parameter): index
             for index, group in enumerate(optimizer.param_groups)
@@ -73,7 +91,7 @@ class AdamPreconditioner:
         }
 
     def blocks(self, parameter: nn.Parameter) -> Iterator[Block]:
-        """Ranges of rows that fit the cache, for copies in several steps."""
+        """Yield ranges of rows that fit the cache while they are copied."""
         if parameter.dim() == 0 or parameter.numel() == 0:
             yield ...
             return
@@ -94,20 +112,21 @@ class AdamPreconditioner:
     def _unscaled(self, gradient: Tensor) -> Tensor:
         if self.loss_scale is None:
             return gradient
-        # In float32 or wider: what was scaled up may vanish in half precision.
+        # In float32 or wider: a gradient that was scaled up may vanish in half
+        # precision.
         wide = torch.promote_types(gradient.dtype, torch.float32)
         return gradient.to(wide) / self.loss_scale
 
     def halves(
         self, parameter: nn.Parameter, block: Block, first: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps) for both halves h.
+        """Return G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps) for both halves h.
 
         Args:
-            parameter (nn.Parameter): The parameter.
-            block (Block): One of its :meth:`blocks`.
-            first (Tensor): G_A of that block.
-            second (Tensor): G_B of that block.
+            parameter: The parameter.
+            block: One of its :meth:`blocks`.
+            first: G_A of that block.
+            second: G_B of that block.
         """
         previous, beta2, eps = self._settings(parameter, block)
         return tuple(
@@ -118,7 +137,7 @@ class AdamPreconditioner:
     def replica(
         self, parameter: nn.Parameter, block: Block, gradient: Tensor
     ) -> Tensor:
-        """g_r / (sqrt(v) + eps) of a block; arguments as of :meth:`halves`."""
+        """Return g_r / (sqrt(v) + eps) of a block."""
         second_moment, _, eps = self._settings(parameter, block)
         return adam_direction(self._unscaled(gradient), second_moment, eps)
 
@@ -134,7 +153,7 @@ PRECONDITIONERS: dict[type[Optimizer], Callable[[Optimizer], Preconditioner]] = 
 
 
 def build_preconditioner(optimizer: Optimizer) -> Preconditioner:
-    """The preconditioner of an optimizer.
+    """Build the preconditioner of an optimizer.
 
     Raises:
         TypeError: If AGVM is not defined for this optimizer.
@@ -144,7 +163,7 @@ def build_preconditioner(optimizer: Optimizer) -> Preconditioner:
             return build(optimizer)
     known = ', '.join(sorted(kind.__name__ for kind in PRECONDITIONERS))
     raise TypeError(
-        f'AGVM measures the gradient that the optimizer steps along, which is '
-        f'defined for {known} and their subclasses; got '
+        'AGVM measures the gradient that the optimizer steps along, which is defined '
+        f'for {known} and their subclasses; got '
         f'{type(optimizer).__module__}.{type(optimizer).__name__}'
     )

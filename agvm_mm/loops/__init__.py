@@ -1,5 +1,9 @@
 """Training loops that count optimizer updates on a total batch size."""
 
-from agvm_mm.loops.loops import LargeBatchIterTrainLoop, LargeBatchTrainLoop
+from agvm_mm.loops.loops import (
+    LargeBatchIterTrainLoop,
+    LargeBatchMixin,
+    LargeBatchTrainLoop,
+)
 
-__all__ = ['LargeBatchIterTrainLoop', 'LargeBatchTrainLoop']
+__all__ = ['LargeBatchIterTrainLoop', 'LargeBatchMixin', 'LargeBatchTrainLoop']

@@ -1,40 +1,73 @@
-"""How many images an optimizer update is made of."""
+"""Images of one optimizer update."""
+
+from dataclasses import dataclass
 
 from mmengine.dist import get_world_size
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
+
+from agvm_mm.engine import accumulative_counts
+from agvm_mm.preflight import check_images_per_rank, check_total_batch_size
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """Images of one full update, and how they are divided.
+
+    Args:
+        ranks: Number of ranks.
+        images_per_rank: Images of one micro-batch on one rank.
+        micro_batches: Micro-batches of one update on each rank.
+    """
+
+    ranks: int
+    images_per_rank: int
+    micro_batches: int
+
+    @property
+    def total(self) -> int:
+        """Images of one full update over all ranks."""
+        return self.ranks * self.images_per_rank * self.micro_batches
+
+    def __str__(self) -> str:
+        return (
+            f'{self.total} images = {self.ranks} rank(s) x {self.images_per_rank} '
+            f'images x {self.micro_batches} micro-batch(es)'
+        )
 
 
 def images_per_rank(dataloader: DataLoader) -> int:
-    """Images of one micro-batch on one rank.
-
-    Raises:
-        ValueError: If the dataloader has no fixed batch size.
-    """
+    """Return the images of one micro-batch on one rank."""
     size = dataloader.batch_size
     if size is None:
         size = getattr(dataloader.batch_sampler, 'batch_size', None)
-    if size is None:
-        raise ValueError(
-            'train_dataloader has no batch_size, nor has its batch_sampler '
-            f'{type(dataloader.batch_sampler).__name__}; the number of images of an '
-            'update cannot be counted'
-        )
+    check_images_per_rank(size, dataloader.batch_sampler)
     return size
 
 
-def micro_batches_per_update(runner) -> int:
-    """Micro-batches that each rank runs for one full update.
+def divide_total(total: int, dataloader: DataLoader) -> BatchSize:
+    """Return how the ranks of this run divide a total batch.
 
-    The large-batch loops say so themselves; elsewhere MMEngine accumulates.
+    Args:
+        total: Images of one update over all ranks.
+        dataloader: Yields the micro-batches of this rank.
     """
-    from_loop = getattr(runner.train_dataloader, 'micro_batches', None)
-    return from_loop or runner.optim_wrapper._accumulative_counts
+    ranks, images = get_world_size(), images_per_rank(dataloader)
+    check_total_batch_size(total, ranks, images)
+    return BatchSize(ranks, images, total // (ranks * images))
 
 
-def effective_batch_size(runner) -> int:
-    """Images of one full update over all ranks."""
-    return (
-        get_world_size()
-        * images_per_rank(runner.train_dataloader)
-        * micro_batches_per_update(runner)
+def batch_size_of(runner: Runner) -> BatchSize:
+    """Return the batch size of a run.
+
+    A large-batch loop knows it. In MMEngine's own loops the optimizer wrapper
+    accumulates.
+    """
+    batch = getattr(runner.train_loop, 'batch', None)
+    if batch is not None:
+        return batch
+    return BatchSize(
+        ranks=get_world_size(),
+        images_per_rank=images_per_rank(runner.train_dataloader),
+        micro_batches=accumulative_counts(runner.optim_wrapper),
     )

@@ -1,25 +1,26 @@
-"""Builds an optimizer whose parameter groups know their module."""
+"""Constructor of the AGVM optimizer wrappers."""
 
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
-from agvm_mm.validation import suggests_arguments
 from agvm_mm.modules import assign_modules
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.preflight import check_wrapper_type
+from agvm_mm.validation import suggests_arguments
 
 
 def merge_groups(groups: list[dict]) -> list[dict]:
-    """Join parameter groups that differ in nothing but their parameters.
+    """Merge parameter groups whose settings are equal.
 
-    MMEngine makes one group for each parameter under ``paramwise_cfg``; fewer
-    groups let the optimizer update many parameters in one call.
+    With ``paramwise_cfg`` MMEngine makes one group per parameter. With fewer groups the
+    optimizer updates many parameters in one call.
 
     Args:
-        groups (list[dict]): Groups as ``torch.optim`` takes them.
+        groups: Parameter groups in the form of ``torch.optim``.
 
     Returns:
-        list[dict]: New groups, in the order of first appearance.
+        New groups, in the order of first appearance.
     """
     merged: dict[tuple, dict] = {}
     for group in groups:
@@ -30,48 +31,33 @@ def merge_groups(groups: list[dict]) -> list[dict]:
     return list(merged.values())
 
 
-def check_wrapper_type(kind: str | type | None) -> None:
-    """Refuse to build a wrapper that would not modulate anything.
-
-    Raises:
-        TypeError: If it is not one of AGVM's wrappers.
-    """
-    found = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
-    if found is not None and issubclass(found, AGVMMixin):
-        return
-    hint = ''
-    if kind == 'AmpOptimWrapper':
-        hint = (
-            ". MMDetection's and MMSegmentation's own --amp overwrites the type: "
-            "leave the flag out and set type='AGVMAmpOptimWrapper', or use --amp of "
-            "agvm_mm's tools/train.py"
-        )
-    raise TypeError(
-        'AGVMOptimWrapperConstructor builds AGVMOptimWrapper or AGVMAmpOptimWrapper, '
-        f'got optim_wrapper.type={kind!r}{hint}'
-    )
-
-
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 @suggests_arguments()
 class AGVMOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """MMEngine's default constructor, with the module of each parameter group.
+    """Default constructor of MMEngine that also labels parameter groups by module.
 
-    Each group of the optimizer holds parameters of one module and carries its name
-    under the key 'module' (None for frozen parameters that lie in no module).
-    ``paramwise_cfg`` works as in MMEngine.
+    Each parameter group holds parameters of one module and has the module's name under
+    the key 'module' (None for frozen parameters that belong to no module).
 
     Args:
-        optim_wrapper_cfg (dict): As in MMEngine. Besides the arguments of the
-            wrapper it may hold ``modules``, a dict of lists of parameter-name
-            prefixes by module name, in place of the default split (see
+        optim_wrapper_cfg: As in MMEngine. In addition to the arguments of the wrapper
+            it may hold ``modules``, a dict of lists of parameter-name prefixes by
+            module name that replaces the default split (see
             :func:`agvm_mm.modules.default_modules`).
-        paramwise_cfg (dict, optional): As in MMEngine. Defaults to None.
+        paramwise_cfg: As in MMEngine. Defaults to None.
 
     Raises:
-        TypeError: If ``type`` is not one of AGVM's wrappers.
-        ValueError: If the modules do not cover each trainable parameter once; see
-            :func:`agvm_mm.modules.assign_modules`.
+        TypeError: If ``type`` is not an AGVM wrapper.
+        ValueError: If the modules do not cover each trainable parameter exactly once;
+            see :func:`agvm_mm.modules.assign_modules`.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='AGVMOptimWrapper',
+        ...     constructor='AGVMOptimWrapperConstructor',
+        ...     optimizer=dict(type='SGD', lr=0.2263, momentum=0.9),
+        ...     modules=dict(backbone=['backbone', 'neck'], heads=['roi_head']),
+        ... )
     """
 
     def __init__(
@@ -79,10 +65,12 @@ class AGVMOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         self.modules = self.optim_wrapper_cfg.pop('modules', None)
-        check_wrapper_type(self.optim_wrapper_cfg.get('type'))
+        kind = self.optim_wrapper_cfg.get('type')
+        found = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+        check_wrapper_type(kind, found, expected=AGVMMixin)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimizer and its wrapper for a model, in DDP or not."""
+        """Build the optimizer and its wrapper for a model, wrapped in DDP or not."""
         if hasattr(model, 'module'):
             model = model.module
         module_of_name = assign_modules(model, self.modules)

@@ -1,4 +1,4 @@
-"""checkpoints.py: what may be loaded, what is whole, what is written."""
+"""Checkpoints: safe loading, and files that are damaged."""
 
 import os
 import pickle
@@ -9,12 +9,14 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from mmengine.dist import is_main_process
-from mmengine.fileio import get_file_backend
 from mmengine.logging.history_buffer import HistoryBuffer
 from runners import make_runner
 
-from agvm_mm.checkpoint.loading import LOADS_SAFELY, AtomicLocalBackend, is_whole
+from agvm_mm.checkpoint.loading import (
+    LOADS_SAFELY,
+    allow_runner_checkpoints,
+    is_whole,
+)
 
 AGVM = dict(
     type='AGVMOptimWrapper',
@@ -39,9 +41,9 @@ def runner(work_dir, checkpoint=None, epochs=3, **kwargs):
 
 
 @pytest.mark.parametrize('hook', ['CheckpointHook', 'AtomicCheckpointHook'])
-def test_checkpoints_resume_under_the_rules_of_weights_only(tmp_path, hook):
+def test_checkpoints_resume_with_weights_only(tmp_path, hook):
     runner(tmp_path, dict(type=hook, interval=1), epochs=2).train()
-    # In a process of its own: nothing has been allowed there yet.
+    # In a new process, where nothing has been allowed yet.
     script = f"""
         import torch
         from pathlib import Path
@@ -61,7 +63,7 @@ def test_checkpoints_resume_under_the_rules_of_weights_only(tmp_path, hook):
 
 
 class Payload:
-    """What a hostile checkpoint would hold."""
+    """Content of a hostile checkpoint."""
 
     def __init__(self, function, *args):
         self.call = (function, args)
@@ -79,9 +81,7 @@ class Payload:
         Payload(getattr, HistoryBuffer, '__init__'),
     ],
 )
-def test_other_peoples_files_are_still_refused(tmp_path, payload):
-    from agvm_mm.checkpoint.loading import allow_runner_checkpoints
-
+def test_unsafe_files_are_still_refused(tmp_path, payload):
     allow_runner_checkpoints()
     torch.save(dict(meta=payload), tmp_path / 'hostile.pth')
     with pytest.raises(pickle.UnpicklingError):
@@ -103,7 +103,7 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize('how', ['truncated', 'empty', 'missing', 'flipped'])
-def test_a_damaged_newest_checkpoint_names_the_previous_good_one(tmp_path, how):
+def test_damaged_checkpoint_error_names_newest_good_one(tmp_path, how):
     runner(tmp_path).train()
     damage(tmp_path / 'epoch_3.pth', how)
     with pytest.raises(RuntimeError) as error:
@@ -117,7 +117,7 @@ def test_a_damaged_newest_checkpoint_names_the_previous_good_one(tmp_path, how):
         runner(tmp_path, epochs=4, resume=True).train()
 
 
-def test_a_plain_optim_wrapper_and_the_loop_check_as_well(tmp_path):
+def test_damaged_checkpoint_is_refused_without_agvm(tmp_path):
     runner(tmp_path).train()
     damage(tmp_path / 'epoch_3.pth', 'truncated')
     with pytest.raises(RuntimeError, match='truncated or corrupt'):
@@ -133,52 +133,9 @@ def test_a_plain_optim_wrapper_and_the_loop_check_as_well(tmp_path):
         ).train()
 
 
-def test_a_file_is_looked_at_again_when_it_changes(tmp_path):
+def test_changed_file_is_checked_again(tmp_path):
     path = tmp_path / 'x.pth'
     torch.save(torch.zeros(100), path)
     assert is_whole(path, path.stat().st_mtime_ns)
     damage(path, 'truncated')
     assert not is_whole(path, path.stat().st_mtime_ns + 1)
-
-
-def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / 'folder' / 'x.pth'
-    backend = get_file_backend(str(path), backend_args=dict(backend='agvm_atomic'))
-    assert isinstance(backend, AtomicLocalBackend)
-    backend.put(b'old', path)
-
-    def die(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, 'fsync', die)
-    with pytest.raises(KeyboardInterrupt):
-        backend.put(b'new', path)
-    assert path.read_bytes() == b'old'
-
-
-@pytest.mark.parametrize('keep', [1, 2])
-def test_the_last_good_checkpoint_outlives_a_failed_save(tmp_path, keep, monkeypatch):
-    hook = dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=keep)
-    put = AtomicLocalBackend.put
-    seen = []
-
-    def put_or_fail(self, obj, filepath):
-        seen.append(sorted(p.name for p in tmp_path.glob('*.pth')))
-        if 'epoch_4' in str(filepath):
-            raise OSError('no space left on device')
-        put(self, obj, filepath)
-
-    monkeypatch.setattr(AtomicLocalBackend, 'put', put_or_fail)
-    with pytest.raises(OSError, match='no space'):
-        runner(tmp_path, hook, epochs=5).train()
-    assert is_main_process()
-    kept = [f'epoch_{n}.pth' for n in (1, 2, 3)][-keep:]
-    assert seen[-1] == kept
-    assert sorted(p.name for p in tmp_path.glob('*.pth')) == kept
-    monkeypatch.undo()
-    later = runner(tmp_path, hook, epochs=5, resume=True)
-    later.train()
-    assert (
-        sorted(p.name for p in tmp_path.glob('*.pth'))
-        == [f'epoch_{n}.pth' for n in (4, 5)][-keep:]
-    )

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
 from agvm_mm.estimators import build_estimator
-from agvm_mm.modules import assign_modules
 from agvm_mm.modulator import MeasurementSchedule
+from agvm_mm.modules import assign_modules
 
 ESTIMATORS = ('halves', 'replicas')
 COMBINATIONS = [(o, e) for o in ('SGD', 'AdamW') for e in ESTIMATORS]
@@ -25,7 +25,7 @@ UPDATES = 20
 
 
 def golden_rank():
-    """The hand-checkable case on this rank."""
+    """Measure the golden case on this rank."""
     results = {}
     for estimator in ESTIMATORS:
         model = golden.GoldenModel()
@@ -38,7 +38,7 @@ def golden_rank():
     return results
 
 
-def test_hand_checked_case():
+def test_golden_case():
     for results in run_on_ranks(golden_rank, 4):
         for estimator, (variances, multipliers) in results.items():
             expected = golden.VARIANCES[estimator]
@@ -48,21 +48,21 @@ def test_hand_checked_case():
 
 
 def shard(update, rank, micro_batch, accumulation, ranks):
-    """4 images of one micro-batch of one rank."""
+    """Return 4 images of one micro-batch of one rank."""
     inputs, targets = make_images(4 * ranks * accumulation, seed=update)
     start = 4 * (rank * accumulation + micro_batch)
     return inputs[start : start + 4], targets[start : start + 4]
 
 
 def in_buckets(model, **ddp_kwargs):
-    """DDP with buckets of 100 bytes, so that there are several."""
-    # Older releases of torch let the first one be larger whatever is asked for.
+    """Wrap a model in DDP with buckets of 100 bytes, so that there are several."""
+    # Older releases of torch ignore the setting for the first one.
     with mock.patch.object(dist, '_DEFAULT_FIRST_BUCKET_BYTES', 100):
         return DistributedDataParallel(model, **dict(bucket_cap_mb=1e-4) | ddp_kwargs)
 
 
 def train_rank(optimizer, estimator, accumulation=1, use_mask_head=True, **ddp_kwargs):
-    """Train on this rank; returns parameters, multipliers, variances by update."""
+    """Train on this rank; return parameters, and mu and Phi of each update."""
     model = ToyDetector(use_mask_head=use_mask_head)
     ddp = in_buckets(model, **ddp_kwargs)
     wrapper = make_wrapper(
@@ -91,8 +91,8 @@ def train_rank(optimizer, estimator, accumulation=1, use_mask_head=True, **ddp_k
     return parameters, history
 
 
-def follow_reference(optimizer, estimator, ranks, accumulation, use_mask_head=True):
-    """The same training from each rank's full gradient, without torch.distributed."""
+def train_reference(optimizer, estimator, ranks, accumulation, use_mask_head=True):
+    """Run the same training on full gradients, without torch.distributed."""
     model = ToyDetector(use_mask_head=use_mask_head)
     reference = ReferenceAGVM(
         {k: p.detach().numpy() for k, p in model.named_parameters()},
@@ -124,7 +124,7 @@ def follow_reference(optimizer, estimator, ranks, accumulation, use_mask_head=Tr
 
 
 def train_all_rank():
-    """Every optimizer and estimator, plain and accumulated."""
+    """Train with every optimizer and estimator, plain and accumulated."""
     return {
         (optimizer, estimator, accumulation): train_rank(
             optimizer,
@@ -138,7 +138,7 @@ def train_all_rank():
 
 
 @pytest.mark.parametrize('ranks', [2, 3, 4])
-def test_follows_an_independent_reference(ranks):
+def test_matches_independent_reference(ranks):
     results = run_on_ranks(train_all_rank, ranks)
     for case in results[0]:
         parameters, history = results[0][case]
@@ -147,7 +147,7 @@ def test_follows_an_independent_reference(ranks):
             for name, value in parameters.items():
                 np.testing.assert_array_equal(value, other_parameters[name])
         optimizer, estimator, accumulation = case
-        expected, expected_history = follow_reference(
+        expected, expected_history = train_reference(
             optimizer, estimator, ranks, accumulation
         )
         for (mu, phi), (expected_mu, expected_phi) in zip(
@@ -161,7 +161,7 @@ def test_follows_an_independent_reference(ranks):
 
 
 def ddp_variants_rank():
-    """Ways in which DDP can be set up, and unused parameters."""
+    """Train with every DDP setting, and with unused parameters."""
     return [
         train_rank('SGD', estimator, **kwargs)
         for estimator in ESTIMATORS
@@ -181,13 +181,13 @@ def ddp_variants_rank():
     ]
 
 
-def test_ways_to_set_up_ddp_agree():
+def test_ddp_settings_agree():
     results, _ = run_on_ranks(ddp_variants_rank, 2)
     for start in (0, 7):
         plain, view, find, unused, unused_view, static, one_bucket = results[
             start : start + 7
         ]
-        # To the last bit: what is measured does not depend on the buckets.
+        # To the last bit: measurements do not depend on the buckets.
         assert plain[1] == view[1] == find[1] == static[1] == one_bucket[1]
         assert unused[1] == unused_view[1]
         mu, phi = unused[1][-1]
@@ -196,7 +196,7 @@ def test_ways_to_set_up_ddp_agree():
 
 
 class CountedCollectives:
-    """Counts the all-reduces that are begun, and the numbers they carry."""
+    """Records the number of elements of each all-reduce; fails on other collectives."""
 
     def __init__(self):
         self.sizes = []
@@ -210,7 +210,6 @@ class CountedCollectives:
 
         self.patches = [
             mock.patch.object(dist, 'all_reduce', counted),
-            # Any other collective is one too many.
             *(
                 mock.patch.object(dist, name, side_effect=AssertionError(name))
                 for name in ('all_gather', 'broadcast', 'reduce', 'barrier')
@@ -226,7 +225,7 @@ class CountedCollectives:
 
 
 def collectives_rank():
-    """The collectives of four updates, of which every other one is measured."""
+    """Return the sizes of all collectives of six updates, two of them measured."""
     result = {}
     for estimator in ESTIMATORS:
         model = ToyDetector()
@@ -250,7 +249,7 @@ def collectives_rank():
 
 def test_number_and_size_of_collectives():
     (result, numel), _ = run_on_ranks(collectives_rank, 2)
-    # Buckets are laid out anew after the first update; measured are 2 and 4.
+    # DDP changes its buckets after the first update; updates 2 and 4 are measured.
     plain = result['halves'][1]
     assert sum(plain) == numel and len(plain) > 1
     for update, halves, replicas in zip(range(6), *result.values(), strict=True):
@@ -264,7 +263,7 @@ def test_number_and_size_of_collectives():
 
 
 def unmeasured_rank():
-    """Parameters after ten updates: plain DDP, and AGVM that never measures."""
+    """Train with plain DDP and with AGVM that never measures."""
     results = []
     for estimator in (None, *ESTIMATORS):
         model = ToyDetector()
@@ -296,7 +295,7 @@ def unmeasured_rank():
     return results
 
 
-def test_unmeasured_updates_are_those_of_plain_ddp_to_the_last_bit():
+def test_unmeasured_updates_equal_plain_ddp_bit_for_bit():
     (plain, *with_agvm), _ = run_on_ranks(unmeasured_rank, 2)
     for parameters in with_agvm:
         for name, value in plain.items():
@@ -304,11 +303,11 @@ def test_unmeasured_updates_are_those_of_plain_ddp_to_the_last_bit():
 
 
 def compression_rank():
-    """The mean gradient in half precision, and a second hook."""
+    """Measure with a compressed mean gradient; register a second hook."""
     variances = {}
     for estimator in ESTIMATORS:
         for comm_hook in (None, 'fp16_compress_hook', 'bf16_compress_hook'):
-            # gloo does so in recent releases of torch.
+            # gloo does in recent releases of torch.
             if comm_hook == 'bf16_compress_hook' and not reduces(torch.bfloat16):
                 continue
             model = ToyDetector()
@@ -341,7 +340,7 @@ def compression_rank():
 
 
 def reduces(dtype):
-    """Whether the ranks can add such numbers."""
+    """Return whether the backend adds numbers of this type."""
     try:
         dist.all_reduce(torch.zeros(1, dtype=dtype))
     except RuntimeError:
@@ -349,7 +348,7 @@ def reduces(dtype):
     return True
 
 
-def test_compression_of_the_mean_and_a_second_hook():
+def test_compressed_mean_and_second_hook():
     (variances, (error, cannot_add)), other = run_on_ranks(compression_rank, 2)
     assert variances == other[0]
     for (estimator, comm_hook), phi in variances.items():

@@ -11,7 +11,7 @@ from agvm_mm.modules import assign_modules
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_hand_checked_case(estimator):
+def test_golden_case(estimator):
     model = golden.GoldenModel()
     wrapper = make_wrapper(model, estimator=estimator, accumulative_counts=4)
     for replica in range(4):
@@ -24,7 +24,7 @@ def test_hand_checked_case(estimator):
 
 
 def train(model, wrapper, updates, micro_batches, seed=0):
-    """Train on fresh images; returns each update's replicas' gradients."""
+    """Train on new images; return the gradients of each update's replicas."""
     parameters = dict(model.named_parameters())
     history = []
     for update in range(updates):
@@ -50,7 +50,7 @@ def train(model, wrapper, updates, micro_batches, seed=0):
 @pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
 @pytest.mark.parametrize('micro_batches', [2, 3, 5])
-def test_follows_an_independent_reference(optimizer, estimator, micro_batches):
+def test_matches_independent_reference(optimizer, estimator, micro_batches):
     model = ToyDetector()
     initial = {k: p.detach().numpy().copy() for k, p in model.named_parameters()}
     wrapper = make_wrapper(
@@ -82,7 +82,7 @@ def test_follows_an_independent_reference(optimizer, estimator, micro_batches):
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_measuring_leaves_the_gradient_as_it_would_have_been(estimator):
+def test_measuring_does_not_change_gradients(estimator):
     gradients = []
     for interval in (1, 1000):
         model = ToyDetector()
@@ -105,7 +105,7 @@ def test_measuring_leaves_the_gradient_as_it_would_have_been(estimator):
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_a_module_without_gradient_is_not_measured(estimator):
+def test_module_without_gradient_is_not_measured(estimator):
     model = ToyDetector(use_mask_head=False)
     wrapper = make_wrapper(model, estimator=estimator, accumulative_counts=2)
     train(model, wrapper, 3, 2)
@@ -114,7 +114,7 @@ def test_a_module_without_gradient_is_not_measured(estimator):
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_a_module_with_gradient_in_one_micro_batch_only(estimator):
+def test_module_with_gradient_in_one_micro_batch(estimator):
     model = ToyDetector()
     wrapper = make_wrapper(model, estimator=estimator, accumulative_counts=2)
     for use_mask_head in (False, True):
@@ -124,7 +124,7 @@ def test_a_module_with_gradient_in_one_micro_batch_only(estimator):
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_a_shared_head_under_reentrant_checkpointing(estimator):
+def test_shared_head_with_reentrant_checkpointing(estimator):
     from torch.utils.checkpoint import checkpoint
 
     variances = []
@@ -143,7 +143,7 @@ def test_a_shared_head_under_reentrant_checkpointing(estimator):
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_the_short_last_window_of_mmengine(estimator):
+def test_short_last_update_of_mmengine(estimator):
     # 5 iterations, 3 micro-batches an update: the second update has 2.
     model = ToyDetector()
     wrapper = make_wrapper(model, estimator=estimator, accumulative_counts=3)
@@ -172,7 +172,7 @@ def test_the_short_last_window_of_mmengine(estimator):
     )
 
 
-def test_a_window_of_one_is_left_unmeasured():
+def test_update_of_one_micro_batch_is_not_measured():
     model = ToyDetector()
     wrapper = make_wrapper(model, estimator='replicas', accumulative_counts=3)
     wrapper.initialize_count_status(model, 0, 4)
@@ -183,10 +183,10 @@ def test_a_window_of_one_is_left_unmeasured():
 
 @pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_large_parameters_are_taken_piece_by_piece(monkeypatch, optimizer, estimator):
+def test_large_parameters_are_measured_in_pieces(monkeypatch, optimizer, estimator):
     variances = []
     for piece in (1_000_000, 7):
-        monkeypatch.setattr('agvm_mm.variance.CPU_PIECE', piece)
+        monkeypatch.setattr('agvm_mm.estimators.reductions.CPU_PIECE', piece)
         monkeypatch.setattr('agvm_mm.estimators.preconditioner.CPU_PIECE', piece)
         model = ToyDetector()
         wrapper = make_wrapper(

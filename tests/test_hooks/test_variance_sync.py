@@ -1,4 +1,4 @@
-"""VarianceSyncHook through MMEngine's Runner, and what it refuses."""
+"""VarianceSyncHook in MMEngine's Runner."""
 
 import json
 from unittest import mock
@@ -26,7 +26,7 @@ def epochs(count, total, **kwargs):
 
 
 def scalars(work_dir):
-    """Rows of the JSON log that hold training values."""
+    """Return the rows of the JSON log."""
     (path,) = work_dir.glob('*/vis_data/scalars.json')
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -53,13 +53,13 @@ def test_runner_in_one_process(tmp_path):
         phi, mu = rows[-1][f'agvm/phi/{module}'], rows[-1][f'agvm/mu/{module}']
         assert phi == pytest.approx(wrapper.variances[module])
         assert mu == pytest.approx(wrapper.multipliers[module])
-    # The learning rate that is logged is the one of the config.
+    # The logged learning rate is the one of the config.
     assert {row['lr'] for row in rows} == {0.05}
     (log,) = tmp_path.glob('*/*.log')
     assert 'agvm/mu/mask_head: ' in log.read_text()
 
 
-def test_the_last_measurement_is_logged_with_the_mu_that_acted(tmp_path):
+def test_last_measurement_is_logged_with_its_multiplier(tmp_path):
     runner = make_runner(
         tmp_path,
         AGVM,
@@ -74,7 +74,7 @@ def test_the_last_measurement_is_logged_with_the_mu_that_acted(tmp_path):
     assert set(runner.optim_wrapper.multipliers.values()) == {1.0}
 
 
-def test_runner_with_mmengines_own_accumulation(tmp_path):
+def test_runner_with_accumulation_of_mmengine(tmp_path):
     runner = make_runner(
         tmp_path,
         dict(AGVM, accumulative_counts=3),
@@ -101,7 +101,7 @@ def distributed_runner(folder, estimator, batch_size):
         batch_size=batch_size,
         train_cfg=epochs(3, 16),
         hooks=[dict(type='VarianceSyncHook', interval=2, estimator=estimator)],
-        # The group is there already: no launcher starts NCCL.
+        # The process group exists already, so MMEngine does not start NCCL.
         launcher='pytorch',
         cfg=dict(
             model_wrapper_cfg=dict(
@@ -140,12 +140,12 @@ def test_runner_on_two_ranks(tmp_path):
         assert agvm['multipliers']['mask_head'] != 1
         for name, value in parameters.items():
             assert torch.equal(value, other_parameters[name])
-    # Two micro-batches of 4 on each rank are one of 8 to DDP's ranks.
+    # Two micro-batches of 4 on each rank equal one of 8.
     for accumulated, direct in ((first[1], first[0]), (first[3], first[2])):
         assert accumulated[2]['variances'] == pytest.approx(direct[2]['variances'])
 
 
-def test_a_skipped_measurement_is_logged(tmp_path):
+def test_skipped_measurement_is_logged(tmp_path):
     images = ImageDataset(48)
     images.tensors[0][5] = float('nan')
     runner = make_runner(
@@ -165,7 +165,7 @@ def test_a_skipped_measurement_is_logged(tmp_path):
         runner.train()
     assert runner.optim_wrapper.num_skipped_measurements == 3
     (log,) = tmp_path.glob('*/*.log')
-    assert 'left out the measurement at update 0 (1 so far)' in log.read_text()
+    assert 'skipped the measurement at update 0 (1 so far)' in log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_skipped_measurement_is_logged(tmp_path):
             ),
             ['VarianceSyncHook'],
             TypeError,
-            'needs optim_wrapper=.*AGVMOptimWrapper.*has OptimWrapper',
+            'needs optim_wrapper=.*AGVMOptimWrapper.*got OptimWrapper',
         ),
         (AGVM, [], RuntimeError, 'add custom_hooks=.*VarianceSyncHook'),
         (
@@ -200,7 +200,7 @@ def test_a_skipped_measurement_is_logged(tmp_path):
         ),
     ],
 )
-def test_the_runner_stops_before_the_first_update(
+def test_bad_config_stops_before_first_update(
     tmp_path, optim_wrapper, hooks, error, message
 ):
     runner = make_runner(

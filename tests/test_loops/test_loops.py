@@ -1,11 +1,11 @@
-"""loops.py: one iteration is one optimizer update on the total batch."""
+"""One iteration of a large-batch loop is one optimizer update on the total batch."""
 
 import pytest
 import torch
 from runners import ImageDataset, make_runner
 from torch.utils.data import DataLoader
 
-from agvm_mm.loops import UpdateDataLoader
+from agvm_mm.loops.dataloader import UpdateDataLoader
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
 
@@ -24,7 +24,7 @@ def windows(images, batch_size, total, **kwargs):
         (13, [(4, 4, 4), (1,)]),
     ],
 )
-def test_windows_count_the_images_they_hold(images, sizes):
+def test_windows_know_their_images(images, sizes):
     loader = windows(images, 4, 12)
     assert len(loader) == len(sizes)
     seen = list(loader)
@@ -33,37 +33,39 @@ def test_windows_count_the_images_they_hold(images, sizes):
         assert tuple(len(batch[0]) for batch in window) == window.sizes
 
 
-def test_dropping_the_last_batch_is_respected():
+def test_drop_last_is_respected():
     loader = windows(18, 4, 12, drop_last=True)
     assert [window.sizes for window in loader] == [(4, 4, 4), (4,)]
 
 
-def test_a_window_that_nobody_read_is_passed_over():
+def test_unread_window_is_skipped():
     first = [[b[0][:, 0].tolist() for b in w] for w in windows(24, 4, 12)]
     loader = iter(windows(24, 4, 12))
     next(loader)
     assert [b[0][:, 0].tolist() for b in next(loader)] == first[1]
 
 
-def test_attributes_are_those_of_the_dataloader():
+def test_other_attributes_belong_to_the_dataloader():
     loader = windows(24, 4, 12)
     assert loader.batch_size == 4
     assert len(loader.dataset) == 24
     assert loader.sampler is loader.dataloader.sampler
 
 
-def test_a_total_that_does_not_divide_names_the_nearest():
-    with pytest.raises(ValueError, match='total_batch_size=13.*12 and 16'):
+def test_indivisible_total_names_nearest_multiples():
+    with pytest.raises(
+        ValueError, match='total_batch_size=13.*are 12 and 16'
+    ):
         windows(24, 4, 13)
-    with pytest.raises(ValueError, match='total_batch_size=2 .*are: 4'):
+    with pytest.raises(ValueError, match='total_batch_size=2 .*multiples are 4'):
         windows(24, 4, 2)
     with pytest.raises(TypeError, match='total_batch_size'):
         windows(24, 4, 12.0)
 
 
 @pytest.mark.parametrize('last', [24, 20, 18])
-def test_an_update_is_the_mean_over_its_images(tmp_path, last):
-    """Against one plain SGD step on all images of each update at once."""
+def test_update_is_mean_over_its_images(tmp_path, last):
+    """Compare with plain SGD steps on all images of an update at once."""
     runner = make_runner(
         tmp_path,
         PLAIN,
@@ -86,7 +88,7 @@ def test_an_update_is_the_mean_over_its_images(tmp_path, last):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 
 
-def test_by_iterations_with_an_infinite_sampler(tmp_path):
+def test_iterations_with_infinite_sampler(tmp_path):
     runner = make_runner(
         tmp_path,
         PLAIN,
@@ -111,7 +113,7 @@ def test_by_iterations_with_an_infinite_sampler(tmp_path):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 
 
-def test_the_reported_loss_is_the_mean_over_the_update(tmp_path):
+def test_logged_loss_is_mean_over_the_update(tmp_path):
     runner = make_runner(
         tmp_path,
         PLAIN,
@@ -131,7 +133,7 @@ AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstru
 
 
 def resumable(work_dir, wrapper, total, epochs, **kwargs):
-    """24 images in micro-batches of 2, a checkpoint at every update."""
+    """Build a run on 24 images in micro-batches of 2 that saves every update."""
     return make_runner(
         work_dir,
         wrapper,
@@ -140,26 +142,29 @@ def resumable(work_dir, wrapper, total, epochs, **kwargs):
         train_cfg=dict(
             type='LargeBatchTrainLoop', max_epochs=epochs, total_batch_size=total
         ),
-        hooks=[dict(type='VarianceSyncHook')] if wrapper is not PLAIN else (),
+        hooks=[dict(type='VarianceSyncHook')] if 'constructor' in wrapper else (),
         checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
         **kwargs,
     )
 
 
-def test_a_resume_with_another_total_batch_is_refused(tmp_path):
-    resumable(tmp_path, PLAIN, 8, 1).train()
-    with pytest.raises(ValueError, match='total_batch_size=8, this run has 12.*load_f'):
-        resumable(tmp_path, PLAIN, 12, 2, resume=True).train()
-    later = resumable(tmp_path, PLAIN, 8, 2, resume=True)
+@pytest.mark.parametrize('wrapper', [PLAIN, AGVM], ids=['plain', 'agvm'])
+def test_resuming_with_other_total_batch_is_refused(tmp_path, wrapper):
+    resumable(tmp_path, wrapper, 8, 1).train()
+    message = 'images of an update: 8 in the checkpoint, 12 in this run.*allow_resume_m'
+    with pytest.raises(ValueError, match=message):
+        resumable(tmp_path, wrapper, 12, 2, resume=True).train()
+    later = resumable(tmp_path, wrapper, 8, 2, resume=True)
     later.train()
     assert later.iter == 6
 
 
+@pytest.mark.parametrize('wrapper', [PLAIN, AGVM], ids=['plain', 'agvm'])
 @pytest.mark.parametrize('total, left', [(4, 2), (12, 0), (24, 0)])
-def test_another_total_batch_that_is_allowed_skips_no_epoch(tmp_path, total, left):
-    resumable(tmp_path, AGVM, 8, 3).train()
-    # 16 of the 24 images of the second epoch have been seen; a begun update counts.
-    allowed = dict(AGVM, allow_resume_mismatch=True)
+def test_allowed_other_total_batch_skips_no_epoch(tmp_path, wrapper, total, left):
+    resumable(tmp_path, wrapper, 8, 3).train()
+    # 16 of the 24 images of the second epoch are done; a started update counts.
+    allowed = dict(wrapper, allow_resume_mismatch=True)
     later = resumable(
         tmp_path, allowed, total, 4, resume=True, load_from=str(tmp_path / 'iter_5.pth')
     )
@@ -168,7 +173,7 @@ def test_another_total_batch_that_is_allowed_skips_no_epoch(tmp_path, total, lef
     assert later.epoch == 4
 
 
-def test_an_interrupted_training_leaves_nothing_to_the_next(tmp_path):
+def test_interrupted_training_does_not_affect_the_next(tmp_path):
     runner = resumable(tmp_path, PLAIN, 8, 2)
     step = runner.model.train_step
     calls = []
@@ -188,7 +193,7 @@ def test_an_interrupted_training_leaves_nothing_to_the_next(tmp_path):
     assert again.iter == 3
 
 
-def test_mmengines_own_scaling_is_refused(tmp_path):
+def test_auto_scale_lr_of_mmengine_is_refused(tmp_path):
     scaling = dict(enable=True, base_batch_size=4)
     with pytest.raises(ValueError, match='does not know total_batch_size=8'):
         resumable(tmp_path, PLAIN, 8, 1, auto_scale_lr=scaling).train()
@@ -206,5 +211,5 @@ def test_accumulating_twice_is_refused(tmp_path):
         batch_size=4,
         train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=12),
     )
-    with pytest.raises(ValueError, match='leave out .*accumulative_counts=2'):
+    with pytest.raises(ValueError, match='remove .*accumulative_counts=2'):
         runner.train()

@@ -1,4 +1,4 @@
-"""AGVMOptimWrapper: learning rates, counting, state, refusals."""
+"""Learning rates, counters, state and errors of AGVMOptimWrapper."""
 
 import copy
 
@@ -27,7 +27,7 @@ def lrs(wrapper):
 
 
 @pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
-def test_the_step_sees_lr_times_mu_and_leaves_lr_as_it_was(optimizer):
+def test_step_uses_lr_times_mu_and_restores_lr(optimizer):
     model, wrapper = make(optimizer)
     before = lrs(wrapper)
     seen = []
@@ -59,7 +59,7 @@ def test_lr_is_restored_when_the_step_raises():
     handle.remove()
 
 
-def test_a_cosine_schedule_is_the_one_without_agvm():
+def test_cosine_schedule_is_the_same_as_without_agvm():
     schedules = []
     for with_agvm in (True, False):
         model, wrapper = make()
@@ -97,7 +97,7 @@ def test_multipliers_act_from_begin_to_end_only():
     assert lr not in steps[2:5]
 
 
-def test_the_multiplier_acts_at_the_update_it_was_measured_at():
+def test_multiplier_acts_at_its_own_update():
     model, wrapper = make(schedule=dict(interval=10))
     group = wrapper.optimizer.param_groups[-1]
     steps = []
@@ -107,7 +107,7 @@ def test_the_multiplier_acts_at_the_update_it_was_measured_at():
     assert steps != [group['lr']]
 
 
-def test_measured_before_clipping():
+def test_measurement_comes_before_clipping():
     variances = []
     for clip_grad in (None, dict(max_norm=1e-3)):
         model, wrapper = make(clip_grad=clip_grad)
@@ -124,7 +124,7 @@ def test_updates_are_counted_not_micro_batches():
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_a_measurement_that_is_not_finite_leaves_mu_alone(bad, estimator):
+def test_non_finite_measurement_does_not_change_multipliers(bad, estimator):
     model, wrapper = make(estimator=estimator)
     run_updates(model, wrapper, 2)
     multipliers, variances = wrapper.multipliers, wrapper.variances
@@ -137,7 +137,9 @@ def test_a_measurement_that_is_not_finite_leaves_mu_alone(bad, estimator):
 
 @pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_saved_and_loaded_it_goes_on_to_the_last_bit(optimizer, estimator, tmp_path):
+def test_saved_and_loaded_training_is_exact(
+    optimizer, estimator, tmp_path
+):
     model, wrapper = make(optimizer, estimator, schedule=dict(interval=2, begin=1))
     run_updates(model, wrapper, 7)
     path = tmp_path / 'state.pth'
@@ -156,7 +158,7 @@ def test_saved_and_loaded_it_goes_on_to_the_last_bit(optimizer, estimator, tmp_p
         assert torch.equal(p, q)
 
 
-def test_the_state_names_what_a_resume_has_to_know():
+def test_state_dict_contents():
     model, wrapper = make()
     wrapper.effective_batch_size = 8
     run_updates(model, wrapper, 3)
@@ -173,10 +175,10 @@ def test_the_state_names_what_a_resume_has_to_know():
     )
 
 
-def test_a_checkpoint_without_agvm_or_of_another_anchor_is_refused():
+def test_state_without_agvm_or_of_other_anchor_is_refused():
     model, wrapper = make()
     plain = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)).state_dict()
-    with pytest.raises(ValueError, match='holds no AGVM state.*load_from'):
+    with pytest.raises(ValueError, match='has no AGVM state.*load_from'):
         wrapper.load_state_dict(plain)
     _, other = make(anchor='neck')
     with pytest.raises(
@@ -185,7 +187,7 @@ def test_a_checkpoint_without_agvm_or_of_another_anchor_is_refused():
         wrapper.load_state_dict(other.state_dict())
 
 
-def test_a_wrapper_without_hook_says_so_before_the_first_forward_pass():
+def test_wrapper_without_hook_raises_before_first_forward():
     model = ToyDetector()
     wrapper = make_wrapper(model)
     with pytest.raises(RuntimeError, match='VarianceSyncHook'):
@@ -197,7 +199,7 @@ def test_a_wrapper_without_hook_says_so_before_the_first_forward_pass():
         wrapper.step()
 
 
-def test_a_wrapper_without_the_constructor_is_refused():
+def test_wrapper_without_constructor_is_refused():
     from agvm_mm.optim import AGVMOptimWrapper
 
     optimizer = torch.optim.SGD(ToyDetector().parameters(), lr=0.1)
@@ -205,7 +207,7 @@ def test_a_wrapper_without_the_constructor_is_refused():
         AGVMOptimWrapper(optimizer=optimizer)
 
 
-def test_optimizers_that_agvm_is_not_defined_for_are_refused():
+def test_unsupported_optimizer_is_refused():
     with pytest.raises(TypeError, match='Adam, AdamW, SGD.*RMSprop'):
         make_wrapper(ToyDetector(), dict(type='RMSprop', lr=0.1))
 
@@ -223,7 +225,7 @@ def test_bad_settings_are_refused(setting, error, message):
         make_wrapper(ToyDetector(), **setting)
 
 
-def test_a_frozen_anchor_is_refused():
+def test_frozen_anchor_is_refused():
     model = ToyDetector()
     model.backbone.requires_grad_(False)
     with pytest.raises(ValueError, match="anchor='backbone'.*neck, bbox_head"):
@@ -257,6 +259,6 @@ def test_bad_clip_windows_are_refused(window, error, message):
         make(clip_grad=dict(max_norm=1.0), clip_window=window)
 
 
-def test_a_clip_window_without_clip_grad_is_refused():
+def test_clip_window_without_clip_grad_is_refused():
     with pytest.raises(ValueError, match='without clip_grad clips nothing'):
         make(clip_window=(1, 2))

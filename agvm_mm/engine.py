@@ -1,0 +1,134 @@
+"""Every private attribute of MMEngine that this package touches.
+
+MMEngine has no public way to do what is done here. Nothing else in this package uses a
+private name of MMEngine; ``tests/test_engine.py`` checks that, and names the attribute
+that a new release of MMEngine drops.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapper
+from mmengine.optim import _ParamScheduler as ParamScheduler
+from mmengine.runner import Runner
+from mmengine.runner.base_loop import BaseLoop
+
+__all__ = ['ParamScheduler']
+
+PRIVATE_NAMES = dict(
+    optim_wrapper=('_accumulative_counts', '_clip_grad', '_inner_count', '_max_counts'),
+    runner=('_load_from', '_randomness_cfg', '_resume'),
+    train_loop=('_epoch', '_iter'),
+    checkpoint_hook=('_save_checkpoint_with_step',),
+)
+"""Private attributes by the object that has them."""
+
+
+def missing_names(kind: str, owner: object) -> list[str]:
+    """Return the private attributes that an object lacks.
+
+    Args:
+        kind: A key of :data:`PRIVATE_NAMES`.
+        owner: The object, such as a Runner.
+    """
+    return [name for name in PRIVATE_NAMES[kind] if not hasattr(owner, name)]
+
+
+# Optimizer wrapper
+
+
+def accumulative_counts(optim_wrapper: OptimWrapper) -> int:
+    """Return the number of micro-batches that a wrapper accumulates for one update."""
+    return optim_wrapper._accumulative_counts
+
+
+def backward_passes_left(optim_wrapper: OptimWrapper) -> int:
+    """Return the number of backward passes of an update that is about to begin.
+
+    MMEngine accumulates ``accumulative_counts`` of them, and at the end of the
+    training the rest.
+    """
+    counts = optim_wrapper._accumulative_counts
+    if optim_wrapper._max_counts < 0:
+        return counts
+    return min(counts, optim_wrapper._max_counts - optim_wrapper._inner_count)
+
+
+@contextmanager
+def one_update(optim_wrapper: OptimWrapper, micro_batches: int) -> Iterator[None]:
+    """Make a wrapper take its next micro-batches as one update.
+
+    MMEngine fixes the number of micro-batches for the whole training and keeps counting
+    across epochs. In a large-batch loop each update has its own number.
+    """
+    optim_wrapper._accumulative_counts = micro_batches
+    optim_wrapper._inner_count = 0
+    optim_wrapper._max_counts = -1
+    try:
+        yield
+    finally:
+        optim_wrapper._accumulative_counts = 1
+
+
+class ConditionalClipping:
+    """Mixin for optimizer wrappers that clip gradients at some updates only."""
+
+    def clips_now(self) -> bool:
+        """Return whether ``clip_grad`` acts at this update."""
+        return True
+
+    def _clip_grad(self) -> None:
+        if self.clips_now():
+            super()._clip_grad()
+
+
+# Runner
+
+
+def checkpoint_to_resume(runner: Runner) -> str | None:
+    """Return the path that a runner was told to resume, or None to find the latest."""
+    return runner._load_from
+
+
+def is_resuming(runner: Runner) -> bool:
+    """Return whether a runner is about to resume a checkpoint."""
+    return runner._resume
+
+
+def has_rank_seeds(runner: Runner) -> bool:
+    """Return whether each rank has a seed of its own (``diff_rank_seed``)."""
+    return runner._randomness_cfg.get('diff_rank_seed', False)
+
+
+# Training loops
+
+
+def count_iteration(loop: BaseLoop) -> None:
+    """Add one to the iterations of a training loop."""
+    loop._iter += 1
+
+
+def count_epoch(loop: BaseLoop) -> None:
+    """Add one to the epochs of a training loop."""
+    loop._epoch += 1
+
+
+# Checkpoints
+
+
+class StepCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook`` with a public method that saves one step."""
+
+    def save_step(self, runner: Runner, step: int, meta: dict) -> None:
+        """Save the checkpoint of an epoch or iteration and remove outdated ones.
+
+        Args:
+            runner: The runner.
+            step: Number of the epoch or iteration, which the file name contains.
+            meta: Goes into the checkpoint.
+        """
+        super()._save_checkpoint_with_step(runner, step, meta)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        self.save_step(runner, step, meta)
