@@ -1,35 +1,36 @@
-"""Make the digits data: ``python -m agvm_mm.digits``."""
+"""Command that writes the digits data: ``python -m agvm_mm.digits``."""
 
 import argparse
 import time
+from collections.abc import Sequence
 
+from agvm_mm.digits import pretrain_backbone, write_digits
 from agvm_mm.digits.scenes import SPLITS
-from agvm_mm.digits.writer import write_digits
 
 
-def parse_args(argv=None):
-    """Read the command line."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog='python -m agvm_mm.digits',
         description='Write the scenes of handwritten digits with boxes, masks, '
         'panoptic and semantic maps, and train a small backbone on single digits. '
-        'What is there already, with the same settings, is kept.',
+        'Existing data with the same settings is kept.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('--out', default='data/digits', help='folder of the data set')
-    parser.add_argument('--seed', type=int, default=0, help='seed of everything')
+    parser.add_argument('--seed', type=int, default=0, help='random seed')
     for split, number in zip(SPLITS, (4096, 512), strict=True):
         parser.add_argument(
-            f'--num-{split}', type=int, default=number, help=f'{split} scenes'
+            f'--num-{split}', type=int, default=number, help=f'number of {split} scenes'
         )
     parser.add_argument(
-        '--no-backbone', action='store_true', help='leave the backbone out'
+        '--no-backbone', action='store_true', help='do not train the backbone'
     )
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    """Write the data and the backbone, and say where they lie."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the data, train the backbone and print where they are."""
     args = parse_args(argv)
     start = time.perf_counter()
     written = write_digits(
@@ -42,15 +43,12 @@ def main(argv=None):
     )
     if args.no_backbone:
         return
-    # Needs mmcv and MMDetection or MMSegmentation, which the scenes do not.
-    from agvm_mm.digits.pretrain import pretrain_backbone
-
     start = time.perf_counter()
     result = pretrain_backbone(args.out, seed=args.seed)
     print(
-        f'backbone {"saved as" if result["trained"] else "was already in"} '
-        f'{result["checkpoint"]}: names {result["accuracy"]:.1%} of unseen digits '
-        f'right ({time.perf_counter() - start:.1f} s)'
+        f'backbone {"saved to" if result["trained"] else "was already in"} '
+        f'{result["checkpoint"]}: {result["accuracy"]:.1%} accuracy on unseen digits '
+        f'({time.perf_counter() - start:.1f} s)'
     )
 
 

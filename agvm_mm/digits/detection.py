@@ -1,17 +1,17 @@
-"""The digits scenes as MMDetection data sets."""
+"""Digits scenes as MMDetection data sets."""
 
 from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmengine.registry import DATASETS
 
-from agvm_mm.validation import suggests_arguments
-from agvm_mm.digits.writer import check_there
 from agvm_mm.digits.scenes import (
-    CLASS_COLOURS,
+    CLASS_COLORS,
     CLASSES,
     PIXEL_CLASSES,
-    TEXTURE_COLOURS,
+    TEXTURE_COLORS,
     TEXTURES,
 )
+from agvm_mm.digits.writer import check_exists
+from agvm_mm.validation import suggests_arguments
 
 
 @DATASETS.register_module()
@@ -19,11 +19,11 @@ from agvm_mm.digits.scenes import (
 class DigitsDetDataset(CocoDataset):
     """Digits scenes with boxes and instance masks, read from COCO files.
 
-    The files are made by ``python -m agvm_mm.digits``. Takes the arguments of
+    ``python -m agvm_mm.digits`` writes the files. Takes the arguments of
     ``mmdet.datasets.CocoDataset``.
 
     Raises:
-        FileNotFoundError: If the annotation file is not there.
+        FileNotFoundError: If the annotation file does not exist.
 
     Example:
         >>> dataset = dict(
@@ -34,11 +34,11 @@ class DigitsDetDataset(CocoDataset):
         ...     pipeline=[])
     """
 
-    METAINFO = {'classes': CLASSES, 'palette': list(CLASS_COLOURS)}
+    METAINFO = {'classes': CLASSES, 'palette': list(CLASS_COLORS)}
 
-    def load_data_list(self):
-        """Read the annotations, see ``CocoDataset.load_data_list``."""
-        check_there(self.ann_file, self.data_root)
+    def load_data_list(self) -> list[dict]:
+        """Load the annotations, see ``CocoDataset.load_data_list``."""
+        check_exists(self.ann_file, self.data_root)
         return super().load_data_list()
 
 
@@ -47,13 +47,13 @@ class DigitsDetDataset(CocoDataset):
 class DigitsPanopticDataset(CocoPanopticDataset):
     """Digits scenes with panoptic maps: digits are things, textures are stuff.
 
-    The files are made by ``python -m agvm_mm.digits``. Takes the arguments of
+    ``python -m agvm_mm.digits`` writes the files. Takes the arguments of
     ``mmdet.datasets.CocoPanopticDataset``. Loading the maps and evaluating needs the
     module ``panopticapi``: ``pip install --no-deps panopticapi-lite``.
 
     Raises:
-        FileNotFoundError: If the annotation file or the folder of the maps is not
-            there.
+        FileNotFoundError: If the annotation file or the folder of the maps does not
+            exist.
 
     Example:
         >>> dataset = dict(
@@ -68,12 +68,12 @@ class DigitsPanopticDataset(CocoPanopticDataset):
         'classes': PIXEL_CLASSES,
         'thing_classes': CLASSES,
         'stuff_classes': TEXTURES,
-        'palette': [*CLASS_COLOURS, *TEXTURE_COLOURS],
+        'palette': [*CLASS_COLORS, *TEXTURE_COLORS],
     }
 
-    def load_data_list(self):
-        """Read the annotations, see ``CocoDataset.load_data_list``."""
-        check_there(self.ann_file, self.data_root)
+    def load_data_list(self) -> list[dict]:
+        """Load the annotations, see ``CocoPanopticDataset.load_data_list``."""
+        check_exists(self.ann_file, self.data_root)
         if self.data_prefix.get('seg'):
-            check_there(self.data_prefix['seg'], self.data_root)
+            check_exists(self.data_prefix['seg'], self.data_root)
         return super().load_data_list()

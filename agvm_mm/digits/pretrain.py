@@ -1,27 +1,29 @@
-"""A pretrained backbone for the digits configs, made on the spot.
+"""A pretrained backbone for the digits configs.
 
-The method's regime is a pretrained backbone under heads that start from nothing.
-Here a ResNet with a linear layer on its pooled features learns to name single
-digits on textured patches; only the training digits are used, so that a detector
-that starts from it has never seen a validation digit.
+The method is meant for a pretrained backbone under heads with random weights. Here a
+ResNet with a linear layer on its pooled features learns to classify single digits on
+textured patches. It is trained on the training digits only: a detector that starts
+from it has never seen a validation digit.
 """
 
 import importlib.util
-import json
-import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from agvm_mm.checkpoint.atomic import replaced_when_whole
 from agvm_mm.digits import scenes
+from agvm_mm.digits.writer import read_json, write_json
 
 CHECKPOINT_FILE = 'resnet18_w16.pth'
-"""Name of the checkpoint within the folder of the data set."""
+"""Name of the checkpoint in the folder of the data set."""
 
 BACKBONE = dict(type='ResNet', depth=18, base_channels=16, norm_eval=False)
 """ResNet-18 at a quarter of its width, as in the digits configs."""
@@ -36,91 +38,71 @@ PATCH_SIZE = 48
 _PATCH_STREAMS = {'train': 3, 'val': 4}
 _ORDER_STREAM = 5
 
-# Raised whenever the same settings would give other weights than before.
+# Increase it when the same settings give other weights than before.
 _FORMAT_VERSION = 1
 
 
 def pretrain_backbone(
-    out,
+    out: str | Path,
     *,
-    seed=0,
-    num_patches=16384,
-    epochs=4,
-    batch_size=64,
-    lr=0.1,
-    progress=True,
-):
-    """Train the classifier and save its backbone, unless that was done already.
+    seed: int = 0,
+    num_patches: int = 16384,
+    epochs: int = 4,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a digit classifier and save its backbone, unless that was done before.
 
-    The weights depend on the arguments only (and, in the last bits, on the
-    number of threads and the version of torch).
+    The weights depend on the arguments only (and, in the last bits, on the version of
+    torch).
 
     Args:
-        out (str or Path): Folder for the checkpoint and, beside it, a JSON file
-            with the settings and the accuracy. Usually that of the data set.
-        seed (int): Seed of the data set: it decides which digits are for
-            training, and seeds patches, weights and order.
-        num_patches (int): Number of training patches.
-        epochs (int): Passes over the training patches.
-        batch_size (int): Patches per update.
-        lr (float): Highest learning rate of the one-cycle schedule.
-        progress (bool): Whether to show a progress bar.
+        out: Folder for the checkpoint and a JSON file with the settings and the
+            accuracy. Usually that of the data set.
+        seed: Seed of the data set: it selects the training digits, and seeds patches,
+            weights and order.
+        num_patches: Number of training patches.
+        epochs: Passes over the training patches.
+        batch_size: Patches per update.
+        lr: Highest learning rate of the one-cycle schedule.
+        progress: Whether to show a progress bar.
 
     Returns:
-        dict: ``checkpoint`` (Path), ``accuracy`` (share of patches with unseen
-        digits that are named right, in [0, 1]) and ``trained`` (False if the
-        checkpoint was there).
+        ``checkpoint`` (its path), ``accuracy`` (fraction of patches with unseen
+        digits that are classified correctly) and ``trained`` (False if the
+        checkpoint existed).
     """
+    options = dict(epochs=epochs, batch_size=batch_size, lr=lr)
     settings = dict(
         format_version=_FORMAT_VERSION,
         backbone=BACKBONE,
         seed=seed,
         num_patches=num_patches,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
+        **options,
     )
     checkpoint = Path(out) / CHECKPOINT_FILE
     record_file = checkpoint.with_suffix('.json')
-    record = _read_record(checkpoint, record_file)
-    if record is not None and record['settings'] == settings:
-        return dict(checkpoint=checkpoint, accuracy=record['accuracy'], trained=False)
-
-    images, labels = scenes.load_digits()
-    digits = scenes.split_digits(labels, seed)
-    train = make_patches(images, labels, digits['train'], num_patches, seed, 'train')
-    val = make_patches(images, labels, digits['val'], 1024, seed, 'val')
-    # The caller's random numbers stay as they are.
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(seed)
-        model = build_classifier()
-        train_classifier(
-            model,
-            *train,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            order=scenes.stream_rng(seed, _ORDER_STREAM),
-            progress=progress,
-        )
-    accuracy = measure_accuracy(model, *val)
-
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    # The record vouches for the checkpoint: it goes first and comes back last.
-    record_file.unlink(missing_ok=True)
-    _replace(checkpoint, lambda path: torch.save(model.backbone.state_dict(), path))
-    record = dict(settings=settings, accuracy=accuracy)
-    text = json.dumps(record, indent=2) + '\n'
-    _replace(record_file, lambda path: path.write_text(text))
-    return dict(checkpoint=checkpoint, accuracy=accuracy, trained=True)
+    record = read_json(record_file) if checkpoint.is_file() else None
+    trained = record is None or record['settings'] != settings
+    if trained:
+        model, accuracy = _train(seed, num_patches, progress=progress, **options)
+        record = dict(settings=settings, accuracy=accuracy)
+        # The record vouches for the checkpoint: remove it first, write it last.
+        record_file.unlink(missing_ok=True)
+        with replaced_when_whole(checkpoint) as path:
+            torch.save(model.backbone.state_dict(), path)
+        with replaced_when_whole(record_file) as path:
+            write_json(path, record)
+    return dict(checkpoint=checkpoint, accuracy=record['accuracy'], trained=trained)
 
 
 @contextmanager
-def one_thread():
-    """Keep torch to one thread.
+def one_thread() -> Iterator[None]:
+    """Limit torch to one thread.
 
-    So small a network gains little by a second one, and threads that wait for one
-    another crawl where other programs share the cores.
+    A network this small gains little from a second one, and threads that wait for
+    each other are slow where other programs share the cores.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -131,30 +113,29 @@ def one_thread():
 
 
 class DigitClassifier(nn.Module):
-    """A ResNet, global average pooling and a linear layer.
+    """ResNet with global average pooling and a linear layer.
 
     Args:
-        backbone (nn.Module): Returns feature maps, the last one with
-            ``num_features`` channels.
-        num_features (int): Channels of the last feature map.
+        backbone: Returns feature maps, the last one with ``num_features`` channels.
+        num_features: Channels of the last feature map.
     """
 
-    def __init__(self, backbone, num_features):
+    def __init__(self, backbone: nn.Module, num_features: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.fc = nn.Linear(num_features, len(scenes.CLASSES))
         self.register_buffer('mean', torch.tensor(PIXEL_MEAN).view(3, 1, 1))
         self.register_buffer('std', torch.tensor(PIXEL_STD).view(3, 1, 1))
 
-    def forward(self, patches):
-        """Class scores ``(N, 10)`` of RGB patches ``(N, H, W, 3)``, uint8."""
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return class scores ``(N, 10)`` of RGB patches ``(N, H, W, 3)``, uint8."""
         pixels = patches.permute(0, 3, 1, 2).float()
         features = self.backbone((pixels - self.mean) / self.std)[-1]
         return self.fc(features.mean((2, 3)))
 
 
-def build_classifier():
-    """A classifier with random weights on the ResNet of the toolbox that is there.
+def build_classifier() -> DigitClassifier:
+    """Build a classifier with random weights on the ResNet of the installed toolbox.
 
     MMDetection's and MMSegmentation's have the same layers under the same names.
 
@@ -167,36 +148,43 @@ def build_classifier():
     elif importlib.util.find_spec('mmseg') is not None:
         from mmseg.models.backbones import ResNet
 
-        # MMDetection's stem is as wide as the first stage unless told otherwise.
+        # MMDetection's stem is as wide as the first stage by default.
         settings['stem_channels'] = settings['base_channels']
     else:
         raise ImportError(
             'The pretrained backbone is a ResNet of MMDetection or MMSegmentation: '
-            'install one of them, or leave it out with --no-backbone'
+            'install one of them, or skip the backbone with --no-backbone'
         )
     # By its class, not through a registry: a Runner of the other toolbox may have
     # set the default scope.
     settings.pop('type')
-    # Without init_weights(): torch's initial values serve as well here, and
-    # MMEngine would log how each tensor began.
+    # Without init_weights(): torch's initial values work as well here, and MMEngine
+    # would log the initialization of each tensor.
     backbone = ResNet(**settings)
     return DigitClassifier(backbone, num_features=8 * BACKBONE['base_channels'])
 
 
-def make_patches(images, labels, candidates, count, seed, split):
+def make_patches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    candidates: np.ndarray,
+    count: int,
+    seed: int,
+    split: str,
+) -> tuple[Tensor, Tensor]:
     """Draw textured patches with one digit each.
 
     Args:
-        images (np.ndarray): All source digits, ``(N, 8, 8)`` in [0, 1].
-        labels (np.ndarray): Their classes, ``(N,)``.
-        candidates (np.ndarray): Indices of the source digits to use.
-        count (int): Number of patches.
-        seed (int): Seed of the data.
-        split (str): ``'train'`` or ``'val'``.
+        images: All source digits, ``(N, 8, 8)`` in [0, 1].
+        labels: Their classes, ``(N,)``.
+        candidates: Indices of the source digits to use.
+        count: Number of patches.
+        seed: Seed of the data.
+        split: ``'train'`` or ``'val'``.
 
     Returns:
-        tuple[Tensor, Tensor]: RGB patches, ``(count, 48, 48, 3)``, uint8, and
-        their classes, ``(count,)``, int64.
+        RGB patches, ``(count, 48, 48, 3)``, uint8, and their classes, ``(count,)``,
+        int64.
     """
     rng = scenes.stream_rng(seed, _PATCH_STREAMS[split])
     sources = rng.choice(candidates, count)
@@ -207,19 +195,27 @@ def make_patches(images, labels, candidates, count, seed, split):
 
 
 def train_classifier(
-    model, patches, labels, *, epochs, batch_size, lr, order, progress=True
-):
+    model: nn.Module,
+    patches: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    order: np.random.Generator,
+    progress: bool = True,
+) -> None:
     """Train with SGD, momentum 0.9 and a one-cycle learning rate, in place.
 
     Args:
-        model (nn.Module): Classifier of uint8 patches.
-        patches (Tensor): RGB patches, ``(N, H, W, 3)``, uint8.
-        labels (Tensor): Their classes, ``(N,)``.
-        epochs (int): Passes over the patches.
-        batch_size (int): Patches per update.
-        lr (float): Highest learning rate.
-        order (np.random.Generator): Decides the order of the patches.
-        progress (bool): Whether to show a progress bar.
+        model: Classifier of uint8 patches.
+        patches: RGB patches, ``(N, H, W, 3)``, uint8.
+        labels: Their classes, ``(N,)``.
+        epochs: Passes over the patches.
+        batch_size: Patches per update.
+        lr: Highest learning rate.
+        order: Shuffles the patches.
+        progress: Whether to show a progress bar.
     """
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -245,27 +241,28 @@ def train_classifier(
 
 
 @torch.no_grad()
-def measure_accuracy(model, patches, labels, batch_size=256):
-    """Share of patches that are named right, in [0, 1], in evaluation mode."""
+def measure_accuracy(
+    model: nn.Module, patches: Tensor, labels: Tensor, batch_size: int = 256
+) -> float:
+    """Return the fraction of correctly classified patches, in evaluation mode."""
     model.eval()
-    named = torch.cat([model(some).argmax(1) for some in patches.split(batch_size)])
-    return (named == labels).float().mean().item()
+    chunks = patches.split(batch_size)
+    predicted = torch.cat([model(chunk).argmax(1) for chunk in chunks])
+    return (predicted == labels).float().mean().item()
 
 
-def _read_record(checkpoint, record_file):
-    if not checkpoint.is_file():
-        return None
-    try:
-        return json.loads(record_file.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def _replace(path, write):
-    """Write a file so that it is there as a whole or not at all."""
-    partial = path.with_name(f'.{path.name}.partial-{os.getpid()}')
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _train(
+    seed: int, num_patches: int, **options: Any
+) -> tuple[DigitClassifier, float]:
+    """Return a classifier trained from a seed, and its accuracy on unseen digits."""
+    images, labels = scenes.load_digits()
+    digits = scenes.split_digits(labels, seed)
+    train = make_patches(images, labels, digits['train'], num_patches, seed, 'train')
+    val = make_patches(images, labels, digits['val'], 1024, seed, 'val')
+    order = scenes.stream_rng(seed, _ORDER_STREAM)
+    # Leave the caller's random state as it is.
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(seed)
+        model = build_classifier()
+        train_classifier(model, *train, order=order, **options)
+    return model, measure_accuracy(model, *val)

@@ -1,10 +1,10 @@
 """Scenes of handwritten digits: pure functions of a numpy generator.
 
 A scene is a textured canvas with a few real handwritten digits (scikit-learn's
-bundled 1,797 images of 8 x 8 pixels) pasted at several scales. Everything random
-is drawn from the ``numpy.random.Generator`` a function is given, and
-:func:`scene_rng` gives every scene its own, so that scene ``i`` is the same
-whatever the number of scenes, their order or the number of processes.
+bundled 1,797 images of 8 x 8 pixels) pasted at several scales. All randomness comes
+from the ``numpy.random.Generator`` that is passed in. :func:`scene_rng` returns a
+separate one for every scene: scene ``i`` does not depend on the number of scenes,
+their order or the number of processes.
 """
 
 import math
@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from agvm_mm.validation import check_choice, check_number
+
 CLASSES = tuple(str(digit) for digit in range(10))
 """Names of the ten object classes; label ``k`` is the digit ``k``."""
 
 TEXTURES = ('plain', 'stripes', 'checks', 'blobs')
 """Names of the background textures, by their value in ``Scene.textures``."""
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, and two more.
-CLASS_COLOURS = (
+# Okabe and Ito's colors, which color-blind readers can distinguish, and two more.
+CLASS_COLORS = (
     (230, 159, 0),
     (86, 180, 233),
     (0, 158, 115),
@@ -32,14 +34,14 @@ CLASS_COLOURS = (
     (0, 0, 0),
     (128, 128, 128),
 )
-"""RGB colour that each class is drawn in."""
+"""RGB color of each class in figures."""
 
 # Muted, so that the digits stand out.
-TEXTURE_COLOURS = ((60, 50, 70), (110, 100, 80), (70, 95, 90), (160, 150, 170))
-"""RGB colour that each texture is drawn in."""
+TEXTURE_COLORS = ((60, 50, 70), (110, 100, 80), (70, 95, 90), (160, 150, 170))
+"""RGB color of each texture in figures."""
 
 PIXEL_CLASSES = CLASSES + TEXTURES
-"""Names of what a pixel can belong to: things first, then stuff, as labels count."""
+"""Names of the classes of pixels in the order of labels: things, then stuff."""
 
 SPLITS = ('train', 'val')
 
@@ -52,23 +54,23 @@ DIGIT_HEIGHTS = (12, 48)
 DIGITS_PER_SCENE = (2, 6)
 
 MAX_BOX_OVERLAP = 0.15
-"""How much of a digit's square may lie on squares that were there before."""
+"""Largest fraction of a digit's square that may overlap with earlier squares."""
 
-# First element of the spawn keys below: what a stream of random numbers is for.
-# Values must never change, or the same seed would give other data.
+# First element of the spawn keys below: the purpose of a stream of random numbers.
+# Never change these values, or the same seed would give other data.
 _SPLIT_STREAM = 0
 _SCENE_STREAMS = {'train': 1, 'val': 2}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image and everything that is known about its pixels.
+    """Image with the ground truth of every pixel.
 
     Args:
         image: RGB image, ``(H, W, 3)``, uint8.
         instances: ``(H, W)``, uint8. 0 is background, ``k`` marks the visible
-            pixels of the k-th digit, counted from 1.
-        labels: Class of each digit: ``labels[k - 1]`` belongs to ``k``.
+            pixels of the k-th digit, starting at 1.
+        labels: Class of each digit: ``labels[k - 1]`` is the class of ``k``.
         sources: Index of each digit in ``sklearn.datasets.load_digits()``.
         textures: ``(H, W)``, uint8, index in :data:`TEXTURES` of the background
             at (or behind) each pixel.
@@ -76,17 +78,17 @@ class Scene:
 
     image: np.ndarray
     instances: np.ndarray
-    labels: tuple
-    sources: tuple
+    labels: tuple[int, ...]
+    sources: tuple[int, ...]
     textures: np.ndarray
 
 
-def load_digits():
-    """Read scikit-learn's bundled handwritten digits.
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Load scikit-learn's bundled handwritten digits.
 
     Returns:
-        tuple: ``images``, ``(1797, 8, 8)``, float32 in [0, 1], ink is 1; and
-        ``labels``, ``(1797,)``, int64.
+        Images, ``(1797, 8, 8)``, float32 in [0, 1], where 1 is ink, and labels,
+        ``(1797,)``, int64.
 
     Raises:
         ImportError: If scikit-learn is missing.
@@ -103,21 +105,20 @@ def load_digits():
     return bunch.images.astype(np.float32) / 16, bunch.target.astype(np.int64)
 
 
-def split_digits(labels, seed, *, val_fraction=0.2):
-    """Divide the source digits into training and validation digits.
+def split_digits(
+    labels: np.ndarray, seed: int, *, val_fraction: float = 0.2
+) -> dict[str, np.ndarray]:
+    """Split the source digits into training and validation digits.
 
     Args:
-        labels (np.ndarray): Class of each source digit, ``(N,)``.
-        seed (int): Seed of the data.
-        val_fraction (float): Part of each class that goes to validation, in
-            (0, 1).
+        labels: Class of each source digit, ``(N,)``.
+        seed: Seed of the data.
+        val_fraction: Fraction of each class that goes to validation, in (0, 1).
 
     Returns:
-        dict[str, np.ndarray]: Sorted indices by split; disjoint, and together
-        all of ``0 .. N - 1``. Every class is divided alike.
+        Sorted indices by split; disjoint, and together all of ``0 .. N - 1``.
     """
-    if not 0 < val_fraction < 1:
-        raise ValueError(f'val_fraction must lie in (0, 1), got {val_fraction}')
+    check_number('val_fraction', val_fraction, above=0, below=1)
     rng = stream_rng(seed, _SPLIT_STREAM)
     parts = {split: [] for split in SPLITS}
     for label in np.unique(labels):
@@ -128,50 +129,49 @@ def split_digits(labels, seed, *, val_fraction=0.2):
     return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
 
 
-def scene_rng(seed, split, index):
-    """The random generator of one scene.
+def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
+    """Return the random generator of one scene, independent of every other scene's.
 
     Args:
-        seed (int): Seed of the data, not negative.
-        split (str): ``'train'`` or ``'val'``.
-        index (int): Number of the scene within its split, from 0.
-
-    Returns:
-        np.random.Generator: Independent of every other scene's.
+        seed: Seed of the data, not negative.
+        split: ``'train'`` or ``'val'``.
+        index: Number of the scene in its split, starting at 0.
     """
-    if split not in _SCENE_STREAMS:
-        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
+    check_choice('split', split, SPLITS)
     return stream_rng(seed, _SCENE_STREAMS[split], index)
 
 
-def stream_rng(seed, *key):
-    """The random generator of one purpose, independent of every other key's."""
+def stream_rng(seed: int, *key: int) -> np.random.Generator:
+    """Return the random generator of a key, independent of every other key's."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def compose_scene(rng, images, labels, candidates, *, size=IMAGE_SIZE):
+def compose_scene(
+    rng: np.random.Generator,
+    images: np.ndarray,
+    labels: np.ndarray,
+    candidates: np.ndarray,
+    *,
+    size: int = IMAGE_SIZE,
+) -> Scene:
     """Draw one scene.
 
     Args:
-        rng (np.random.Generator): Source of everything random.
-        images (np.ndarray): All source digits, ``(N, 8, 8)`` in [0, 1].
-        labels (np.ndarray): Their classes, ``(N,)``.
-        candidates (np.ndarray): Indices of the source digits that may be used.
-        size (int): Side of the scene in pixels, at least the largest digit.
+        rng: Random generator.
+        images: All source digits, ``(N, 8, 8)`` in [0, 1].
+        labels: Their classes, ``(N,)``.
+        candidates: Indices of the source digits that may be used.
+        size: Side of the scene in pixels, at least that of the largest digit.
 
     Returns:
-        Scene: With at least one digit; every digit lies inside the canvas.
+        A scene with at least one digit; every digit is inside the canvas.
     """
-    if size < DIGIT_HEIGHTS[1]:
-        raise ValueError(
-            f'size must be at least {DIGIT_HEIGHTS[1]} pixels to hold the largest '
-            f'digit, got {size}'
-        )
+    check_number('size', size, low=DIGIT_HEIGHTS[1])
     image, textures = draw_background(rng, size)
     count = rng.integers(DIGITS_PER_SCENE[0], DIGITS_PER_SCENE[1] + 1)
     low, high = np.log(DIGIT_HEIGHTS)
     heights = np.exp(rng.uniform(low, high, count)).round().astype(int)
-    # Largest first: a later, smaller digit can then hide only a little of it.
+    # Largest first: later, smaller digits hide only a little of it.
     heights = np.sort(heights)[::-1]
     occupied = np.zeros((size, size), bool)
     instances = np.zeros((size, size), np.uint8)
@@ -196,31 +196,29 @@ def compose_scene(rng, images, labels, candidates, *, size=IMAGE_SIZE):
     )
 
 
-def class_map(scene):
-    """The class of each pixel of a scene.
-
-    Args:
-        scene (Scene): The scene.
+def class_map(scene: Scene) -> np.ndarray:
+    """Return the class of each pixel of a scene: the visible digit, or the texture.
 
     Returns:
-        np.ndarray: ``(H, W)``, uint8, index in :data:`PIXEL_CLASSES`: the digit that
-        is seen there, or the texture.
+        Indices in :data:`PIXEL_CLASSES`, ``(H, W)``, uint8.
     """
     labels = np.array((0, *scene.labels), np.uint8)[scene.instances]
     stuff = len(CLASSES) + scene.textures
     return np.where(scene.instances > 0, labels, stuff).astype(np.uint8)
 
 
-def compose_patch(rng, digit, *, size):
-    """Draw one digit alone, somewhere near the middle of a textured patch.
+def compose_patch(
+    rng: np.random.Generator, digit: np.ndarray, *, size: int
+) -> np.ndarray:
+    """Draw a single digit near the center of a textured patch.
 
     Args:
-        rng (np.random.Generator): Source of everything random.
-        digit (np.ndarray): Source digit, ``(8, 8)`` in [0, 1].
-        size (int): Side of the patch in pixels.
+        rng: Random generator.
+        digit: Source digit, ``(8, 8)`` in [0, 1].
+        size: Side of the patch in pixels.
 
     Returns:
-        np.ndarray: RGB image, ``(size, size, 3)``, uint8.
+        RGB image, ``(size, size, 3)``, uint8.
     """
     image, _ = draw_background(rng, size)
     height = rng.integers(size * 2 // 5, size * 9 // 10 + 1)
@@ -231,12 +229,14 @@ def compose_patch(rng, digit, *, size):
     return image.round().astype(np.uint8)
 
 
-def draw_background(rng, size):
+def draw_background(
+    rng: np.random.Generator, size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw two textures that meet along a random straight line.
 
     Returns:
-        tuple: image, ``(size, size, 3)``, float32 in [0, 255]; and the map of
-        texture indices, ``(size, size)``, uint8.
+        Image, ``(size, size, 3)``, float32 in [0, 255], and the map of texture
+        indices, ``(size, size)``, uint8.
     """
     kinds = rng.choice(len(TEXTURES), 2, replace=False)
     y, x = _grid(size)
@@ -252,17 +252,18 @@ def draw_background(rng, size):
     return np.clip(image, 0, 255), textures
 
 
-def draw_texture(rng, kind, size):
+def draw_texture(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
     """Draw one texture that fills the canvas.
 
     Args:
-        rng (np.random.Generator): Source of everything random.
-        kind (str): One of :data:`TEXTURES`.
-        size (int): Side in pixels.
+        rng: Random generator.
+        kind: One of :data:`TEXTURES`.
+        size: Side in pixels.
 
     Returns:
-        np.ndarray: ``(size, size, 3)``, float32, not yet clipped to [0, 255].
+        Image, ``(size, size, 3)``, float32, not yet clipped to [0, 255].
     """
+    check_choice('kind', kind, TEXTURES)
     base = rng.uniform(40, 215, 3).astype(np.float32)
     swing = rng.uniform(-30, 30, 3).astype(np.float32)
     y, x = _grid(size)
@@ -277,30 +278,30 @@ def draw_texture(rng, kind, size):
     elif kind == 'checks':
         pattern = np.sign(np.sin(2 * math.pi * along / period))
         pattern = pattern * np.sign(np.sin(2 * math.pi * across / period))
-    elif kind == 'blobs':
+    else:  # blobs
         coarse = rng.standard_normal((7, 7), dtype=np.float32)
         pattern = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    else:
-        raise ValueError(f'kind must be one of {TEXTURES}, got {kind!r}')
     return base + pattern[..., None] * swing
 
 
-def render_digit(rng, digit, height):
-    """Scale a source digit up, slightly turned and slanted, with crisp edges.
+def render_digit(
+    rng: np.random.Generator, digit: np.ndarray, height: int
+) -> np.ndarray:
+    """Upscale a source digit, slightly rotated and slanted, with crisp edges.
 
     Args:
-        rng (np.random.Generator): Source of everything random.
-        digit (np.ndarray): Source digit, ``(8, 8)`` in [0, 1].
-        height (int): Side of the result in pixels.
+        rng: Random generator.
+        digit: Source digit, ``(8, 8)`` in [0, 1].
+        height: Side of the result in pixels.
 
     Returns:
-        np.ndarray: How much ink covers each pixel, ``(height, height)``,
-        float32 in [0, 1]. A pixel belongs to the digit from 0.5 on.
+        Ink coverage of each pixel, ``(height, height)``, float32 in [0, 1]. A pixel
+        belongs to the digit if its coverage is at least 0.5.
     """
     angle = math.radians(rng.uniform(-12, 12))
     slant = rng.uniform(-0.15, 0.15)
-    # Target -> source, about the middles. 9.5 source pixels across leave a small
-    # margin, so that a turned digit is not cut off at the border.
+    # Maps target to source pixels, around the centers. 9.5 source pixels across leave
+    # a small margin: a rotated digit is not cut off at the border.
     scale = 9.5 / height
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
     linear = np.array([[cos, -sin + slant * scale], [sin, cos]])
@@ -313,31 +314,33 @@ def render_digit(rng, digit, height):
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=0,
     )
-    # A steep ramp about 0.4 turns the blur of upscaling into a stroke.
+    # A steep ramp around 0.4 turns the blur of upscaling into a stroke.
     return np.clip((ink - 0.4) / 0.3 + 0.5, 0, 1).astype(np.float32)
 
 
-def paste_ink(rng, region, ink):
-    """Blend ink of a random colour into a region of an image, in place.
+def paste_ink(rng: np.random.Generator, region: np.ndarray, ink: np.ndarray) -> None:
+    """Blend ink of a random color into a region of an image, in place.
 
-    The colour's brightness differs from the region's by 70 levels or more, so
-    that every digit can be read.
+    To keep every digit readable, the brightness of the color differs from the
+    region's by 70 levels or more.
 
     Args:
-        rng (np.random.Generator): Source of everything random.
-        region (np.ndarray): View into an image, ``(h, w, 3)``, float32.
-        ink (np.ndarray): Coverage, ``(h, w)`` in [0, 1].
+        rng: Random generator.
+        region: View into an image, ``(h, w, 3)``, float32.
+        ink: Coverage, ``(h, w)`` in [0, 1].
     """
     background = region.mean()
     dark = background - 70 >= 0 and (background + 70 > 255 or rng.random() < 0.5)
     low, high = (0, background - 70) if dark else (background + 70, 255)
-    colour = rng.uniform(low, high) + rng.uniform(-25, 25, 3).astype(np.float32)
+    color = rng.uniform(low, high) + rng.uniform(-25, 25, 3).astype(np.float32)
     ink = ink[..., None]
-    region[:] = np.clip(region * (1 - ink) + colour * ink, 0, 255)
+    region[:] = np.clip(region * (1 - ink) + color * ink, 0, 255)
 
 
-def _find_place(rng, occupied, height, tries=30):
-    """Top-left corner (y, x) of a square that is nearly free, or None."""
+def _find_place(
+    rng: np.random.Generator, occupied: np.ndarray, height: int, tries: int = 30
+) -> np.ndarray | None:
+    """Return the top-left corner (y, x) of a nearly free square, or None."""
     for _ in range(tries):
         corner = rng.integers(0, occupied.shape[0] - height + 1, 2)
         if occupied[_square(corner, height)].mean() <= MAX_BOX_OVERLAP:
@@ -345,10 +348,10 @@ def _find_place(rng, occupied, height, tries=30):
     return None
 
 
-def _square(corner, height):
+def _square(corner: np.ndarray, height: int) -> tuple[slice, slice]:
     y, x = corner
     return slice(y, y + height), slice(x, x + height)
 
 
-def _grid(size):
+def _grid(size: int) -> np.ndarray:
     return np.mgrid[:size, :size].astype(np.float32)

@@ -1,42 +1,48 @@
-"""The digits scenes as an MMSegmentation data set.
+"""Digits scenes as an MMSegmentation data set.
 
-A module of its own: MMSegmentation takes long to import, asks for packages that
-MMDetection does without, and need not be installed for the rest.
+A separate module: MMSegmentation is slow to import, needs packages that MMDetection
+does not, and is not required by the rest.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 
-from agvm_mm.validation import suggests_arguments
-from agvm_mm.digits.writer import check_there
 from agvm_mm.digits.scenes import (
-    CLASS_COLOURS,
+    CLASS_COLORS,
     CLASSES,
     PIXEL_CLASSES,
-    TEXTURE_COLOURS,
+    TEXTURE_COLORS,
 )
+from agvm_mm.digits.writer import check_exists
+from agvm_mm.validation import suggests_arguments
 
 BACKGROUND = 'background'
-"""Name of the class that stands for all textures."""
+"""Name of the class that all textures are merged into."""
 
 
 @DATASETS.register_module()
 @suggests_arguments()
 class DigitsSegDataset(BaseSegDataset):
-    """Digits scenes with a label map: ten digits, and textures or one background.
+    """Digits scenes with label maps: ten digits, and textures or one background.
 
-    The files are made by ``python -m agvm_mm.digits``. Takes the arguments of
-    ``mmseg.datasets.BaseSegDataset``. Every pixel has a class, from 0 on, so
+    ``python -m agvm_mm.digits`` writes the files. Takes the arguments of
+    ``mmseg.datasets.BaseSegDataset``. Every pixel has a class, starting at 0, so
     ``reduce_zero_label`` must stay False.
 
     Args:
-        textures (bool): Whether the four background textures are classes of their
-            own, 10 to 13, as in the panoptic maps. Otherwise they are one class
-            'background', 10. Defaults to True.
-        args, kwargs: Those of ``BaseSegDataset``; images end in '.png'.
+        *args: Those of ``BaseSegDataset``.
+        textures: Whether the four background textures are separate classes, 10 to
+            13, as in the panoptic maps. Otherwise they are one class 'background',
+            10. Defaults to True.
+        img_suffix: Ending of the images' names. Defaults to '.png'.
+        reduce_zero_label: Must be False.
+        **kwargs: Those of ``BaseSegDataset``.
 
     Raises:
-        FileNotFoundError: If the folder of the images or of the maps is not there.
+        FileNotFoundError: If the folder of the images or of the maps does not exist.
         ValueError: If ``reduce_zero_label`` is set.
 
     Example:
@@ -51,21 +57,21 @@ class DigitsSegDataset(BaseSegDataset):
 
     METAINFO = {
         'classes': PIXEL_CLASSES,
-        'palette': [list(colour) for colour in (*CLASS_COLOURS, *TEXTURE_COLOURS)],
+        'palette': [list(color) for color in (*CLASS_COLORS, *TEXTURE_COLORS)],
     }
 
     def __init__(
         self,
-        *args,
-        textures=True,
-        img_suffix='.png',
-        reduce_zero_label=False,
-        **kwargs,
-    ):
+        *args: Any,
+        textures: bool = True,
+        img_suffix: str = '.png',
+        reduce_zero_label: bool = False,
+        **kwargs: Any,
+    ) -> None:
         if reduce_zero_label:
             raise ValueError(
-                'reduce_zero_label would drop the digit 0, which is the class 0 of '
-                'the digits data: leave it out'
+                'reduce_zero_label=True would drop the digit 0, which is class 0 of '
+                'the digits data. Remove this setting'
             )
         if not textures:
             kwargs['metainfo'] = dict(
@@ -76,23 +82,22 @@ class DigitsSegDataset(BaseSegDataset):
         super().__init__(*args, img_suffix=img_suffix, **kwargs)
 
     @classmethod
-    def get_label_map(cls, new_classes=None):
-        """Labels of the maps to labels of the classes; None if they are the same.
+    def get_label_map(
+        cls, new_classes: Sequence[str] | None = None
+    ) -> dict[int, int] | None:
+        """Map labels in the files to labels of the classes.
 
-        Args:
-            new_classes (Sequence[str], optional): Names of the classes.
-
-        Returns:
-            dict[int, int] or None: See ``BaseSegDataset.get_label_map``.
+        Merges the textures if ``new_classes`` are the digits and 'background';
+        otherwise see ``BaseSegDataset.get_label_map``.
         """
         if new_classes is not None and tuple(new_classes) == (*CLASSES, BACKGROUND):
             last = len(CLASSES)
             return {label: min(label, last) for label in range(len(PIXEL_CLASSES))}
         return super().get_label_map(new_classes)
 
-    def load_data_list(self):
+    def load_data_list(self) -> list[dict]:
         """List images and maps, see ``BaseSegDataset.load_data_list``."""
         for prefix in ('img_path', 'seg_map_path'):
             if self.data_prefix.get(prefix):
-                check_there(self.data_prefix[prefix], self.data_root)
+                check_exists(self.data_prefix[prefix], self.data_root)
         return super().load_data_list()

@@ -1,15 +1,12 @@
-"""Write the digits scenes: PNG images, and annotations for every task.
+"""Writer of the digits scenes: PNG images, and annotations for every task.
 
-COCO's JSON for boxes and masks, COCO's panoptic JSON and maps, and label maps as
-those of ADE20K, all of the same images. A folder is either complete or not there at
-all: everything is written into a temporary folder beside it, which is renamed once
-the last byte is out.
+COCO's JSON for boxes and masks, COCO's panoptic JSON and maps, and label maps like
+those of ADE20K, all of the same images.
 """
 
 import json
 import os
-import shutil
-import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,22 +14,30 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from agvm_mm.validation import check_number
+from agvm_mm.checkpoint.atomic import replaced_when_whole
 from agvm_mm.digits import scenes
+from agvm_mm.validation import check_number
 
 SETTINGS_FILE = 'settings.json'
-"""Its presence marks a finished folder; it holds the settings it was made with."""
+"""Marks a finished folder; holds the settings that it was written with."""
 
-# Raised whenever the same settings would give other files than before, so that a
-# folder of an older version is written anew.
+# Increase it when the same settings give other files than before, to replace the
+# folders of older versions.
 FORMAT_VERSION = 2
 
 STUFF_ID = 100
-"""Segment of the background texture ``k`` in a panoptic map: ``STUFF_ID + k``."""
+"""Segment id of the background texture ``k`` in a panoptic map: ``STUFF_ID + k``."""
 
 
-def write_digits(out, *, seed=0, num_train=4096, num_val=512, progress=True):
-    """Write the train and validation scenes, unless they are there already.
+def write_digits(
+    out: str | Path,
+    *,
+    seed: int = 0,
+    num_train: int = 4096,
+    num_val: int = 512,
+    progress: bool = True,
+) -> bool:
+    """Write the train and validation scenes, unless they exist already.
 
     The result, for each split::
 
@@ -46,58 +51,46 @@ def write_digits(out, *, seed=0, num_train=4096, num_val=512, progress=True):
     leaves ``out`` as it was.
 
     Args:
-        out (str or Path): Folder of the data set.
-        seed (int): Seed of everything random, not negative.
-        num_train (int): Number of training scenes.
-        num_val (int): Number of validation scenes.
-        progress (bool): Whether to show a progress bar.
+        out: Folder of the data set.
+        seed: Random seed, not negative.
+        num_train: Number of training scenes.
+        num_val: Number of validation scenes.
+        progress: Whether to show a progress bar.
 
     Returns:
-        bool: True if the data was written, False if it was there.
+        True if the data was written, False if it existed already.
 
     Raises:
-        FileExistsError: If ``out`` holds something that this function did not
-            write.
-        TypeError: If a number is not a whole one.
-        ValueError: If one is out of range.
+        FileExistsError: If ``out`` holds something that this function did not write.
+        TypeError: If a number is not an integer.
+        ValueError: If a number is out of range.
     """
     settings = digits_settings(seed=seed, num_train=num_train, num_val=num_val)
     out = Path(out).absolute()
-    if is_finished(out, settings):
+    if read_json(out / SETTINGS_FILE) == settings:
         return False
-    if out.exists() and not _is_ours(out):
-        raise FileExistsError(
-            f'{out} holds other files than the digits data. Remove it or choose '
-            'another folder with --out'
-        )
     out.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f'.{out.name}.partial-'
     with FileLock(out.parent / f'.{out.name}.lock'):
-        if is_finished(out, settings):  # another process was faster
+        found = read_json(out / SETTINGS_FILE)
+        if found == settings:  # another process was faster
             return False
-        # Under the lock nobody else writes: these are left from a killed run.
-        for stale in out.parent.glob(f'{prefix}*'):
-            shutil.rmtree(stale)
-        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-        try:
-            partial.chmod(0o755)  # mkdtemp gives nobody else access
+        if found is None and out.exists() and any(out.iterdir()):
+            raise FileExistsError(
+                f'{out} holds other files than the digits data. Remove it or choose '
+                'another folder with --out'
+            )
+        with replaced_when_whole(out, sole_writer=True) as partial:
+            partial.mkdir(mode=0o755)
             _write_all(partial, settings, progress)
-            if out.exists():
-                # A folder cannot be replaced by a rename: move the old one away.
-                out.rename(Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent)))
-            partial.rename(out)
-        finally:
-            for leftover in out.parent.glob(f'{prefix}*'):
-                shutil.rmtree(leftover)
     return True
 
 
-def digits_settings(*, seed, num_train, num_val):
-    """What a data folder is made from, as stored in :data:`SETTINGS_FILE`.
+def digits_settings(*, seed: int, num_train: int, num_val: int) -> dict[str, int]:
+    """Return the content of :data:`SETTINGS_FILE`: everything the files depend on.
 
     Raises:
-        TypeError: If an argument is not a whole number.
-        ValueError: If one is out of range.
+        TypeError: If an argument is not an integer.
+        ValueError: If an argument is out of range.
     """
     check_number('seed', seed, low=0, integer=True)
     check_number('num_train', num_train, low=1, integer=True)
@@ -111,179 +104,119 @@ def digits_settings(*, seed, num_train, num_val):
     )
 
 
-def is_finished(out, settings=None):
-    """Whether ``out`` holds finished data, made with ``settings`` if given."""
-    found = read_settings(out)
-    return found is not None and (settings is None or found == settings)
-
-
-def read_settings(out):
-    """The settings a finished folder was made with, or None if it is not one."""
+def read_json(path: Path) -> dict | None:
+    """Return the content of a JSON file, or None if it is missing or incomplete."""
     try:
-        return json.loads((Path(out) / SETTINGS_FILE).read_text())
+        return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 
 
-class InstanceAnnotations:
-    """Collects COCO detection annotations: boxes and masks of the digits.
-
-    Every kind of annotation is one such class: ``add`` takes the scenes one by
-    one, ``save`` writes what belongs to the whole split.
-
-    Args:
-        out (Path): Folder of the data set.
-        split (str): Name of the split.
-    """
-
-    def __init__(self, out, split):
-        self._path = out / 'annotations' / f'instances_{split}.json'
-        self._images = []
-        self._annotations = []
-
-    def add(self, file_name, scene):
-        """Append one scene.
-
-        Args:
-            file_name (str): Name of its image, within the folder of the split.
-            scene (scenes.Scene): The scene.
-        """
-        image_id = len(self._images) + 1
-        self._images.append(describe_image(image_id, file_name, scene))
-        for number, label in enumerate(scene.labels, start=1):
-            self._annotations.append(
-                dict(
-                    id=len(self._annotations) + 1,
-                    image_id=image_id,
-                    category_id=category_id(label),
-                    **describe_mask(scene.instances == number),
-                    iscrowd=0,
-                )
-            )
-
-    def save(self):
-        """Write the JSON file."""
-        categories = [
-            dict(id=category_id(label), name=name, supercategory='digit')
-            for label, name in enumerate(scenes.CLASSES)
-        ]
-        _write_coco(self._path, categories, self._images, self._annotations)
+def write_json(path: Path, content: dict) -> None:
+    """Write an indented JSON file."""
+    path.write_text(json.dumps(content, indent=2) + '\n')
 
 
-class PanopticAnnotations:
-    """Writes COCO panoptic annotations: each pixel is in one segment.
-
-    Things are the visible digits, stuff is what is seen of each texture; nothing is
-    left without a segment. A map holds segment ids as ``R + 256 G + 256^2 B``: those
-    of ``Scene.instances`` for the digits, and :data:`STUFF_ID` and up for the
-    textures.
+def check_exists(path: str, data_root: str | None) -> None:
+    """Check that a file or folder of the digits data exists.
 
     Args:
-        out (Path): Folder of the data set.
-        split (str): Name of the split.
+        path: The file or folder.
+        data_root: Folder of the data set, for the message.
+
+    Raises:
+        FileNotFoundError: If it does not exist; the message gives the command that
+            writes it.
     """
-
-    def __init__(self, out, split):
-        self._path = out / 'annotations' / f'panoptic_{split}.json'
-        self._maps = _make_folder(self._path.with_suffix(''))
-        self._images = []
-        self._annotations = []
-
-    def add(self, file_name, scene):
-        """Append one scene and write its map.
-
-        Args:
-            file_name (str): Name of its image, and of its map.
-            scene (scenes.Scene): The scene.
-        """
-        segments = np.where(
-            scene.instances > 0, scene.instances, STUFF_ID + scene.textures
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f'{path} does not exist. Write the digits data first: '
+            f'python -m agvm_mm.digits --out {data_root or "<data_root>"}'
         )
-        classes = scenes.class_map(scene)
-        described = []
-        for segment in np.unique(segments):
-            mask = segments == segment
-            # All pixels of a segment are of one class.
-            label = int(classes[mask][0])
-            described.append(
-                dict(
-                    id=int(segment),
-                    category_id=category_id(label),
-                    **describe_extent(mask),
-                    iscrowd=0,
-                )
-            )
-        image_id = len(self._images) + 1
-        self._images.append(describe_image(image_id, file_name, scene))
-        self._annotations.append(
-            dict(image_id=image_id, file_name=file_name, segments_info=described)
-        )
-        # OpenCV writes BGR, and every id fits into red.
-        bgr = np.zeros((*segments.shape, 3), np.uint8)
-        bgr[..., 2] = segments
-        _write_png(self._maps / file_name, bgr)
-
-    def save(self):
-        """Write the JSON file."""
-        categories = [
-            dict(
-                id=category_id(label),
-                name=name,
-                supercategory='digit' if label < len(scenes.CLASSES) else 'texture',
-                isthing=int(label < len(scenes.CLASSES)),
-            )
-            for label, name in enumerate(scenes.PIXEL_CLASSES)
-        ]
-        _write_coco(self._path, categories, self._images, self._annotations)
 
 
-class SemanticAnnotations:
-    """Writes label maps, as those of ADE20K: the class of each pixel.
-
-    The values are indices in :data:`scenes.PIXEL_CLASSES`. Unlike ADE20K's they begin
-    with a class at 0, and no pixel is to be ignored: ``reduce_zero_label=False``.
-
-    Args:
-        out (Path): Folder of the data set.
-        split (str): Name of the split.
-    """
-
-    def __init__(self, out, split):
-        self._maps = _make_folder(out / 'annotations' / f'semantic_{split}')
-
-    def add(self, file_name, scene):
-        """Write the map of one scene.
-
-        Args:
-            file_name (str): Name of its image, and of its map.
-            scene (scenes.Scene): The scene.
-        """
-        _write_png(self._maps / file_name, scenes.class_map(scene))
-
-    def save(self):
-        """Nothing belongs to the whole split."""
-
-
-def category_id(label):
-    """COCO category of a class: from 1 on, 0 is left for what has none."""
+def category_id(label: int) -> int:
+    """Return the COCO category of a class. Categories start at 1."""
     return label + 1
 
 
-def describe_image(image_id, file_name, scene):
-    """An entry of COCO's list of images."""
-    height, width = scene.instances.shape
-    return dict(id=image_id, file_name=file_name, height=height, width=width)
-
-
-def describe_extent(mask):
-    """Box and area of a mask, as COCO stores them.
+def describe_categories(names: Sequence[str], kind: str) -> list[dict]:
+    """Return COCO's list of categories.
 
     Args:
-        mask (np.ndarray): ``(H, W)``, bool, with at least one true pixel.
+        names: Some of :data:`scenes.PIXEL_CLASSES`.
+        kind: Their supercategory.
+    """
+    return [
+        dict(
+            id=category_id(scenes.PIXEL_CLASSES.index(name)),
+            name=name,
+            supercategory=kind,
+        )
+        for name in names
+    ]
+
+
+def describe_instances(scene: scenes.Scene, image_id: int, first_id: int) -> list[dict]:
+    """Return COCO's annotations of the digits of a scene.
+
+    Args:
+        scene: The scene.
+        image_id: Id of its image.
+        first_id: Id of the first annotation; the others follow.
+    """
+    return [
+        dict(
+            id=first_id + index,
+            image_id=image_id,
+            category_id=category_id(label),
+            **describe_mask(scene.instances == index + 1),
+            iscrowd=0,
+        )
+        for index, label in enumerate(scene.labels)
+    ]
+
+
+def segment_map(scene: scenes.Scene) -> np.ndarray:
+    """Return the panoptic segment of each pixel of a scene, ``(H, W)``.
+
+    Things are the visible digits, with their ids in ``Scene.instances``. Stuff is the
+    visible part of each texture, with ids from :data:`STUFF_ID` on. No pixel is
+    without a segment.
+    """
+    return np.where(scene.instances > 0, scene.instances, STUFF_ID + scene.textures)
+
+
+def describe_segments(segments: np.ndarray, classes: np.ndarray) -> list[dict]:
+    """Return COCO's ``segments_info`` of one image.
+
+    Args:
+        segments: Segment of each pixel, ``(H, W)``.
+        classes: Class of each pixel, ``(H, W)``; one class in each segment.
+    """
+    described = []
+    for segment in np.unique(segments):
+        mask = segments == segment
+        described.append(
+            dict(
+                id=int(segment),
+                category_id=category_id(int(classes[mask][0])),
+                **describe_extent(mask),
+                iscrowd=0,
+            )
+        )
+    return described
+
+
+def describe_extent(mask: np.ndarray) -> dict:
+    """Return box and area of a mask, as COCO stores them.
+
+    Args:
+        mask: ``(H, W)``, bool, with at least one true pixel.
 
     Returns:
-        dict: ``bbox`` (x, y, width, height of the tightest box, pixels) and
-        ``area`` (number of true pixels).
+        ``bbox`` (x, y, width, height of the tightest box, in pixels) and ``area``
+        (number of true pixels).
 
     Raises:
         ValueError: If no pixel is true.
@@ -296,78 +229,93 @@ def describe_extent(mask):
     return dict(bbox=box, area=int(mask.sum()))
 
 
-def describe_mask(mask):
-    """Box, area and run-length encoding of a mask, as COCO stores them.
+def describe_mask(mask: np.ndarray) -> dict:
+    """Return box, area and run-length encoding of a mask, as COCO stores them.
 
     Args:
-        mask (np.ndarray): ``(H, W)``, bool, with at least one true pixel.
+        mask: ``(H, W)``, bool, with at least one true pixel.
 
     Returns:
-        dict: ``bbox`` and ``area`` of :func:`describe_extent`, and ``segmentation``
-        (compressed RLE with ``counts`` as str).
+        ``bbox`` and ``area`` of :func:`describe_extent`, and ``segmentation``
+        (compressed RLE, ``counts`` as a string).
 
     Raises:
         ValueError: If no pixel is true.
     """
+    # Imported here: MMSegmentation does not depend on pycocotools.
     from pycocotools import mask as mask_utils
 
     extent = describe_extent(mask)
     encoded = mask_utils.encode(np.asfortranarray(mask, np.uint8))
-    return dict(
-        **extent,
-        segmentation=dict(
-            size=[int(side) for side in encoded['size']],
-            counts=encoded['counts'].decode('ascii'),
-        ),
-    )
+    size, counts = encoded['size'], encoded['counts'].decode('ascii')
+    return dict(**extent, segmentation=dict(size=list(map(int, size)), counts=counts))
 
 
-# A further kind of annotation is one more class here.
-ANNOTATION_KINDS = (InstanceAnnotations, PanopticAnnotations, SemanticAnnotations)
-
-
-def _write_all(out, settings, progress):
+def _write_all(out: Path, settings: dict[str, int], progress: bool) -> None:
     images, labels = scenes.load_digits()
     digits = scenes.split_digits(labels, settings['seed'])
     for split in scenes.SPLITS:
-        folder = out / split
-        folder.mkdir()
-        kinds = [kind(out, split) for kind in ANNOTATION_KINDS]
-        for index in tqdm(
-            range(settings[f'num_{split}']),
-            desc=f'{split} scenes',
-            unit='scene',
-            disable=not progress,
-        ):
-            scene = scenes.compose_scene(
+        composed = (
+            scenes.compose_scene(
                 scenes.scene_rng(settings['seed'], split, index),
                 images,
                 labels,
                 digits[split],
                 size=settings['image_size'],
             )
-            file_name = f'{index:06d}.png'
-            bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
-            _write_png(folder / file_name, bgr)
-            for kind in kinds:
-                kind.add(file_name, scene)
-        for kind in kinds:
-            kind.save()
-    (out / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + '\n')
+            for index in range(settings[f'num_{split}'])
+        )
+        bar = tqdm(
+            composed,
+            desc=f'{split} scenes',
+            total=settings[f'num_{split}'],
+            unit='scene',
+            disable=not progress,
+        )
+        _write_split(out, split, bar)
+    write_json(out / SETTINGS_FILE, settings)
 
 
-def _make_folder(path):
-    path.mkdir(parents=True)
-    return path
+def _write_split(out: Path, split: str, composed: Iterable[scenes.Scene]) -> None:
+    folder = out / 'annotations'
+    image_folder = out / split
+    panoptic_folder = folder / f'panoptic_{split}'
+    semantic_folder = folder / f'semantic_{split}'
+    for path in (image_folder, panoptic_folder, semantic_folder):
+        path.mkdir(parents=True)
+    images, instances, panoptic = [], [], []
+    for index, scene in enumerate(composed):
+        name, image_id = f'{index:06d}.png', index + 1
+        height, width = scene.instances.shape
+        images.append(dict(id=image_id, file_name=name, height=height, width=width))
+        instances += describe_instances(scene, image_id, first_id=len(instances) + 1)
+        segments, classes = segment_map(scene), scenes.class_map(scene)
+        info = describe_segments(segments, classes)
+        panoptic.append(dict(image_id=image_id, file_name=name, segments_info=info))
+        # COCO's ids are R + 256 G + 256^2 B: all of ours fit into red.
+        red = np.zeros((height, width, 3), np.uint8)
+        red[..., 0] = segments
+        _write_png(image_folder / name, scene.image)
+        _write_png(panoptic_folder / name, red)
+        _write_png(semantic_folder / name, classes)
+    digits = describe_categories(scenes.CLASSES, 'digit')
+    textures = describe_categories(scenes.TEXTURES, 'texture')
+    everything = [dict(each, isthing=int(each in digits)) for each in digits + textures]
+    _write_coco(folder / f'instances_{split}.json', digits, images, instances)
+    _write_coco(folder / f'panoptic_{split}.json', everything, images, panoptic)
 
 
-def _write_png(path, pixels):
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write RGB or single-channel pixels."""
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     if not cv2.imwrite(str(path), pixels):
         raise OSError(f'{path} could not be written')
 
 
-def _write_coco(path, categories, images, annotations):
-    path.parent.mkdir(exist_ok=True)
+def _write_coco(
+    path: Path, categories: list[dict], images: list[dict], annotations: list[dict]
+) -> None:
     content = dict(
         info=dict(description='Scenes of handwritten digits'),
         categories=categories,
@@ -375,26 +323,3 @@ def _write_coco(path, categories, images, annotations):
         annotations=annotations,
     )
     path.write_text(json.dumps(content))
-
-
-def check_there(path, data_root):
-    """Check that a file or a folder of the data has been made.
-
-    Args:
-        path (str): The file or folder.
-        data_root (str or None): Folder of the data set, for the message.
-
-    Raises:
-        FileNotFoundError: If it is not there; the message holds the command that
-            makes it.
-    """
-    if not os.path.exists(path):
-        out = data_root or '<data_root>'
-        raise FileNotFoundError(
-            f'{path} is not there. Make the digits data first: '
-            f'python -m agvm_mm.digits --out {out}'
-        )
-
-
-def _is_ours(out):
-    return is_finished(out) or (out.is_dir() and not os.listdir(out))

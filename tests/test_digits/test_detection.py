@@ -1,4 +1,4 @@
-"""The digits scenes as MMDetection reads them, through the config."""
+"""Tests of the digits scenes as MMDetection data sets, built from the config."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def build(folder, loader='train_dataloader', **settings):
     return DATASETS.build(dict(dataset, data_root=f'{folder}/', **settings))
 
 
-def test_dataset_builds_through_the_config(digits):
+def test_dataset_builds_from_config(digits):
     dataset = build(digits)
     assert len(dataset) == 12
     assert dataset.metainfo['classes'] == CLASSES
@@ -37,7 +37,7 @@ def test_dataset_builds_through_the_config(digits):
     )
 
 
-def test_masks_are_read(digits):
+def test_masks_match_annotations(digits):
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -50,13 +50,13 @@ def test_masks_are_read(digits):
     np.testing.assert_array_equal(masks, [coco.annToMask(a) for a in truth])
 
 
-def test_validation_items_carry_their_scale(digits):
+def test_validation_items_have_scale_factor(digits):
     dataset = build(digits, 'val_dataloader')
     assert len(dataset) == 6
     assert dataset[0]['data_samples'].scale_factor == (1, 1)
 
 
-def test_missing_data_names_the_command(tmp_path):
+def test_missing_data_error_gives_command(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=f'python -m agvm_mm.digits --out {tmp_path}'
     ):

@@ -1,4 +1,4 @@
-"""Panoptic maps: whole, in step with masks and label maps, and worth a PQ of 100."""
+"""Tests of panoptic maps: complete, consistent with masks and label maps, PQ of 100."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def split(request):
 
 
 def read(digits, split):
-    """The panoptic JSON, and the map of segment ids of each annotation."""
+    """Return the panoptic JSON and the map of segment ids of each annotation."""
     folder = digits / 'annotations'
     content = json.loads((folder / f'panoptic_{split}.json').read_text())
     maps = []
@@ -52,14 +52,14 @@ def test_categories(digits, split):
     assert len({category['id'] for category in categories}) == 14
 
 
-def test_maps_hold_the_segments_that_the_json_lists(digits, split):
+def test_maps_contain_the_segments_listed_in_json(digits, split):
     content, maps = read(digits, split)
     assert [image['id'] for image in content['images']] == [
         annotation['image_id'] for annotation in content['annotations']
     ]
     for annotation, ids in zip(content['annotations'], maps, strict=True):
         segments = annotation['segments_info']
-        # No pixel is without a segment: 0 would be that.
+        # Every pixel has a segment; 0 would mean none.
         assert sorted(s['id'] for s in segments) == np.unique(ids).tolist()
         assert 0 not in ids
         assert sum(s['area'] for s in segments) == ids.size
@@ -75,7 +75,7 @@ def test_maps_hold_the_segments_that_the_json_lists(digits, split):
         assert 1 <= len(stuff) <= 2 and len(set(stuff)) == len(stuff)
 
 
-def test_things_are_the_instance_masks(digits, split):
+def test_things_match_instance_masks(digits, split):
     content, maps = read(digits, split)
     coco = COCO(digits / 'annotations' / f'instances_{split}.json')
     for annotation, ids in zip(content['annotations'], maps, strict=True):
@@ -91,7 +91,7 @@ def test_things_are_the_instance_masks(digits, split):
             )
 
 
-def test_stuff_is_the_texture_of_the_scene(digits, split):
+def test_stuff_matches_textures_of_scene(digits, split):
     content, maps = read(digits, split)
     images, labels = scenes.load_digits()
     candidates = scenes.split_digits(labels, 0)[split]
@@ -106,7 +106,7 @@ def test_stuff_is_the_texture_of_the_scene(digits, split):
                 np.testing.assert_array_equal(ids == segment['id'], expected)
 
 
-def test_label_maps_agree(digits, split):
+def test_label_maps_match_panoptic_maps(digits, split):
     content, maps = read(digits, split)
     for annotation, ids in zip(content['annotations'], maps, strict=True):
         path = digits / f'annotations/semantic_{split}' / annotation['file_name']
@@ -116,7 +116,7 @@ def test_label_maps_agree(digits, split):
             assert (labels[ids == segment['id']] == segment['category_id'] - 1).all()
 
 
-def test_dataset_builds_through_the_config(digits):
+def test_dataset_builds_from_config(digits):
     dataset = build(digits)
     assert len(dataset) == 12
     assert dataset.metainfo['classes'] == PIXEL_CLASSES
@@ -137,7 +137,7 @@ def test_dataset_builds_through_the_config(digits):
 
 
 def perfect_prediction(dataset, index, relabel=lambda label: label):
-    """A panoptic prediction that repeats the truth, as a model hands it over."""
+    """Return the ground truth in the format of a model's panoptic prediction."""
     from mmdet.evaluation.functional import INSTANCE_OFFSET
 
     info = dataset.get_data_info(index)
@@ -176,24 +176,24 @@ def evaluate(digits, *, with_file=True, **options):
 
 
 @pytest.mark.parametrize('with_file', [True, False])
-def test_the_truth_has_a_pq_of_100(digits, with_file):
+def test_ground_truth_has_pq_of_100(digits, with_file):
     found = evaluate(digits, with_file=with_file)
     for part in ('PQ', 'SQ', 'RQ', 'PQ_th', 'PQ_st'):
         assert found[f'coco_panoptic/{part}'] == pytest.approx(100), part
 
 
-def test_digits_under_wrong_names_cost_the_things(digits):
+def test_wrong_digit_classes_lower_pq_of_things_only(digits):
     found = evaluate(digits, relabel=lambda label: (label + 1) % 10)
     assert found['coco_panoptic/PQ_th'] < 10
     assert found['coco_panoptic/PQ_st'] == pytest.approx(100)
 
 
-def test_missing_data_names_the_command(digits, tmp_path):
+def test_missing_data_error_gives_command(digits, tmp_path):
     command = f'python -m agvm_mm.digits --out {tmp_path}'
     with pytest.raises(FileNotFoundError, match=command):
         build(tmp_path)
     (tmp_path / 'annotations').mkdir()
     name = 'annotations/panoptic_train.json'
     (tmp_path / name).write_bytes((digits / name).read_bytes())
-    with pytest.raises(FileNotFoundError, match='panoptic_train/ is not there'):
+    with pytest.raises(FileNotFoundError, match='panoptic_train/ does not exist'):
         build(tmp_path)

@@ -1,4 +1,4 @@
-"""The pretrained backbone: fits the digits configs, whole or not there."""
+"""Tests of the pretrained backbone: it fits the digits configs."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,14 @@ def trained(tmp_path_factory):
     return pretrain_backbone(out, **SHORT)
 
 
-def test_checkpoint_is_the_backbone_of_the_config(trained, model_config):
+def test_checkpoint_matches_backbone_of_config(trained, model_config):
     weights = torch.load(trained['checkpoint'], weights_only=True)
     backbone = MODELS.build(model_config.backbone)
     loaded = backbone.load_state_dict(weights, strict=True)
     assert not loaded.missing_keys and not loaded.unexpected_keys
 
 
-def test_config_starts_from_it(trained, model_config):
+def test_config_loads_checkpoint(trained, model_config):
     settings = model_config.backbone.copy()
     settings.init_cfg = dict(type='Pretrained', checkpoint=str(trained['checkpoint']))
     backbone = MODELS.build(settings)
@@ -42,14 +42,14 @@ def test_config_starts_from_it(trained, model_config):
         assert torch.equal(value, weights[name]), name
 
 
-def test_pixels_are_normalised_as_in_the_config(model_config):
+def test_pixels_are_normalized_as_in_config(model_config):
     settings = model_config.data_preprocessor
     assert tuple(settings.mean) == pretrain.PIXEL_MEAN
     assert tuple(settings.std) == pretrain.PIXEL_STD
     assert settings.bgr_to_rgb
 
 
-def test_same_seed_same_weights_and_untouched_random_state(trained, tmp_path):
+def test_same_seed_gives_same_weights_and_keeps_random_state(trained, tmp_path):
     state = torch.random.get_rng_state()
     again = pretrain_backbone(tmp_path, **SHORT)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -58,7 +58,7 @@ def test_same_seed_same_weights_and_untouched_random_state(trained, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_trained_backbone_is_kept(trained):
+def test_existing_backbone_is_kept(trained):
     out = trained['checkpoint'].parent
     before = trained['checkpoint'].stat().st_mtime_ns
     kept = pretrain_backbone(out, **SHORT)
@@ -67,18 +67,18 @@ def test_trained_backbone_is_kept(trained):
 
 
 @pytest.mark.parametrize('lost', ['.pth', '.json'])
-def test_half_a_result_is_not_trusted(tmp_path, monkeypatch, lost):
-    def shortened(*args, **kwargs):
+def test_incomplete_result_is_trained_again(tmp_path, monkeypatch, lost):
+    def stop(*args, **kwargs):
         raise RuntimeError('training begins')
 
     pretrain_backbone(tmp_path, **SHORT)
     (tmp_path / pretrain.CHECKPOINT_FILE).with_suffix(lost).unlink()
-    monkeypatch.setattr(pretrain, 'train_classifier', shortened)
+    monkeypatch.setattr(pretrain, 'train_classifier', stop)
     with pytest.raises(RuntimeError, match='training begins'):
         pretrain_backbone(tmp_path, **SHORT)
 
 
-def test_interrupted_save_leaves_no_record(tmp_path, monkeypatch):
+def test_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
     def fail(state, path):
         Path(path).write_bytes(b'half a file')
         raise KeyboardInterrupt
@@ -89,7 +89,7 @@ def test_interrupted_save_leaves_no_record(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_only_training_digits_are_trained_on(monkeypatch, tmp_path):
+def test_each_split_uses_its_own_digits(monkeypatch, tmp_path):
     used = {}
     make_patches = pretrain.make_patches
 
@@ -104,8 +104,8 @@ def test_only_training_digits_are_trained_on(monkeypatch, tmp_path):
     assert used == {split: set(digits[split]) for split in scenes.SPLITS}
 
 
-def test_it_learns():
-    """A few updates on a few patches bring the loss down."""
+def test_training_lowers_loss():
+    """Check that a few updates on a few patches halve the loss."""
     images, labels = scenes.load_digits()
     digits = scenes.split_digits(labels, 0)['train'][:100]
     patches, targets = pretrain.make_patches(images, labels, digits, 64, 0, 'train')
@@ -130,7 +130,7 @@ def test_it_learns():
     assert loss() < before / 2
 
 
-def test_record_names_settings_and_accuracy(trained):
+def test_record_contains_settings_and_accuracy(trained):
     record = json.loads(trained['checkpoint'].with_suffix('.json').read_text())
     assert record['accuracy'] == trained['accuracy']
     assert record['settings']['backbone'] == pretrain.BACKBONE

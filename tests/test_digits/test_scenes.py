@@ -1,4 +1,4 @@
-"""Scenes: what is in them, and that they depend on their own seed only."""
+"""Tests of scenes: their content, and that it depends on their own seed only."""
 
 import numpy as np
 import pytest
@@ -37,21 +37,21 @@ def test_scenes_use_digits_of_their_split_only(source):
             assert scene.labels == tuple(labels[list(scene.sources)])
 
 
-def test_scene_is_whole(source):
+def test_scene_is_complete(source):
     size = scenes.IMAGE_SIZE
     for index in range(50):
         scene = compose(source, 0, 'train', index)
         assert scene.image.shape == (size, size, 3)
         assert scene.image.dtype == np.uint8
         assert 1 <= len(scene.labels) <= scenes.DIGITS_PER_SCENE[1]
-        # every digit can be seen, and nothing is marked that is not listed
+        # Every digit is visible, and every marked instance is listed.
         assert set(np.unique(scene.instances)) == set(range(len(scene.labels) + 1))
         visible = np.bincount(scene.instances.ravel())
         assert visible.min() >= 15
         assert scene.textures.max() < len(scenes.TEXTURES)
 
 
-def test_digits_hide_little_of_each_other(source, monkeypatch):
+def test_digits_overlap_little(source, monkeypatch):
     kept, inked = 0, 0
 
     def render(rng, digit, height):
@@ -67,22 +67,22 @@ def test_digits_hide_little_of_each_other(source, monkeypatch):
     assert 0.97 < kept / inked <= 1
 
 
-def test_digits_stand_out(source):
-    """The ink of a digit is not of its surroundings' brightness."""
+def test_digits_contrast_with_background(source):
+    """Check that the brightness of ink differs from that of its surroundings."""
     contrasts = []
     for index in range(30):
         scene = compose(source, 0, 'val', index)
-        grey = scene.image.mean(2)
+        gray = scene.image.mean(2)
         for number in range(1, len(scene.labels) + 1):
             inside = scene.instances == number
             rows, columns = np.where(inside)
             box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-            outside = grey[box][scene.instances[box] == 0]
-            contrasts.append(abs(grey[inside].mean() - outside.mean()))
+            outside = gray[box][scene.instances[box] == 0]
+            contrasts.append(abs(gray[inside].mean() - outside.mean()))
     assert np.percentile(contrasts, 5) > 25
 
 
-def test_same_seed_same_scene(source):
+def test_same_seed_gives_same_scene(source):
     first, again = (compose(source, 3, 'train', 7) for _ in range(2))
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.instances, again.instances)
@@ -90,7 +90,7 @@ def test_same_seed_same_scene(source):
 
 
 @pytest.mark.parametrize('other', [(4, 'train', 7), (3, 'val', 7), (3, 'train', 8)])
-def test_other_seed_split_or_number_is_another_scene(source, other):
+def test_other_seed_split_or_index_gives_other_scene(source, other):
     image = compose(source, 3, 'train', 7).image
     assert (compose(source, *other).image != image).mean() > 0.5
 
@@ -104,13 +104,13 @@ def test_every_texture_is_used(source):
     assert seen == set(range(len(scenes.TEXTURES)))
 
 
-def test_wrong_arguments(source):
+def test_invalid_arguments_raise(source):
     images, labels, digits = source
     with pytest.raises(ValueError, match="split must be one of .* got 'test'"):
         scenes.scene_rng(0, 'test', 0)
-    with pytest.raises(ValueError, match='val_fraction must lie in'):
+    with pytest.raises(ValueError, match='val_fraction must be .* less than 1'):
         scenes.split_digits(labels, 0, val_fraction=1)
-    with pytest.raises(ValueError, match='size must be at least 48 pixels'):
+    with pytest.raises(ValueError, match='size must be at least 48, got 40'):
         scenes.compose_scene(
             scenes.scene_rng(0, 'train', 0), images, labels, digits['train'], size=40
         )

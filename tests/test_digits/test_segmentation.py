@@ -1,4 +1,4 @@
-"""Label maps as MMSegmentation reads them, and doing without a toolbox."""
+"""Tests of the MMSegmentation data set, and of installations without a toolbox."""
 
 import importlib.util
 import subprocess
@@ -36,9 +36,7 @@ def build(digits, loader='train_dataloader', **settings):
     'loader, split, number',
     [('train_dataloader', 'train', 12), ('val_dataloader', 'val', 6)],
 )
-def test_dataset_builds_through_the_config(
-    mmseg, digits, loader, split, number, textures
-):
+def test_dataset_builds_from_config(mmseg, digits, loader, split, number, textures):
     dataset = build(digits, loader, textures=textures)
     assert len(dataset) == number
     classes = PIXEL_CLASSES if textures else (*CLASSES, 'background')
@@ -57,7 +55,7 @@ def test_dataset_builds_through_the_config(
 
 
 def score(dataset, change=lambda labels: labels):
-    """IoUMetric of predictions made from the truth."""
+    """Return the IoU metrics of predictions derived from the ground truth."""
     metric = METRICS.build(dict(Config.fromfile(CONFIG).val_evaluator))
     metric.dataset_meta = dataset.metainfo
     for index in range(len(dataset)):
@@ -68,25 +66,25 @@ def score(dataset, change=lambda labels: labels):
 
 
 @pytest.mark.parametrize('textures', [True, False])
-def test_the_truth_has_an_iou_of_100(mmseg, digits, textures):
+def test_ground_truth_has_iou_of_100(mmseg, digits, textures):
     found = score(build(digits, textures=textures))
     assert found['mIoU'] == found['aAcc'] == found['mAcc'] == 100
 
 
-def test_overlooked_digits_cost_their_classes(mmseg, digits):
-    # Everything is background: the ten digits are missed.
+def test_missed_digits_lower_iou_of_their_classes(mmseg, digits):
+    # Predicts background everywhere: all ten digits are missed.
     found = score(build(digits), lambda labels: torch.full_like(labels, 10))
     assert 50 / 11 < found['mIoU'] < 100 / 11
 
 
-def test_dropping_the_digit_0_is_an_error(mmseg, digits):
-    with pytest.raises(ValueError, match='reduce_zero_label would drop the digit 0'):
+def test_reduce_zero_label_raises(mmseg, digits):
+    with pytest.raises(ValueError, match='reduce_zero_label=True would drop the digit'):
         build(digits, reduce_zero_label=True)
 
 
-@pytest.mark.parametrize('there', [[], ['train']])
-def test_missing_data_names_the_command(mmseg, tmp_path, there):
-    for name in there:
+@pytest.mark.parametrize('existing', [[], ['train']])
+def test_missing_data_error_gives_command(mmseg, tmp_path, existing):
+    for name in existing:
         (tmp_path / name).mkdir()
     with pytest.raises(
         FileNotFoundError, match=f'python -m agvm_mm.digits --out {tmp_path}'
@@ -95,7 +93,7 @@ def test_missing_data_names_the_command(mmseg, tmp_path, there):
 
 
 def run_without(toolbox, code):
-    """Run code in a process in which a toolbox is not installed."""
+    """Run code in a process where importing a toolbox fails."""
     code = f'import sys; sys.modules[{toolbox!r}] = None\n{code}'
     done = subprocess.run(
         [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
@@ -103,7 +101,7 @@ def run_without(toolbox, code):
     assert done.returncode == 0, done.stderr
 
 
-def test_mmsegmentation_alone_is_enough_for_its_part():
+def test_segmentation_works_without_mmdetection():
     run_without(
         'mmdet',
         """
@@ -116,7 +114,7 @@ build_classifier()
     )
 
 
-def test_mmdetection_alone_is_enough_for_its_part():
+def test_detection_works_without_mmsegmentation():
     run_without(
         'mmseg',
         """
@@ -132,12 +130,12 @@ else:
     )
 
 
-def test_no_toolbox_is_enough_for_the_scenes():
+def test_scenes_work_without_toolboxes():
     run_without(
         'mmdet',
         """
 sys.modules['mmseg'] = None
-from agvm_mm.digits import compose_scene, pretrain_backbone
+from agvm_mm.digits import pretrain_backbone, write_digits
 from agvm_mm.digits.pretrain import build_classifier
 try:
     build_classifier()
@@ -149,7 +147,7 @@ else:
     )
 
 
-def test_both_toolboxes_make_the_same_backbone(mmseg, monkeypatch):
+def test_both_toolboxes_build_same_backbone(mmseg, monkeypatch):
     pytest.importorskip('mmdet')
     torch.manual_seed(0)
     detection = pretrain.build_classifier().state_dict()

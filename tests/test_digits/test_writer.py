@@ -1,7 +1,8 @@
-"""The written data: valid COCO, deterministic, whole or not there."""
+"""Tests of the written data: valid COCO, deterministic, complete or absent."""
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -31,7 +32,7 @@ def coco(digits, request):
     return api
 
 
-def test_images_and_categories(coco):
+def test_images_and_categories_are_complete(coco):
     assert len(coco.imgs) == NUM_SCENES[coco.split]
     assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == list(
         '0123456789'
@@ -42,7 +43,7 @@ def test_images_and_categories(coco):
         assert image.shape == (info['height'], info['width'], 3)
 
 
-def test_masks_boxes_and_areas(coco):
+def test_boxes_and_areas_match_masks(coco):
     assert coco.anns
     for annotation in coco.anns.values():
         mask = coco.annToMask(annotation).astype(bool)
@@ -54,13 +55,13 @@ def test_masks_boxes_and_areas(coco):
         assert annotation['iscrowd'] == 0
 
 
-def test_masks_of_an_image_are_disjoint(coco):
+def test_masks_of_image_are_disjoint(coco):
     for image_id in coco.imgs:
         masks = [coco.annToMask(a) for a in coco.imgToAnns[image_id]]
         assert np.sum(masks, axis=0).max() == 1
 
 
-def test_annotations_are_those_of_the_scene(coco):
+def test_annotations_match_scene(coco):
     images, labels = scenes.load_digits()
     digits = scenes.split_digits(labels, 0)[coco.split]
     for index, (image_id, info) in enumerate(sorted(coco.imgs.items())):
@@ -75,12 +76,12 @@ def test_annotations_are_those_of_the_scene(coco):
         assert names == [str(label) for label in scene.labels]
 
 
-def test_same_seed_same_bytes(digits, tmp_path):
+def test_same_seed_gives_same_bytes(digits, tmp_path):
     write_digits(tmp_path / 'again', num_train=12, num_val=6, progress=False)
     assert files(tmp_path / 'again') == files(digits)
 
 
-# Of the detection data as they were before there were panoptic and semantic maps.
+# Recorded before panoptic and semantic maps were added.
 INSTANCES_SHA256 = {
     'train': '2b5c1371f727c4b7f57917ac25c5ced8cceaa6656d0dc2152aa4c44eefbcc01e',
     'val': 'bcabb9b693654c542fad664ae9dddddfbba16199d0ea31fc4a1e66a74686cfb7',
@@ -93,7 +94,7 @@ MEAN_PIXELS = {
 
 
 @pytest.mark.parametrize('split', scenes.SPLITS)
-def test_detection_data_are_what_they_were(digits, split):
+def test_detection_data_has_not_changed(digits, split):
     means = [
         cv2.imread(str(path)).mean() for path in sorted((digits / split).iterdir())
     ]
@@ -104,14 +105,14 @@ def test_detection_data_are_what_they_were(digits, split):
     assert hashlib.sha256(content).hexdigest() == INSTANCES_SHA256[split]
 
 
-def test_other_seed_other_scenes(digits, tmp_path):
+def test_other_seed_gives_other_scenes(digits, tmp_path):
     write_digits(tmp_path / 'other', seed=1, num_train=1, num_val=1, progress=False)
     other = files(tmp_path / 'other')
     for split in scenes.SPLITS:
         assert other[f'{split}/000000.png'] != files(digits)[f'{split}/000000.png']
 
 
-def test_a_scene_does_not_depend_on_the_number_of_scenes(digits, tmp_path):
+def test_scene_does_not_depend_on_number_of_scenes(digits, tmp_path):
     write_digits(tmp_path / 'few', num_train=3, num_val=2, progress=False)
     few, many = files(tmp_path / 'few'), files(digits)
     images = [name for name in few if name.endswith('.png')]
@@ -120,7 +121,7 @@ def test_a_scene_does_not_depend_on_the_number_of_scenes(digits, tmp_path):
     assert all(few[name] == many[name] for name in images)
 
 
-def test_finished_data_is_kept_and_other_settings_replace_it(tmp_path):
+def test_finished_data_is_kept_and_replaced_for_other_settings(tmp_path):
     out = tmp_path / 'digits'
     settings = dict(num_train=2, num_val=1, progress=False)
     assert write_digits(out, **settings)
@@ -129,11 +130,11 @@ def test_finished_data_is_kept_and_other_settings_replace_it(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
     assert write_digits(out, **(settings | dict(num_train=1)))
     assert len(list((out / 'train').iterdir())) == 1
-    assert writer.read_settings(out)['num_train'] == 1
+    assert writer.read_json(out / 'settings.json')['num_train'] == 1
 
 
 @pytest.mark.parametrize('earlier', [False, True])
-def test_interrupted_writing_leaves_nothing_trusted(tmp_path, monkeypatch, earlier):
+def test_interrupted_writing_leaves_folder_as_it_was(tmp_path, monkeypatch, earlier):
     out = tmp_path / 'data' / 'digits'
     if earlier:
         write_digits(out, num_train=1, num_val=1, progress=False)
@@ -144,7 +145,7 @@ def test_interrupted_writing_leaves_nothing_trusted(tmp_path, monkeypatch, earli
             raise KeyboardInterrupt
         return compose(*args, **kwargs)
 
-    # The train scenes are all written when the first validation scene interrupts.
+    # All train scenes are written when the first validation scene interrupts.
     val_states = [scenes.scene_rng(0, 'val', i).bit_generator.state for i in range(4)]
 
     def split_of(rng):
@@ -162,6 +163,14 @@ def test_interrupted_writing_leaves_nothing_trusted(tmp_path, monkeypatch, earli
     assert write_digits(out, num_train=3, num_val=2, progress=False)
 
 
+def test_concurrent_writers_write_once(tmp_path):
+    def write(_):
+        return write_digits(tmp_path / 'digits', num_train=3, num_val=1, progress=False)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(write, range(4))) == 1
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     stale = tmp_path / '.digits.partial-killed'
     (stale / 'train').mkdir(parents=True)
@@ -169,13 +178,13 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     assert not stale.exists()
 
 
-def test_an_unfinished_folder_is_not_trusted(digits, tmp_path):
+def test_incomplete_settings_file_counts_as_missing(digits, tmp_path):
     (tmp_path / writer.SETTINGS_FILE).write_text('{"seed": 0, "num_')
-    assert not writer.is_finished(tmp_path)
-    assert writer.is_finished(digits)
+    assert writer.read_json(tmp_path / writer.SETTINGS_FILE) is None
+    assert writer.read_json(digits / writer.SETTINGS_FILE)['seed'] == 0
 
 
-def test_files_of_others_are_not_overwritten(tmp_path):
+def test_other_files_are_not_overwritten(tmp_path):
     (tmp_path / 'thesis.tex').write_text('')
     with pytest.raises(FileExistsError, match='other files than the digits data'):
         write_digits(tmp_path, num_train=1, num_val=1, progress=False)
@@ -190,13 +199,13 @@ def test_files_of_others_are_not_overwritten(tmp_path):
         (dict(num_val=0.5), 'num_val must be a whole number'),
     ],
 )
-def test_wrong_arguments(tmp_path, wrong, message):
+def test_invalid_arguments_raise(tmp_path, wrong, message):
     with pytest.raises((ValueError, TypeError), match=message):
         write_digits(tmp_path / 'digits', **wrong)
     assert not list(tmp_path.iterdir())
 
 
-def test_command_line(tmp_path, capsys):
+def test_command_line_writes_data_once(tmp_path, capsys):
     arguments = f'--out {tmp_path}/digits --num-train 2 --num-val 1 --no-backbone'
     command.main(arguments.split())
     assert '2 train and 1 val scenes written to' in capsys.readouterr().out
@@ -206,6 +215,6 @@ def test_command_line(tmp_path, capsys):
     assert settings['num_train'] == 2
 
 
-def test_an_empty_mask_is_an_error():
+def test_empty_mask_raises():
     with pytest.raises(ValueError, match='no true pixel'):
         writer.describe_mask(np.zeros((4, 4), bool))
