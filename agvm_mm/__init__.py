@@ -1,7 +1,7 @@
 """AGVM: large-batch training of detectors and segmenters on MMEngine.
 
-Importing this package registers its classes in MMEngine's registries; a config does
-so by ``custom_imports = dict(imports=['agvm_mm'])``.
+Importing this package registers its classes with MMEngine. A config imports it with
+``custom_imports = dict(imports=['agvm_mm'])``.
 """
 
 from agvm_mm.compat import check_versions

@@ -1,16 +1,17 @@
-"""The optimizers that AGVM is compared with: LARS, LAMB and PMD-LAMB.
+"""Baseline optimizers that AGVM is compared with: LARS, LAMB and PMD-LAMB.
 
-LARS and LAMB come from the package ``pytorch-optimizer``, which is imported when a
-config names one. AGVM refuses all three: it scales the learning rate of a module,
-and their trust ratios set the length of each layer's step whatever the gradient's
-variance is, so that the two would correct for one another.
+LARS and LAMB come from the package ``pytorch-optimizer``, which is imported only when a
+config uses one of them. The AGVM wrappers refuse all three: AGVM scales the learning
+rate of each module, while a trust ratio fixes the length of each layer's step whatever
+the gradient variance is, so the two would counteract each other.
 
-SAM, the paper's fourth baseline, is not here. Its second gradient is taken at
-other weights but on the same images, so an accumulated update has to run all of
+SAM, the fourth baseline of the paper, is not included. Its second gradient is computed
+at other weights on the same images, so an accumulated update would have to run all of
 its micro-batches twice; the loops load them one by one and keep none.
 """
 
 from collections.abc import Callable, Iterable
+from types import ModuleType
 
 import torch
 from mmengine.registry import OPTIMIZERS
@@ -19,12 +20,12 @@ from torch.optim import Optimizer
 
 from agvm_mm.validation import check_number, suggests_arguments
 
-# LAMB's phi, the bound on the norm of a layer's weights in its trust ratio, of the
-# first version of its paper; pytorch-optimizer has the same.
+# Bound on the norm of a layer's weights in the trust ratio (phi in the first version of
+# the LAMB paper); pytorch-optimizer uses the same value.
 MAX_WEIGHT_NORM = 10.0
 
 
-def _pytorch_optimizer(wanted_for: str):
+def _pytorch_optimizer(wanted_for: str) -> ModuleType:
     """Import ``pytorch_optimizer``, which takes seconds.
 
     Raises:
@@ -50,28 +51,30 @@ def build_lars(
     weight_decay: float = 1e-4,
     trust_coefficient: float = 1e-3,
 ) -> Optimizer:
-    """LARS (You et al., 2017, arXiv 1708.03888): SGD with a trust ratio per layer.
+    """Build LARS (You et al., 2017, arXiv 1708.03888): SGD with layerwise trust ratios.
 
         ratio    = trust_coefficient |w| / (|g| + weight_decay |w|)
         buffer  <- momentum buffer + ratio (g + weight_decay w)
         w       <- w - lr buffer
 
-    Parameters of one dimension (biases, normalisation) take plain momentum steps,
-    without ratio and weight decay. Gradients are clipped by the optimizer wrapper's
-    ``clip_grad`` or not at all.
+    One-dimensional parameters (biases, normalization) take plain momentum steps without
+    ratio and weight decay. Only ``clip_grad`` of the optimizer wrapper clips gradients.
 
     Args:
-        params (Iterable): Parameters or groups, as ``torch.optim`` takes them.
-        lr (float): Learning rate; far larger than SGD's, as the ratio is small.
-        momentum (float): Defaults to 0.9.
-        weight_decay (float): Defaults to 1e-4.
-        trust_coefficient (float): The paper's eta. Defaults to 1e-3.
+        params: Parameters or parameter groups.
+        lr: Learning rate; much larger than for SGD, because the ratio is small.
+        momentum: Momentum factor. Defaults to 0.9.
+        weight_decay: Weight decay. Defaults to 1e-4.
+        trust_coefficient: eta in the paper. Defaults to 1e-3.
 
     Returns:
-        Optimizer: ``pytorch_optimizer.LARS``.
+        An instance of ``pytorch_optimizer.LARS``.
 
     Raises:
         ImportError: If pytorch-optimizer is not installed.
+
+    Example:
+        >>> optim_wrapper = dict(optimizer=dict(type='BaselineLARS', lr=1.2))
     """
     return _pytorch_optimizer('BaselineLARS').LARS(
         params,
@@ -94,28 +97,31 @@ def build_lamb(
     eps: float = 1e-6,
     weight_decay: float = 0.01,
 ) -> Optimizer:
-    """LAMB (You et al., ICLR 2020, arXiv 1904.00962): Adam with a trust ratio.
+    """Build LAMB (You et al., ICLR 2020, arXiv 1904.00962): Adam with a trust ratio.
 
         m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
         u  = m / (sqrt(v) + eps) + weight_decay w
         w <- w - lr min(|w|, 10) / |u| u              (ratio 1 where either is 0)
 
-    for each parameter tensor, without bias correction. Weight decay is inside the
-    ratio, and pytorch-optimizer's own clipping is off: gradients are clipped by the
-    optimizer wrapper's ``clip_grad`` or not at all.
+    for each parameter tensor, without bias correction. The trust ratio includes weight
+    decay. Clipping inside pytorch-optimizer is off: only ``clip_grad`` of the optimizer
+    wrapper clips gradients.
 
     Args:
-        params (Iterable): Parameters or groups, as ``torch.optim`` takes them.
-        lr (float): Learning rate.
-        betas (tuple[float, float]): b1 and b2. Defaults to (0.9, 0.999).
-        eps (float): Defaults to 1e-6.
-        weight_decay (float): Defaults to 0.01.
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        betas: b1 and b2. Defaults to (0.9, 0.999).
+        eps: Added to sqrt(v). Defaults to 1e-6.
+        weight_decay: Weight decay. Defaults to 0.01.
 
     Returns:
-        Optimizer: ``pytorch_optimizer.Lamb``.
+        An instance of ``pytorch_optimizer.Lamb``.
 
     Raises:
         ImportError: If pytorch-optimizer is not installed.
+
+    Example:
+        >>> optim_wrapper = dict(optimizer=dict(type='BaselineLAMB', lr=0.01))
     """
     return _pytorch_optimizer('BaselineLAMB').Lamb(
         params,
@@ -126,8 +132,8 @@ def build_lamb(
         weight_decouple=False,
         pre_norm=False,
         max_grad_norm=0.0,
-        # Otherwise the package multiplies the finished step by 1 / (1 - b1^t), and
-        # the first ones are up to ten times as long as the trust ratio says.
+        # False would multiply the finished step by 1 / (1 - b1^t): the first steps
+        # would be up to ten times as long as the trust ratio allows.
         adam_debias=True,
     )
 
@@ -135,33 +141,33 @@ def build_lamb(
 @OPTIMIZERS.register_module()
 @suggests_arguments()
 class PMDLAMB(Optimizer):
-    """LAMB whose moments are decayed periodically, so that old gradients fade.
+    """LAMB whose moments decay periodically, which reduces the weight of old gradients.
 
-    The idea of PMD-LAMB (Wang et al., *Large Batch Optimization for Object
+    The idea is that of PMD-LAMB (Wang et al., *Large Batch Optimization for Object
     Detection: Training COCO in 12 Minutes*, ECCV 2020): with few large updates the
-    moments hold gradients of weights long left behind. How much and how often is
-    ours to choose here: before the updates period, 2 period, 3 period, ... of a
-    parameter both of its moments are multiplied by ``moment_decay``, and then
+    moments contain gradients at weights of long ago. How much and how often they decay
+    is a choice of this implementation: before the updates period, 2 period, 3 period,
+    ... of a parameter both of its moments are multiplied by ``moment_decay``, and then
 
         m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
         u  = m / (sqrt(v) + eps) + weight_decay w
         w <- w - lr min(|w|, 10) / |u| u              (ratio 1 where either is 0)
 
-    as in LAMB without bias correction. ``moment_decay=1`` is LAMB, 0 starts anew.
+    as in LAMB without bias correction. ``moment_decay=1`` is LAMB, and 0 resets the
+    moments.
 
     Args:
-        params (Iterable): Parameters or groups, as ``torch.optim`` takes them.
-        lr (float): Learning rate.
-        betas (tuple[float, float]): b1 and b2, in [0, 1). Defaults to (0.9, 0.999).
-        eps (float): Added to sqrt(v). Defaults to 1e-6.
-        weight_decay (float): Defaults to 0.01.
-        period (int): Updates from one decay to the next. Defaults to 100.
-        moment_decay (float): What is left of the moments, in [0, 1]. Defaults to
-            0.1.
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        betas: b1 and b2, in [0, 1). Defaults to (0.9, 0.999).
+        eps: Added to sqrt(v). Defaults to 1e-6.
+        weight_decay: Weight decay. Defaults to 0.01.
+        period: Updates between two decays. Defaults to 100.
+        moment_decay: Factor of a decay, in [0, 1]. Defaults to 0.1.
 
     Raises:
-        TypeError: If a number is not a number.
-        ValueError: If a number is out of its range.
+        TypeError: If a setting is not a number.
+        ValueError: If a setting is out of range.
 
     Example:
         >>> optim_wrapper = dict(optimizer=dict(type='PMDLAMB', lr=0.005, period=100))
@@ -199,10 +205,10 @@ class PMDLAMB(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Take one update.
+        """Perform one update.
 
         Args:
-            closure (Callable, optional): Computes the loss again. Defaults to None.
+            closure: Reevaluates the model and returns the loss. Defaults to None.
         """
         loss = None
         if closure is not None:
@@ -215,6 +221,7 @@ class PMDLAMB(Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, group: dict) -> None:
+        """Update one parameter and its moments in place."""
         gradient = parameter.grad
         state = self.state[parameter]
         if not state:
@@ -233,7 +240,7 @@ class PMDLAMB(Optimizer):
         update.add_(parameter, alpha=group['weight_decay'])
         weight_norm = torch.linalg.vector_norm(parameter).clamp_(max=MAX_WEIGHT_NORM)
         update_norm = torch.linalg.vector_norm(update)
-        # Without a branch, which would wait for the device at each parameter.
+        # No branch: it would synchronize with the device for each parameter.
         ratio = torch.where(
             (weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0
         )

@@ -1,40 +1,44 @@
-"""The exponential warm-up of mmcv 1.x as a parameter scheduler of MMEngine."""
+"""Exponential warm-up of mmcv 1.x as an MMEngine parameter scheduler."""
 
-from mmengine.optim import _ParamScheduler
+from typing import Any
+
+from mmengine.optim import BaseOptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
+from torch.optim import Optimizer
 
+from agvm_mm.engine import ParamScheduler
 from agvm_mm.validation import check_number, suggests_arguments
 
 
 @PARAM_SCHEDULERS.register_module()
 @suggests_arguments()
-class ExponentialWarmupLR(_ParamScheduler):
-    """Raises the learning rate exponentially from a small part of it to all of it.
+class ExponentialWarmupLR(ParamScheduler):
+    """Warm-up that raises the learning rate exponentially to its full value.
 
         lr(t) = lr * start_factor ** (1 - t / T)    for 0 <= t < T = end - begin
 
-    and lr(t) = lr from t = T on, t counted from ``begin``: mmcv 1.x's
-    ``warmup='exp'`` with ``warmup_ratio=start_factor`` and ``warmup_iters=T``.
-    (MMEngine's ``LinearLR`` reaches the full value one step earlier, at T - 1.)
-    It multiplies what is there, so it combines with other schedulers; list it
-    before one that begins where it ends.
+    and lr(t) = lr for t >= T, with t counted from ``begin``. This equals
+    ``warmup='exp'`` of mmcv 1.x with ``warmup_ratio=start_factor`` and
+    ``warmup_iters=T``. (MMEngine's ``LinearLR`` reaches the full value one step
+    earlier, at T - 1.) It multiplies the current learning rate, so it combines with
+    other schedulers; list it before a scheduler that begins where it ends.
 
     Args:
-        optimizer (Optimizer or BaseOptimWrapper): Whose ``lr`` is scheduled.
-        start_factor (float): Part of the learning rate to begin with, above 0 and
-            at most 1. Defaults to 1e-3.
-        begin (int): First step of the warm-up, in epochs or in updates as
-            ``by_epoch`` says. Defaults to 0.
-        end (int): First step at the full learning rate. There is no default: a
-            warm-up has to end.
-        last_step (int): As in MMEngine. Defaults to -1.
-        by_epoch (bool): Whether steps are epochs. With ``convert_to_iter_based``
-            a config may give epochs and warm up at every update. Defaults to True.
-        verbose (bool): Whether to print each value. Defaults to False.
+        optimizer: Optimizer or optimizer wrapper whose ``lr`` is scheduled.
+        start_factor: Factor of the learning rate at ``begin``, in (0, 1]. Defaults to
+            1e-3.
+        end: First step at the full learning rate. Required, because a warm-up must end.
+        begin: First step of the warm-up, in epochs if ``by_epoch`` and in updates
+            otherwise. Defaults to 0.
+        last_step: As in MMEngine. Defaults to -1.
+        by_epoch: Whether steps are epochs. With ``convert_to_iter_based=True`` a config
+            counts in epochs and the warm-up steps at every update. Defaults to True.
+        verbose: Whether to print each value. Defaults to False.
 
     Raises:
         TypeError: If ``start_factor`` is not a number.
-        ValueError: If it is out of range, or ``end`` is not after ``begin``.
+        ValueError: If ``start_factor`` is out of range or ``end`` is not after
+            ``begin``.
 
     Example:
         >>> param_scheduler = [
@@ -45,7 +49,7 @@ class ExponentialWarmupLR(_ParamScheduler):
 
     def __init__(
         self,
-        optimizer,
+        optimizer: Optimizer | BaseOptimWrapper,
         start_factor: float = 1e-3,
         *,
         end: int,
@@ -59,8 +63,8 @@ class ExponentialWarmupLR(_ParamScheduler):
             raise ValueError(f'end must be after begin={begin}, got {end}')
         self.start_factor = start_factor
         self.warmup_steps = end - begin
-        # The base class acts while step < end; this one also acts at step `end`,
-        # where it makes the learning rate whole.
+        # The base class acts while step < end, but the full learning rate is first
+        # reached at step `end`.
         super().__init__(
             optimizer,
             param_name='lr',
@@ -74,24 +78,25 @@ class ExponentialWarmupLR(_ParamScheduler):
     @classmethod
     def build_iter_from_epoch(
         cls,
-        *args,
+        *args: Any,
         end: float,
         begin: float = 0,
         by_epoch: bool = True,
         epoch_length: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> 'ExponentialWarmupLR':
-        """Build one that steps at every update from a config that counts epochs.
+        """Build a scheduler that steps at every update from settings in epochs.
 
         Args:
-            end (float): First epoch at the full learning rate; may be a fraction.
-            begin (float): First epoch of the warm-up. Defaults to 0.
-            by_epoch (bool): Must be True. Defaults to True.
-            epoch_length (int): Updates of one epoch.
+            args: As in the constructor.
+            end: First epoch at the full learning rate; may be a fraction.
+            begin: First epoch of the warm-up. Defaults to 0.
+            by_epoch: Must be True. Defaults to True.
+            epoch_length: Number of updates in an epoch.
+            kwargs: As in the constructor.
 
         Raises:
-            ValueError: If the config does not count epochs, or their length is
-                unknown.
+            ValueError: If ``by_epoch`` is False or the epoch's length is unknown.
         """
         if not by_epoch:
             raise ValueError('only by_epoch=True can be converted to updates')
@@ -106,12 +111,12 @@ class ExponentialWarmupLR(_ParamScheduler):
         )
 
     def factor(self, step: int) -> float:
-        """Part of the full learning rate at a step, counted from ``begin``."""
+        """Return the factor of the full learning rate at a step after ``begin``."""
         return self.start_factor ** (1 - step / self.warmup_steps)
 
     def _get_value(self) -> list[float]:
-        # A fresh quotient at each step: the rounding of one constant factor would
-        # add up over a long warm-up.
+        # Compute the quotient at each step: the rounding error of a constant factor
+        # would accumulate over a long warm-up.
         change = self.factor(self.last_step)
         if self.last_step > 0:
             change /= self.factor(self.last_step - 1)

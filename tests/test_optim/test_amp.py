@@ -1,7 +1,7 @@
-"""AGVMAmpOptimWrapper, as far as a CPU goes.
+"""AGVMAmpOptimWrapper on a CPU.
 
-MMEngine's AmpOptimWrapper refuses to be built without an accelerator; that one check
-is patched here, and the scaler is torch's for the CPU.
+MMEngine's AmpOptimWrapper requires an accelerator. This check is patched here, and
+torch's scaler for CPUs is used.
 """
 
 import copy
@@ -14,8 +14,8 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from toy import OPTIMIZERS, ToyDetector, make_images
 
 from agvm_mm.estimators import build_estimator
-from agvm_mm.optim import AGVMOptimWrapperConstructor
 from agvm_mm.modulator import MeasurementSchedule
+from agvm_mm.optim import AGVMOptimWrapperConstructor
 
 SCALES_ON_CPU = hasattr(torch.amp, 'GradScaler')
 needs_scaler = pytest.mark.skipif(
@@ -24,7 +24,7 @@ needs_scaler = pytest.mark.skipif(
 
 
 def make(optimizer='SGD', estimator='halves', scale=2.0**10, dtype='float64', **kwargs):
-    """A toy detector in float32 and its AMP wrapper, over two micro-batches."""
+    """Return a toy detector in float32 and its AMP wrapper with two micro-batches."""
     model = ToyDetector().float()
 
     def scaler(**settings):
@@ -82,7 +82,7 @@ def test_phi_does_not_depend_on_the_loss_scale(optimizer, estimator):
 
 
 @needs_scaler
-def test_an_overflowed_update_leaves_mu_and_parameters_alone():
+def test_overflow_changes_neither_mu_nor_parameters():
     model, wrapper = make()
     update(model, wrapper, 0)
     before = wrapper.multipliers, wrapper.variances
@@ -100,7 +100,7 @@ def test_an_overflowed_update_leaves_mu_and_parameters_alone():
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
 def test_norms_of_half_precision_gradients_do_not_overflow(estimator):
-    # float16 ends at 65504: the squares of these gradients are beyond it.
+    # The squares of these gradients are above 65504, the largest number in float16.
     model = torch.nn.Module()
     model.backbone = torch.nn.Linear(64, 1, bias=False).half()
     optimizer = torch.optim.SGD(
@@ -137,7 +137,7 @@ def test_bfloat16_autocast_is_close_to_full_precision():
 
 
 @needs_scaler
-def test_state_holds_both_agvm_and_the_loss_scaler():
+def test_state_contains_agvm_and_loss_scaler():
     model, wrapper = make()
     for seed in range(4):
         update(model, wrapper, seed)
@@ -152,7 +152,7 @@ def test_state_holds_both_agvm_and_the_loss_scaler():
     assert all(map(torch.equal, model.parameters(), other_model.parameters()))
 
 
-def test_clipping_sees_unscaled_gradients_and_its_window():
+def test_unscaled_gradients_are_clipped_in_the_window_only():
     norms = {}
     for window in (None, (1, 2)):
         model, wrapper = make(
@@ -172,7 +172,7 @@ def test_clipping_sees_unscaled_gradients_and_its_window():
     assert clipped == [False, True, True, False]
 
 
-def test_every_pairing_of_wrapper_settings_builds():
+def test_every_optimizer_and_estimator_builds():
     for optimizer, estimator in itertools.product(OPTIMIZERS, ('halves', 'replicas')):
         _, wrapper = make(optimizer, estimator)
         assert type(wrapper).__name__ == 'AGVMAmpOptimWrapper'

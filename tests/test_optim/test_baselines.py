@@ -1,4 +1,4 @@
-"""LARS, LAMB and PMD-LAMB against NumPy, and what AGVM says to them."""
+"""LARS, LAMB and PMD-LAMB against NumPy; AGVM refuses them."""
 
 import copy
 import subprocess
@@ -25,7 +25,7 @@ def build(name, params, **kwargs):
 
 
 def make_problem(updates, seed=0):
-    """Starting weights, one of them all zero, and a gradient for each update."""
+    """Return initial weights, one of them all zero, and gradients of each update."""
     random = np.random.default_rng(seed)
     weights = [random.normal(size=shape) for shape in SHAPES]
     weights[2][:] = 0
@@ -82,7 +82,7 @@ def numpy_lars(updates, *, weight_decay):
 
 @pytest.mark.parametrize(('period', 'decay'), [(3, 0.1), (2, 0.0), (1, 0.5), (4, 1.0)])
 @pytest.mark.parametrize('weight_decay', [0.0, 0.1])
-def test_pmd_lamb(period, decay, weight_decay):
+def test_pmd_lamb_equals_numpy(period, decay, weight_decay):
     actual = run_torch(
         'PMDLAMB', 12, period=period, moment_decay=decay, weight_decay=weight_decay
     )
@@ -94,8 +94,8 @@ def test_pmd_lamb(period, decay, weight_decay):
 
 
 @pytest.mark.parametrize('weight_decay', [0.0, 0.1])
-def test_lamb(weight_decay):
-    """Weight decay once and inside the trust ratio, and nothing clipped."""
+def test_lamb_equals_numpy(weight_decay):
+    """Weight decay acts once, inside the trust ratio, and nothing is clipped."""
     actual = run_torch('BaselineLAMB', 12, weight_decay=weight_decay)
     expected = numpy_lamb(12, weight_decay=weight_decay)
     for a, b in zip(actual, expected, strict=True):
@@ -104,8 +104,8 @@ def test_lamb(weight_decay):
 
 
 @pytest.mark.parametrize('weight_decay', [0.0, 0.1])
-def test_lars(weight_decay):
-    """Weight decay once and inside the trust ratio, none for vectors."""
+def test_lars_equals_numpy(weight_decay):
+    """Weight decay acts once, inside the trust ratio, and not on vectors."""
     actual = run_torch('BaselineLARS', 12, weight_decay=weight_decay)
     expected = numpy_lars(12, weight_decay=weight_decay)
     for a, b in zip(actual, expected, strict=True):
@@ -113,8 +113,8 @@ def test_lars(weight_decay):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_clipping_is_done_once_by_the_wrapper(name):
-    """A wrapper that clips is an optimizer on clipped gradients, and no more."""
+def test_only_the_wrapper_clips_gradients(name):
+    """A wrapper that clips equals a plain optimizer on clipped gradients."""
 
     def step(scale, **wrapper):
         torch.manual_seed(0)
@@ -128,13 +128,13 @@ def test_clipping_is_done_once_by_the_wrapper(name):
 
     clipped = step(100.0, clip_grad=dict(max_norm=12**0.5))
     torch.testing.assert_close(clipped, step(1.0), rtol=1e-5, atol=1e-7)
-    # Their own clipping at 1 would make these equal.
+    # Clipping at 1 inside the optimizer would make these equal.
     if name != 'BaselineLARS':
         weights = [step(scale, clip_grad=None) for scale in (1e-6, 1e-3)]
         assert not torch.allclose(*weights)
 
 
-def test_pmd_lamb_resumes_to_the_last_bit():
+def test_resumed_pmd_lamb_is_bit_identical():
     weights, gradients = make_problem(9)
 
     def make():
@@ -162,7 +162,7 @@ def test_pmd_lamb_resumes_to_the_last_bit():
     assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
 
 
-def test_pmd_lamb_takes_a_closure_and_skips_unused_parameters():
+def test_pmd_lamb_accepts_closure_and_skips_unused_parameters():
     used, unused = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     optimizer = build('PMDLAMB', [used, unused])
 
@@ -188,14 +188,14 @@ def test_pmd_lamb_takes_a_closure_and_skips_unused_parameters():
         dict(eps=0),
     ],
 )
-def test_pmd_lamb_refuses_what_is_out_of_range(kwargs):
+def test_pmd_lamb_refuses_settings_out_of_range(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         build('PMDLAMB', [torch.nn.Parameter(torch.ones(1))], **kwargs)
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_agvm_refuses_them(name):
-    """Their trust ratios and AGVM's multipliers would correct for one another."""
+def test_agvm_refuses_baselines(name):
+    """Trust ratios and AGVM's multipliers would counteract each other."""
     if name != 'PMDLAMB':
         pytest.importorskip('pytorch_optimizer')
     cfg = dict(
@@ -210,7 +210,7 @@ def test_agvm_refuses_them(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_plain_wrapper_takes_them(name):
+def test_plain_wrapper_accepts_baselines(name):
     from mmengine.optim import build_optim_wrapper
 
     if name != 'PMDLAMB':
@@ -229,7 +229,7 @@ def test_a_plain_wrapper_takes_them(name):
     }
 
 
-def test_names_clash_with_nothing():
+def test_names_do_not_clash_with_torch():
     """MMEngine registers every optimizer of torch under its own name."""
     assert OPTIM_WRAPPERS.get('AGVMOptimWrapper')
     for name in NAMES:
@@ -238,7 +238,7 @@ def test_names_clash_with_nothing():
 
 
 @pytest.mark.parametrize('name', NAMES[:2])
-def test_says_what_to_install(name, monkeypatch):
+def test_missing_package_is_reported_with_command(name, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pytorch_optimizer', None)
     with pytest.raises(ImportError, match="pip install 'pytorch-optimizer>=4,<5'"):
         OPTIMIZERS.build(
@@ -246,7 +246,7 @@ def test_says_what_to_install(name, monkeypatch):
         )
 
 
-def test_the_package_is_imported_only_when_named():
+def test_pytorch_optimizer_is_imported_only_when_used():
     code = 'import sys, agvm_mm; print("pytorch_optimizer" in sys.modules)'
     done = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, timeout=120

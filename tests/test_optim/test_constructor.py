@@ -1,4 +1,4 @@
-"""AGVMOptimWrapperConstructor: groups, paramwise_cfg, merging."""
+"""AGVMOptimWrapperConstructor: parameter groups, paramwise_cfg and merging."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def settings_by_parameter(model, wrapper):
 
 
 @pytest.mark.parametrize('paramwise_cfg', [None, PARAMWISE])
-def test_learning_rates_and_decays_are_those_of_mmengine(paramwise_cfg):
+def test_learning_rates_and_weight_decays_equal_those_of_mmengine(paramwise_cfg):
     model = ToyDetector()
     ours = AGVMOptimWrapperConstructor(
         dict(type='AGVMOptimWrapper', optimizer=dict(OPTIMIZER)), paramwise_cfg
@@ -58,7 +58,7 @@ def test_one_group_for_each_module_and_setting():
     ]
 
 
-def test_merging_keeps_groups_apart_that_differ_in_anything():
+def test_only_groups_with_equal_settings_are_merged():
     a, b, c = (torch.nn.Parameter(torch.zeros(1)) for _ in range(3))
     merged = merge_groups(
         [
@@ -71,7 +71,7 @@ def test_merging_keeps_groups_apart_that_differ_in_anything():
     assert merged[0]['params'][0] is a and merged[0]['params'][1] is c
 
 
-def test_frozen_parameters_stay_with_the_optimizer_as_in_mmengine():
+def test_frozen_parameters_stay_in_optimizer_as_in_mmengine():
     model = ToyDetector()
     model.neck.requires_grad_(False)
     wrapper = make_wrapper(model, OPTIMIZER)
@@ -80,7 +80,7 @@ def test_frozen_parameters_stay_with_the_optimizer_as_in_mmengine():
     assert 'neck' not in wrapper.multipliers
 
 
-def test_a_model_in_ddp_is_unwrapped_and_own_modules_are_taken():
+def test_ddp_model_is_unwrapped_and_custom_modules_are_used():
     model = ToyDetector()
     wrapped = torch.nn.Module()
     wrapped.module = model
@@ -92,7 +92,7 @@ def test_a_model_in_ddp_is_unwrapped_and_own_modules_are_taken():
     assert list(wrapper.multipliers) == ['backbone', 'head']
 
 
-def test_bad_modules_are_refused():
+def test_unknown_prefix_is_refused():
     with pytest.raises(ValueError, match="Did you mean 'roi_head'"):
         make_wrapper(ToyDetector(), OPTIMIZER, modules=dict(backbone=['roi_hed']))
 
@@ -100,11 +100,11 @@ def test_bad_modules_are_refused():
 @pytest.mark.parametrize(
     'kind, message',
     [
-        ('AmpOptimWrapper', "got .*'AmpOptimWrapper'.*--amp overwrites the type"),
+        ('AmpOptimWrapper', "got .*'AmpOptimWrapper'.*--amp .*overwrites the type"),
         ('OptimWrapper', "got optim_wrapper.type='OptimWrapper'$"),
         (None, 'got optim_wrapper.type=None$'),
     ],
 )
-def test_wrappers_that_modulate_nothing_are_refused(kind, message):
+def test_other_wrapper_types_are_refused(kind, message):
     with pytest.raises(TypeError, match=message):
         AGVMOptimWrapperConstructor(dict(type=kind, optimizer=OPTIMIZER))

@@ -1,4 +1,4 @@
-"""The exponential warm-up against its closed formula."""
+"""Exponential warm-up against its closed formula."""
 
 import copy
 
@@ -21,7 +21,7 @@ def make_optimizer():
 
 
 def formula(update, warmup, start_factor=1e-3):
-    """mmcv 1.x's ratio^(1 - t / T), in logarithms, unlike the scheduler."""
+    """Return mmcv 1.x's ratio^(1 - t / T), computed with logarithms."""
     if update >= warmup:
         return 1.0
     exponent = torch.tensor((warmup - update) / warmup, dtype=torch.float64)
@@ -30,7 +30,7 @@ def formula(update, warmup, start_factor=1e-3):
 
 
 def run(optimizer, schedulers, updates):
-    """Learning rates of both groups at each update."""
+    """Return the learning rates of both groups at each update."""
     seen = []
     for _ in range(updates):
         seen.append([group['lr'] for group in optimizer.param_groups])
@@ -54,11 +54,11 @@ def test_equals_the_formula_at_every_update(warmup):
     assert_equal(seen, [formula(t, warmup) for t in range(warmup + 5)])
 
 
-def test_begins_later_and_from_another_factor():
+def test_begin_and_start_factor_are_used():
     optimizer = make_optimizer()
     scheduler = ExponentialWarmupLR(optimizer, 0.1, begin=3, end=8, by_epoch=False)
     seen = run(optimizer, [scheduler], 10)
-    # Before it begins it leaves the learning rate alone, as MMEngine's do.
+    # Before `begin` the learning rate is unchanged, as with MMEngine's schedulers.
     assert_equal(seen, [1] * 3 + [formula(t, 5, 0.1) for t in range(7)])
 
 
@@ -69,7 +69,7 @@ def decayed(update, warmup, milestones):
 @pytest.mark.parametrize('first', ['warm-up', 'steps'])
 @pytest.mark.parametrize('milestones', [[60, 70], [20, 70]])
 def test_combines_with_lr_steps(first, milestones):
-    """In either order, and also where a step falls into the warm-up."""
+    """The order does not matter, and a step may be inside the warm-up."""
     optimizer = make_optimizer()
     builders = [
         lambda: ExponentialWarmupLR(optimizer, begin=0, end=40, by_epoch=False),
@@ -80,7 +80,7 @@ def test_combines_with_lr_steps(first, milestones):
     assert_equal(seen, [decayed(t, 40, milestones) for t in range(80)])
 
 
-def test_a_polynomial_may_begin_where_it_ends():
+def test_polynomial_may_begin_where_warmup_ends():
     optimizer = make_optimizer()
     schedulers = [
         ExponentialWarmupLR(optimizer, begin=0, end=10, by_epoch=False),
@@ -95,7 +95,7 @@ def test_a_polynomial_may_begin_where_it_ends():
 
 
 @pytest.mark.parametrize('stop', [0, 1, 23, 40, 41, 65])
-def test_resumes_to_the_last_bit(stop):
+def test_resumed_warmup_is_bit_identical(stop):
     def build():
         optimizer = make_optimizer()
         wrapper = OptimWrapper(optimizer)
@@ -118,7 +118,7 @@ def test_resumes_to_the_last_bit(stop):
     assert seen + run(wrapper, schedulers, 80 - stop) == whole
 
 
-def test_epochs_in_a_config_become_updates():
+def test_epochs_in_config_are_converted_to_updates():
     optimizer = make_optimizer()
     scheduler = PARAM_SCHEDULERS.build(
         dict(
@@ -153,12 +153,12 @@ def test_epochs_without_conversion_step_by_epoch():
         (dict(end=4, start_factor=1.1), 'at most 1'),
     ],
 )
-def test_refuses_what_is_out_of_range(kwargs, message):
+def test_settings_out_of_range_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ExponentialWarmupLR(make_optimizer(), **kwargs)
 
 
-def test_refuses_what_it_cannot_convert():
+def test_impossible_conversion_is_refused():
     build = ExponentialWarmupLR.build_iter_from_epoch
     with pytest.raises(ValueError, match='by_epoch=True'):
         build(make_optimizer(), end=2, by_epoch=False, epoch_length=10)
