@@ -1,4 +1,6 @@
-"""Set-up that all tests share."""
+"""Fixtures shared by all tests."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -7,10 +9,10 @@ from mmengine.visualization import Visualizer
 
 
 @pytest.fixture(autouse=True)
-def no_traces():
-    """MMEngine keeps the last scope and visualizer for whoever comes next."""
+def reset_global_state() -> Iterator[None]:
+    """Clear MMEngine's global scopes and visualizers after each test."""
     yield
-    # Each kind of visualizer keeps its own.
+    # Each subclass of the visualizer has its own instances.
     kinds = [DefaultScope, Visualizer]
     for kind in kinds:
         kind._instance_dict.clear()
@@ -18,6 +20,6 @@ def no_traces():
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Tests are small, and two cores are shared with the ranks they start."""
+def use_one_thread() -> None:
+    """Limit torch to one thread: tests are small, and their ranks share the cores."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The hand-checkable case: four replicas, two modules, one parameter each."""
+"""Hand-checked case: four replicas, two modules, one parameter each."""
 
 import torch
 from torch import nn
@@ -7,8 +7,8 @@ GRADIENTS = {
     'backbone': [(1, 0, 2), (0, 1, 2), (1, 1, 0), (-1, 0, 2)],
     'head': [(3, 1), (2, 2), (4, 1), (3, 0)],
 }
-# Worked out by hand; L and T are the mean squared norm of the replicas and the
-# squared norm of their mean.
+# Computed by hand. LOCAL_SQ is the mean squared norm of the replicas' gradients, and
+# MEAN_SQ is the squared norm of their mean.
 LOCAL_SQ = {'backbone': 4.25, 'head': 11.0}
 MEAN_SQ = {'backbone': 2.5625, 'head': 10.0}
 VARIANCES = {
@@ -21,14 +21,15 @@ MULTIPLIER = {'halves': 0.9942768, 'replicas': 1.0408656}
 
 
 class GoldenModel(nn.Module):
-    """A model whose gradient is what it is fed with."""
+    """Model whose gradients are those of one replica in ``GRADIENTS``."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.ParameterList([nn.Parameter(torch.zeros(3).double())])
         self.head = nn.ParameterList([nn.Parameter(torch.zeros(2).double())])
 
-    def forward(self, replica: int):
+    def forward(self, replica: int) -> torch.Tensor:
+        """Return a loss that is linear in the parameters."""
         return sum(
             getattr(self, name)[0] @ torch.tensor(rows[replica]).double()
             for name, rows in GRADIENTS.items()

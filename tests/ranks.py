@@ -1,37 +1,43 @@
-"""Runs a function on several gloo ranks of this machine."""
+"""Functions run on several local gloo ranks."""
 
 import datetime
 import os
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# A server that has imported what every rank needs, and forks ranks from there: a rank
-# starts in a fraction of a second instead of five.
+# Ranks are forked from a server that has imported what they need: they start in a
+# fraction of a second instead of five seconds.
 CONTEXT = mp.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['torch', 'mmengine.runner', 'agvm_mm', 'runners'])
 
 
 def run_on_ranks(
-    function, ranks: int, *args, timeout: float = 120, check: bool = True
+    function: Callable,
+    ranks: int,
+    *args: Any,
+    timeout: float = 120,
+    check: bool = True,
 ) -> list:
-    """Run ``function(*args)`` on each of several ranks and return what they return.
+    """Run ``function(*args)`` on each of several ranks and return their results.
 
     Args:
-        function (callable): A function of a module (it is pickled by name).
-        ranks (int): Number of processes.
-        args: Its arguments.
-        timeout (float): Seconds that a collective may wait. Defaults to 120.
-        check (bool): Whether all ranks must succeed; otherwise the traceback or the
-            exit status of each is returned instead. Defaults to True.
+        function: Module-level function (it is pickled by name).
+        ranks: Number of processes.
+        args: Arguments of the function.
+        timeout: Seconds that a collective may wait. Defaults to 120.
+        check: Whether all ranks must succeed. Otherwise the traceback or the exit
+            status of each rank is returned instead of its result. Defaults to True.
 
     Raises:
-        AssertionError: If a rank raises; the message holds the ranks' tracebacks.
+        AssertionError: If a rank fails; the message contains the tracebacks.
     """
     with tempfile.TemporaryDirectory() as folder:
         processes = [
@@ -60,7 +66,9 @@ def run_on_ranks(
         ]
 
 
-def _rank(function, rank: int, ranks: int, folder: str, timeout: float, args) -> None:
+def _rank(
+    function: Callable, rank: int, ranks: int, folder: str, timeout: float, args: tuple
+) -> None:
     torch.set_num_threads(1)
     os.environ['LOCAL_RANK'] = str(rank)  # MMEngine reads it.
     try:
@@ -72,8 +80,8 @@ def _rank(function, rank: int, ranks: int, folder: str, timeout: float, args) ->
             timeout=datetime.timedelta(seconds=timeout),
         )
         torch.save(function(*args), Path(folder, f'{rank}.result'))
-        # In old releases of torch the group's end holds the GIL while it waits for
-        # threads of gloo, which may need it to let go of the last update's callbacks.
+        # Old releases of torch hold the GIL while destroying the group waits for gloo's
+        # threads, which may need it to release the callbacks of the last update.
         time.sleep(0.02)
         dist.destroy_process_group()
     except Exception:

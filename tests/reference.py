@@ -1,39 +1,41 @@
-"""AGVM written a second time, straight from the definitions, in NumPy.
+"""Independent implementation of AGVM in NumPy, directly from the definitions.
 
-Takes each replica's full gradient and shares no code with the package.
+It takes the full gradient of each replica and shares no code with the package.
 """
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray]
+
 
 class ReferenceAGVM:
-    """Trains parameters from the replicas' full gradients.
+    """AGVM with SGD or AdamW on the full gradients of all replicas.
 
     Args:
-        parameters (dict[str, ndarray]): Float64 parameters by name.
-        module_of (dict[str, str]): Module of each parameter.
-        optimizer (str): 'SGD' (momentum 0.9) or 'AdamW'.
-        lr (float): Learning rate.
-        weight_decay (float): Weight decay.
-        estimator (str): 'halves' or 'replicas'.
-        interval (int): Updates between measurements.
-        begin (int): First update measured.
-        momentum (float): Of the multipliers. Defaults to 0.97.
+        parameters: Float64 parameters by name.
+        module_of: Module of each parameter.
+        optimizer: 'SGD' (momentum 0.9) or 'AdamW'.
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        estimator: 'halves' or 'replicas'.
+        interval: Updates between two measurements.
+        begin: First active update.
+        momentum: Momentum of the multipliers. Defaults to 0.97.
     """
 
     def __init__(
         self,
-        parameters,
-        module_of,
+        parameters: Arrays,
+        module_of: dict[str, str],
         *,
-        optimizer,
-        lr,
-        weight_decay,
-        estimator,
-        interval,
-        begin,
-        momentum=0.97,
-    ):
+        optimizer: str,
+        lr: float,
+        weight_decay: float,
+        estimator: str,
+        interval: int,
+        begin: int,
+        momentum: float = 0.97,
+    ) -> None:
         self.parameters = {k: v.copy() for k, v in parameters.items()}
         self.module_of = module_of
         self.optimizer = optimizer
@@ -49,7 +51,7 @@ class ReferenceAGVM:
         self.first_moment = {k: np.zeros_like(v) for k, v in parameters.items()}
         self.second_moment = {k: np.zeros_like(v) for k, v in parameters.items()}
 
-    def _precondition(self, gradients, own_square):
+    def _precondition(self, gradients: Arrays, own_square: bool) -> Arrays:
         if self.optimizer == 'SGD':
             return gradients
         result = {}
@@ -60,7 +62,7 @@ class ReferenceAGVM:
             result[name] = gradient / (np.sqrt(v) + 1e-8)
         return result
 
-    def _vector(self, gradients, module):
+    def _vector(self, gradients: Arrays, module: str) -> np.ndarray:
         return np.concatenate(
             [
                 gradients[name].ravel()
@@ -69,7 +71,7 @@ class ReferenceAGVM:
             ]
         )
 
-    def _measure(self, replicas):
+    def _measure(self, replicas: list[Arrays]) -> None:
         n = len(replicas)
         mean = _mean(replicas)
         for module in self.multipliers:
@@ -95,8 +97,8 @@ class ReferenceAGVM:
                 1 - self.momentum
             ) * np.sqrt(ratio)
 
-    def step(self, replicas):
-        """One update from a list of gradients by name, one per replica."""
+    def step(self, replicas: list[Arrays]) -> None:
+        """Perform one update from the gradients by name of each replica."""
         if self.updates >= self.begin and self.updates % self.interval == 0:
             self._measure(replicas)
         self.updates += 1
@@ -117,7 +119,7 @@ class ReferenceAGVM:
                 self.parameters[name] = p - lr * m_hat / (np.sqrt(v_hat) + 1e-8)
 
 
-def _mean(replicas):
+def _mean(replicas: list[Arrays]) -> Arrays:
     return {
         name: np.mean([gradients[name] for gradients in replicas], axis=0)
         for name in replicas[0]

@@ -1,4 +1,8 @@
-"""A whole MMEngine Runner on small float64 data."""
+"""MMEngine Runner on small float64 data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.registry import DATASETS, MODELS
@@ -11,38 +15,38 @@ MODELS.register_module(module=ToyDetector, force=True)
 
 @DATASETS.register_module(force=True)
 class ImageDataset(Dataset):
-    """Noisy regression data, one (inputs, target) pair per image."""
+    """Data set of noisy regression data, one (inputs, targets) pair per image."""
 
-    def __init__(self, images: int):
+    def __init__(self, images: int) -> None:
         self.tensors = make_images(images)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.tensors[0])
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, targets = self.tensors
         return inputs[index], targets[index]
 
 
 def make_runner(
-    work_dir,
-    optim_wrapper,
+    work_dir: Path,
+    optim_wrapper: dict,
     *,
-    images,
-    batch_size,
-    train_cfg,
-    hooks=(),
-    sampler='DefaultSampler',
-    shuffle=True,
-    param_scheduler=None,
-    checkpoint=None,
-    model='ToyDetector',
-    dataset='ImageDataset',
-    num_workers=0,
-    randomness=None,
-    **kwargs,
-):
-    """Build a Runner on this rank's gloo group, if there is one."""
+    images: int,
+    batch_size: int,
+    train_cfg: dict,
+    hooks: Sequence[dict] = (),
+    sampler: str = 'DefaultSampler',
+    shuffle: bool = True,
+    param_scheduler: list[dict] | None = None,
+    checkpoint: dict | None = None,
+    model: str = 'ToyDetector',
+    dataset: str = 'ImageDataset',
+    num_workers: int = 0,
+    randomness: dict | None = None,
+    **kwargs: Any,
+) -> Runner:
+    """Build a Runner, which uses the gloo group of this rank if there is one."""
     return Runner(
         model=dict(type=model),
         work_dir=str(work_dir),

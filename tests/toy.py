@@ -1,22 +1,25 @@
-"""Small float64 networks shaped like detectors."""
+"""Small float64 network with the structure of a detector."""
+
+from typing import Any
 
 import torch
 from mmengine.model import BaseModel
 from torch import nn
 
 from agvm_mm.estimators import build_estimator
-from agvm_mm.optim import AGVMOptimWrapperConstructor
 from agvm_mm.modulator import MeasurementSchedule
+from agvm_mm.optim import AGVMOptimWrapper, AGVMOptimWrapperConstructor
 
 
 class ToyDetector(BaseModel):
-    """Backbone, neck and two heads in float64; the second may be unused.
+    """Network with backbone, neck and two heads in float64.
 
     Args:
-        use_head (bool): Whether ``roi_head.mask_head`` takes part in the loss.
+        use_mask_head: Whether ``roi_head.mask_head`` contributes to the loss. Defaults
+            to True.
     """
 
-    def __init__(self, use_mask_head: bool = True):
+    def __init__(self, use_mask_head: bool = True) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8))
@@ -27,8 +30,13 @@ class ToyDetector(BaseModel):
         self.use_mask_head = use_mask_head
         self.double()
 
-    def forward(self, inputs, data_samples=None, mode='loss'):
-        """Per-image squared errors, averaged over the batch."""
+    def forward(
+        self,
+        inputs: torch.Tensor | list[torch.Tensor],
+        data_samples: torch.Tensor | list[torch.Tensor] | None = None,
+        mode: str = 'loss',
+    ) -> dict[str, torch.Tensor]:
+        """Return the squared error of each image, averaged over the batch."""
         if isinstance(inputs, list):
             inputs, data_samples = torch.stack(inputs), torch.stack(data_samples)
         x = self.neck(torch.tanh(self.backbone(inputs)))
@@ -40,7 +48,7 @@ class ToyDetector(BaseModel):
 
 
 def make_images(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy regression data: inputs (count, 6), targets (count, 3)."""
+    """Return noisy regression data: inputs (count, 6) and targets (count, 3)."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(count, 6, generator=generator, dtype=torch.float64)
     noise = torch.randn(count, 3, generator=generator, dtype=torch.float64)
@@ -54,9 +62,15 @@ OPTIMIZERS = {
 
 
 def make_wrapper(
-    model, optimizer='SGD', *, estimator=None, attach_to=None, schedule=None, **kwargs
-):
-    """Build an AGVMOptimWrapper; with an estimator's name, attach that as well."""
+    model: nn.Module,
+    optimizer: str | dict = 'SGD',
+    *,
+    estimator: str | None = None,
+    attach_to: nn.Module | None = None,
+    schedule: dict | None = None,
+    **kwargs: Any,
+) -> AGVMOptimWrapper:
+    """Build an AGVMOptimWrapper and attach the estimator, if one is named."""
     if isinstance(optimizer, str):
         optimizer = OPTIMIZERS[optimizer]
     constructor = AGVMOptimWrapperConstructor(
