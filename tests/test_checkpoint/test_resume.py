@@ -1,4 +1,4 @@
-"""A run that was killed and resumed equals one that never stopped, to the last bit."""
+"""A killed and resumed run equals an uninterrupted one to the last bit."""
 
 import json
 import os
@@ -23,7 +23,7 @@ MODULES = ['backbone', 'neck', 'bbox_head', 'mask_head']
 
 @MODELS.register_module(force=True)
 class NoisyDetector(ToyDetector):
-    """With dropout: a forward pass draws random numbers."""
+    """Detector with dropout: a forward pass draws random numbers."""
 
     def forward(self, inputs, data_samples=None, mode='loss'):
         inputs = torch.nn.functional.dropout(inputs, 0.2, self.training)
@@ -32,7 +32,7 @@ class NoisyDetector(ToyDetector):
 
 @DATASETS.register_module(force=True)
 class AugmentedDataset(ImageDataset):
-    """With random augmentation, as image pipelines have it."""
+    """Data set with random augmentation, as in image pipelines."""
 
     def __getitem__(self, index):
         inputs, targets = super().__getitem__(index)
@@ -42,7 +42,7 @@ class AugmentedDataset(ImageDataset):
 
 @HOOKS.register_module(force=True)
 class DieHook(Hook):
-    """kill -9 after an update, when its checkpoint is written."""
+    """Hook that sends SIGKILL after an update whose checkpoint is written."""
 
     priority = 'LOWEST'
 
@@ -61,10 +61,10 @@ class DieHook(Hook):
 
 @HOOKS.register_module(force=True)
 class DieAfterEpochHook(DieHook):
-    """The same at the end of an epoch."""
+    """Hook that sends SIGKILL at the end of an epoch."""
 
     def after_train_iter(self, *args, **kwargs):
-        """Not here."""
+        """Do nothing."""
 
     def after_train_epoch(self, runner):
         if runner.epoch + 1 == self.after:
@@ -150,7 +150,7 @@ def train(work_dir, case, **kwargs):
 
 
 def read(work_dir):
-    """The newest checkpoint of a run, and the learning rates that it logged."""
+    """Return the newest checkpoint of a run and its logged learning rates."""
     allow_runner_checkpoints()
     path = Path((work_dir / 'last_checkpoint').read_text())
     checkpoint = torch.load(path)
@@ -163,7 +163,7 @@ def read(work_dir):
 
 
 def assert_same(one, other, path='checkpoint'):
-    """Nested containers of tensors and numbers are equal to the last bit."""
+    """Assert that nested containers of tensors and numbers are bit-identical."""
     assert type(one) is type(other), path
     if isinstance(one, dict):
         assert one.keys() == other.keys(), path
@@ -181,9 +181,9 @@ def assert_same(one, other, path='checkpoint'):
 
 @pytest.mark.parametrize('ranks', [1, 2])
 @pytest.mark.parametrize('case', CASES)
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, case, ranks):
-    # Without a seed of its own a run takes a random one: the same for both, and none
-    # for the one that resumes.
+def test_killed_and_resumed_run_is_bit_identical(tmp_path, case, ranks):
+    # Without a seed a run takes a random one: here both runs get the same seed, and the
+    # resumed run gets none.
     seed = dict(randomness=dict(seed=7)) if 'seed' in case else {}
     through, broken = tmp_path / 'through', tmp_path / 'broken'
     run_on_ranks(resume_rank, ranks, str(through), case, seed)
@@ -205,7 +205,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, case, ranks):
 
 
 def resume_rank(work_dir, case, options):
-    """Train on this rank, in one process without DDP if it is alone."""
+    """Train on this rank; without DDP and process group if it is the only rank."""
     alone = dist.get_world_size() == 1
     if alone:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A real detector on images with nothing to learn from: no hang, no NaN in Phi."""
+"""Detector on images without objects: no hang and no NaN in Phi."""
 
 import math
 from pathlib import Path
@@ -13,14 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from toy import make_wrapper
 
 CONFIG = (
-    Path(__file__).parent.parent
+    Path(__file__).parents[2]
     / 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
 )
 MODULES = {'backbone', 'neck', 'rpn_head', 'bbox_head'}
 
 
 def build_detector():
-    """The digits Faster R-CNN, from random weights."""
+    """Build the digits Faster R-CNN with random weights."""
     import mmdet.models  # noqa: F401
 
     init_default_scope('mmdet')
@@ -31,7 +31,7 @@ def build_detector():
 
 
 def make_batch(seed, kind):
-    """Two 96 x 96 images; 'empty' has black ones, 'no_boxes' and it no boxes."""
+    """Return two 96 x 96 images: 'boxes', 'no_boxes', or 'empty' (black, no boxes)."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
@@ -55,7 +55,7 @@ def make_batch(seed, kind):
 
 
 def update(model, detector, wrapper, batch):
-    """One backward pass, and the step if it is due."""
+    """Run one backward pass, and the step if it is due."""
     data = detector.data_preprocessor(batch, training=True)
     with wrapper.optim_context(model):
         losses = model(**data, mode='loss')
@@ -64,7 +64,7 @@ def update(model, detector, wrapper, batch):
 
 
 def ddp_rank(kinds):
-    """Phi and mu by estimator, each rank with images of its own kind."""
+    """Return Phi and mu by estimator; ``kinds`` gives the images of each rank."""
     results = {}
     for estimator in ('halves', 'replicas'):
         detector = build_detector()
@@ -83,7 +83,7 @@ def ddp_rank(kinds):
 
 
 @pytest.mark.parametrize('kind', ['boxes', 'no_boxes', 'empty'])
-def test_one_rank_has_nothing_to_learn_from(kind):
+def test_one_rank_without_objects(kind):
     first, second = run_on_ranks(ddp_rank, 2, ('boxes', kind))
     assert first == second
     for variances, multipliers in first.values():
@@ -94,7 +94,7 @@ def test_one_rank_has_nothing_to_learn_from(kind):
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
 @pytest.mark.parametrize('kinds', [('boxes', 'no_boxes'), ('empty', 'no_boxes')])
-def test_micro_batches_with_nothing_to_learn_from(estimator, kinds):
+def test_micro_batches_without_objects(estimator, kinds):
     detector = build_detector()
     wrapper = make_wrapper(
         detector,

@@ -1,4 +1,4 @@
-"""What fails on one rank: all ranks act alike, and none hangs."""
+"""Faults on one rank: all ranks act alike, and none hangs."""
 
 import os
 import time
@@ -24,7 +24,7 @@ AGVM = dict(
 
 @HOOKS.register_module(force=True)
 class SpoilHook(Hook):
-    """Spoils the gradients of one module on one rank at some updates."""
+    """Hook that spoils the gradients of one module on one rank at some updates."""
 
     priority = 'VERY_HIGH'
 
@@ -44,7 +44,7 @@ class SpoilHook(Hook):
 
 @HOOKS.register_module(force=True)
 class FailHook(Hook):
-    """Raises, exits or sleeps on one rank at one update."""
+    """Hook that raises, exits or sleeps on one rank at one update."""
 
     def __init__(self, rank, update, how):
         self.rank, self.update, self.how = rank, update, how
@@ -59,7 +59,7 @@ class FailHook(Hook):
 
 
 def train(folder, hooks, epochs=4, interval=1, **kwargs):
-    """Train on this rank; returns the runner."""
+    """Train on this rank and return the runner."""
     runner = make_runner(
         Path(folder),
         kwargs.pop('optim_wrapper', AGVM),
@@ -94,11 +94,11 @@ def spoiled_rank(folder, estimator):
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_a_gradient_that_is_not_finite_on_one_rank(tmp_path, estimator):
+def test_non_finite_gradient_on_one_rank_is_skipped_on_all(tmp_path, estimator):
     first, second = run_on_ranks(spoiled_rank, 2, str(tmp_path), estimator)
     assert repr(first[0]) == repr(second[0])
-    # The step is MMEngine's: it takes the gradient as it is, and the parameters below
-    # the fault are lost from then on.
+    # MMEngine steps with the gradient as it is: the parameters before the fault in the
+    # network are not finite from then on.
     assert first[0]['num_measurements'] == 2
     assert first[0]['num_skipped_measurements'] == 2
     assert not first[1]['module.backbone.0.weight'].isfinite().any()
@@ -107,7 +107,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank(tmp_path, estimator):
             value, second[1][name], rtol=0, atol=0, equal_nan=True
         )
     log = ''.join(p.read_text() for p in tmp_path.glob('*/*.log'))
-    assert 'left out the measurement at update 2 (1 so far)' in log
+    assert 'skipped the measurement at update 2 (1 so far)' in log
     assert "beginning in 'backbone'" in log
 
 
@@ -119,15 +119,15 @@ def stopping_rank(folder):
     )
 
 
-def test_the_run_stops_after_too_many_in_a_row(tmp_path):
+def test_run_stops_after_max_rejected_measurements_in_a_row(tmp_path):
     messages = run_on_ranks(stopping_rank, 2, str(tmp_path), check=False)
     for message in messages:
         assert 'FloatingPointError: AGVM: 3 measurements in a row' in message
-        # All outputs are NaN once the backbone is: it began there at update 2.
+        # From update 2 on the backbone, and with it every output, is NaN.
         assert 'up to update 4' in message
 
 
-def test_where_it_began():
+def test_message_names_module_where_it_began():
     nan = float('nan')
     text = explain_rejected(dict(backbone=nan, neck=nan, head=0.1), 'backbone')
     assert "beginning in 'neck' (backbone, neck)" in text
@@ -141,7 +141,7 @@ def failing_rank(folder, how):
 
 
 @pytest.mark.parametrize('how', ['raise', 'exit'])
-def test_the_others_end_when_a_rank_does(tmp_path, how):
+def test_other_ranks_end_when_one_fails(tmp_path, how):
     began = time.monotonic()
     survivor, dead = run_on_ranks(
         failing_rank, 2, str(tmp_path), how, timeout=20, check=False
@@ -149,8 +149,8 @@ def test_the_others_end_when_a_rank_does(tmp_path, how):
     assert time.monotonic() - began < 60
     assert 'Error' in survivor and 'update_params' in survivor
     assert dead == 3 if how == 'exit' else 'bad disk' in dead
-    # Nothing half-written: each checkpoint is whole, and the newest is of the last
-    # update that both had finished.
+    # Every checkpoint is complete, and the newest is that of the last update that both
+    # ranks finished.
     assert sorted(p.name for p in tmp_path.glob('iter_*')) == [
         f'iter_{n}.pth' for n in (1, 2, 3)
     ]
@@ -161,7 +161,7 @@ def sleeping_rank(folder):
     train(folder, [dict(type='FailHook', rank=1, update=1, how='sleep')])
 
 
-def test_a_rank_that_hangs_ends_the_others_within_the_timeout(tmp_path):
+def test_other_ranks_end_within_timeout_when_one_hangs(tmp_path):
     began = time.monotonic()
     survivor, _ = run_on_ranks(sleeping_rank, 2, str(tmp_path), timeout=5, check=False)
     assert 'Timed out' in survivor or 'timed out' in survivor
@@ -201,15 +201,15 @@ def disagreeing_rank(folder, what):
         'parameters of each module',
     ],
 )
-def test_ranks_that_disagree_are_told_apart_at_the_start(tmp_path, what):
+def test_disagreeing_ranks_are_refused_at_the_start(tmp_path, what):
     messages = run_on_ranks(disagreeing_rank, 2, str(tmp_path), what, check=False)
     for message in messages:
         assert f'ValueError: the ranks disagree on {what}: rank 0 has' in message
         assert 'rank 1 has' in message
 
 
-def test_a_toy_detector_without_a_head_in_one_micro_batch_has_no_nan(tmp_path):
-    """The mask head gets no gradient on rank 1, as without positives there."""
+def test_head_without_gradient_on_one_rank_gives_no_nan(tmp_path):
+    """The mask head has a zero gradient on rank 1, as if there were no positives."""
     variances = run_on_ranks(no_positives_rank, 2, str(tmp_path))
     for phi in variances:
         assert phi == variances[0]
@@ -225,7 +225,7 @@ def no_positives_rank(folder):
         if dist.get_rank():
             self.use_mask_head = False
             losses = forward(self, *args, **kwargs)
-            # As MMDetection's heads do: zero, but with a gradient.
+            # Like MMDetection's heads: a loss of zero that has a gradient.
             losses['zero'] = 0 * sum(
                 p.sum() for p in self.roi_head['mask_head'].parameters()
             )

@@ -1,4 +1,4 @@
-"""TensorBoard's event file, read back."""
+"""Scalars in the event file of TensorBoard."""
 
 import pytest
 from runners import make_runner
@@ -11,7 +11,7 @@ AGVM = dict(
 MODULES = ['backbone', 'neck', 'bbox_head', 'mask_head']
 
 
-def test_charts_of_agvm_are_grouped(tmp_path):
+def test_agvm_charts_are_grouped_under_one_name(tmp_path):
     event_accumulator = pytest.importorskip(
         'tensorboard.backend.event_processing.event_accumulator'
     )
@@ -33,7 +33,7 @@ def test_charts_of_agvm_are_grouped(tmp_path):
     events = event_accumulator.EventAccumulator(str(folder))
     events.Reload()
     tags = {tag for tag in events.Tags()['scalars'] if tag.startswith('agvm')}
-    # TensorBoard groups charts by what stands before the first slash.
+    # TensorBoard groups charts by the part before the first slash.
     assert tags == {f'agvm/{kind}/{m}' for kind in ('phi', 'mu') for m in MODULES}
     wrapper = runner.optim_wrapper
     for module in MODULES:
@@ -42,6 +42,6 @@ def test_charts_of_agvm_are_grouped(tmp_path):
             f'agvm/mu/{module}': wrapper.multipliers[module],
         }
         for tag, expected in last.items():
-            # First measured at update 2, the third; logged again until the next.
+            # Measured at updates 2 and 4 (steps 3 and 5) and logged at every step.
             assert [event.step for event in events.Scalars(tag)] == [3, 4, 5, 6]
             assert events.Scalars(tag)[-1].value == pytest.approx(expected)

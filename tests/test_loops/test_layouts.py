@@ -1,4 +1,4 @@
-"""One total batch on different numbers of ranks is the same training."""
+"""Training with one total batch size is the same on any number of ranks."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from ranks import run_on_ranks
 from runners import make_runner
 
-# Ranks, images per rank and micro-batch, micro-batches: 32 images each.
+# (Ranks, images per rank and micro-batch): micro-batches. Each has 32 images.
 LAYOUTS = {(1, 4): 8, (2, 4): 4, (4, 8): 1}
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
 AGVM = dict(
@@ -25,7 +25,7 @@ BY_ITERATIONS = dict(type='LargeBatchIterTrainLoop', max_iters=10, total_batch_s
 def schedules(by_epoch):
     warmup = dict(type='LinearLR', start_factor=0.2)
     if by_epoch:
-        # An epoch of warm-up, updated at every iteration.
+        # One epoch of warm-up that steps at every update.
         return [
             dict(warmup, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
             dict(type='MultiStepLR', milestones=[3], gamma=0.1, by_epoch=True),
@@ -37,7 +37,7 @@ def schedules(by_epoch):
 
 
 def train_rank(folder, cases, batch_size):
-    """Train each case on this rank; returns what rank 0 saw and the parameters."""
+    """Train each case on this rank and return its log and the parameters."""
     results = {}
     for name, (optim_wrapper, train_cfg, hooks) in cases.items():
         by_epoch = train_cfg is BY_EPOCHS or 'Iter' not in train_cfg['type']
@@ -86,7 +86,7 @@ def train_everywhere(folder, cases):
     }
 
 
-def test_plain_sgd_is_the_same_on_every_layout(tmp_path):
+def test_plain_sgd_is_equal_on_every_layout(tmp_path):
     cases = {'epochs': (PLAIN, BY_EPOCHS, []), 'iterations': (PLAIN, BY_ITERATIONS, [])}
     results = train_everywhere(tmp_path, cases)
     for name, updates in (('epochs', 12), ('iterations', 10)):
@@ -115,7 +115,7 @@ def test_plain_sgd_is_the_same_on_every_layout(tmp_path):
     assert 'MultiStepLR from epoch 0 to 4 at 3' in block
 
 
-def test_schedules_and_measurements_of_agvm_are_the_same_on_every_layout(tmp_path):
+def test_agvm_schedules_and_measurements_are_equal_on_every_layout(tmp_path):
     cases = {
         estimator: (
             AGVM,
@@ -133,11 +133,12 @@ def test_schedules_and_measurements_of_agvm_are_the_same_on_every_layout(tmp_pat
             assert found['lr'] == first['lr']
             assert found['agvm']['num_measurements'] == 32
             assert found['agvm']['effective_batch_size'] == 32
-            # Updates of a full batch: the short ones have a larger variance.
+            # Only full batches: short ones have a larger variance.
             full = [phi for i, phi in enumerate(found['phi'], 4) if i % 3 != 2]
             means.append(sum(full) / len(full))
             assert f'x {micro_batches} micro-batch' in found['log']
-        # Other splits of the same batches: 21 measurements, each within some 0.25.
+        # The layouts split the same batches differently: means of 21 measurements, each
+        # accurate to about 0.25.
         assert max(means) - min(means) < 0.25, means
         assert 0.05 < min(means)
     log = results[2, 4]['halves']['log']
@@ -145,19 +146,19 @@ def test_schedules_and_measurements_of_agvm_are_the_same_on_every_layout(tmp_pat
     assert 'module    mask_head: 18 parameters' in log
 
 
-def test_a_resume_on_another_layout_keeps_batch_and_multipliers(tmp_path):
+def test_resume_on_another_layout_keeps_batch_and_multipliers(tmp_path):
     hooks = [dict(type='VarianceSyncHook', interval=1)]
     run_on_ranks(resume_rank, 1, str(tmp_path), 2, 4, hooks)
     (before,) = run_on_ranks(saved_rank, 1, str(tmp_path))
     results = run_on_ranks(resume_rank, 2, str(tmp_path), 3, 4, hooks)
-    for taken_up, after in results:
-        assert taken_up == before
+    for resumed, after in results:
+        assert resumed == before
         assert after['effective_batch_size'] == 32
         assert after['num_updates'] == 9
 
 
 def saved_rank(folder):
-    """AGVM's state in the newest checkpoint."""
+    """Return AGVM's state in the newest checkpoint."""
     from agvm_mm.checkpoint.loading import allow_runner_checkpoints
 
     allow_runner_checkpoints()
@@ -166,7 +167,7 @@ def saved_rank(folder):
 
 
 def resume_rank(folder, epochs, images, hooks):
-    """Train or go on; returns AGVM's state when it was taken up and at the end."""
+    """Train or resume; return AGVM's state before and after the training."""
     kwargs = {}
     if dist.get_world_size() > 1:
         wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
@@ -196,7 +197,7 @@ def resume_rank(folder, epochs, images, hooks):
 
 
 def one_run(work_dir, **changes):
-    """One process; changes are merged into the settings."""
+    """Build a Runner in one process, with some settings changed."""
     settings = dict(
         optim_wrapper=AGVM,
         images=32,
@@ -238,7 +239,7 @@ def one_run(work_dir, **changes):
         ),
     ],
 )
-def test_a_resume_of_another_training_stops_unless_allowed(tmp_path, changes, message):
+def test_resume_of_another_training_stops_unless_allowed(tmp_path, changes, message):
     one_run(tmp_path).train()
     with pytest.raises(ValueError, match=message):
         one_run(tmp_path, resume=True, **changes).train()
@@ -251,4 +252,4 @@ def test_a_resume_of_another_training_stops_unless_allowed(tmp_path, changes, me
     runner.train()
     assert runner.epoch == 2
     logs = ''.join(p.read_text() for p in tmp_path.glob('*/*.log'))
-    assert 'going on from a checkpoint of another training' in logs
+    assert 'resuming a checkpoint of another training' in logs
