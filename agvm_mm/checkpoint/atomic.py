@@ -44,6 +44,8 @@ def replaced_when_whole(path: Path, *, sole_writer: bool = False) -> Iterator[Pa
                 os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
+        if outdated.exists() and not path.exists():  # Interrupted between two renames.
+            outdated.rename(path)
         _remove(partial)
         _remove(outdated)
 

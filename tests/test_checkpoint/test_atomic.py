@@ -47,6 +47,21 @@ def test_error_keeps_the_old_file_or_folder(tmp_path, make):
     assert names(tmp_path) == ['data']
 
 
+def test_failed_replacement_restores_the_old_folder(tmp_path, monkeypatch):
+    path = tmp_path / 'folder'
+    path.mkdir()
+    (path / 'old').touch()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'replace', interrupt)
+    with pytest.raises(KeyboardInterrupt), replaced_when_whole(path) as partial:
+        partial.mkdir()
+    assert names(path) == ['old']
+    assert names(tmp_path) == ['folder']
+
+
 def test_sole_writer_removes_leftovers(tmp_path):
     path = tmp_path / 'data'
     (tmp_path / '.data.partial-1').touch()
