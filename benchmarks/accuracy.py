@@ -1,35 +1,33 @@
-"""Accuracy against the batch size on the embedded digits, with AGVM and without.
+"""Accuracy against the batch size on the embedded digits, with and without AGVM.
 
     python benchmarks/accuracy.py --methods sgd agvm-sgd --batch-sizes 64 256 512
 
-Trains the digits twin of a model once for each method, total batch and seed, all for
-the same number of epochs. The config says what batch 256 takes. At batch B the learning
-rate is sqrt(B / 256) of that, as in the authors' recipe beyond 128, up to the batch of
-``--lr-grows-to`` and no higher: the larger rates of 512 and 1024 diverge on the digits.
-The warm-up and AGVM's begin stay at the same epochs. Runs go one after the other; an
-interrupted call goes on where it was, and a finished run is not run again. The data
-have to be there (``python -m agvm_mm.digits``).
+Trains the digits twin of a model once for each method, total batch and seed, always for
+the same number of epochs. The config has the settings for batch 256. At batch B the
+learning rate is sqrt(B / 256) times the config's, as in the authors' recipe beyond 128.
+It stops growing at the batch ``--lr-grows-to``: the larger rates of 512 and 1024
+diverge on the digits. The warm-up and AGVM's begin stay at the same epochs. Runs are
+trained one after the other. A repeated call resumes an interrupted run and skips
+finished ones. The data must exist (``python -m agvm_mm.digits``).
 """
 
 import argparse
 import math
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
-import common
+from common import report
 from mmengine.config import Config
 from tqdm import tqdm
 
+from agvm_mm.analysis import figures, logs, paper
 from agvm_mm.validation import check_number
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tools/analysis')]
-
-import paper_tables  # noqa: E402
-import plot_accuracy  # noqa: E402
-
 IMAGES = 4096
 CONFIG_BATCH_SIZE = 256
 
@@ -39,11 +37,11 @@ class Run:
     """One training.
 
     Args:
-        config (str): The twin's config, from the root.
-        method (str): As in the config's name.
-        batch_size (int): Images of an update.
-        seed (int): Of the training; the scenes are the same for all.
-        lr_grows_to (int): Batch up to which the learning rate grows.
+        config: Path of the twin's config from the root.
+        method: Method, as in the config's name.
+        batch_size: Images of an update.
+        seed: Seed of the training; the scenes are the same for all.
+        lr_grows_to: Batch up to which the learning rate grows.
     """
 
     config: str
@@ -54,38 +52,39 @@ class Run:
 
     @property
     def name(self) -> str:
-        """str: The config's name with this run's batch."""
-        batch = f'_b{CONFIG_BATCH_SIZE}_'
-        return Path(self.config).stem.replace(batch, f'_b{self.batch_size}_')
+        """Name of the config, with the batch of this run."""
+        name = paper.parse_config_name(Path(self.config).stem)
+        return str(replace(name, batch=self.batch_size))
+
+    @property
+    def work_root(self) -> str:
+        """Name of the folder for the work folders of this seed."""
+        return f'seed{self.seed}_lr{self.lr_grows_to}'
 
     def settings(self) -> dict[str, object]:
-        """What this run changes of the config, as ``--cfg-options``."""
+        """Return what this run changes in the config, as ``--cfg-options``."""
         cfg = Config.fromfile(ROOT / self.config)
         epoch = math.ceil(IMAGES / self.batch_size)
         config_epoch = IMAGES // CONFIG_BATCH_SIZE
         lr_batch = min(self.batch_size, self.lr_grows_to)
         factor = math.sqrt(lr_batch / CONFIG_BATCH_SIZE)
-        warmup, hooks = cfg.param_scheduler[0], cfg.get('custom_hooks', [])
+        warmup = cfg.param_scheduler[0]
         settings = {
             'randomness.seed': self.seed,
             'train_cfg.total_batch_size': self.batch_size,
             'optim_wrapper.optimizer.lr': cfg.optim_wrapper.optimizer.lr * factor,
             'param_scheduler.0.end': warmup.end // config_epoch * epoch,
         }
-        for index, hook in enumerate(hooks):
+        for index, hook in enumerate(cfg.get('custom_hooks', [])):
             if hook.type == 'VarianceSyncHook':
                 begin = hook.begin // config_epoch * epoch
                 settings[f'custom_hooks.{index}.begin'] = begin
         return settings
 
-    def cell(self, metric: str, ranks: int) -> paper_tables.Cell:
-        """This run as a cell that ``paper_tables.run_cell`` trains."""
+    def cell(self, metric: str, ranks: int) -> paper.Cell:
+        """Return this run as a cell that ``paper.run_cell`` trains."""
         options = ' '.join(f'{key}={value}' for key, value in self.settings().items())
-        cell = next(
-            cell
-            for cell in paper_tables.read_cells('digits', ranks)
-            if cell.config == self.config
-        )
+        cell = find_cell(self.config, ranks)
         return replace(
             cell,
             metric=metric,
@@ -95,8 +94,14 @@ class Run:
         )
 
 
+def find_cell(config: str, ranks: int) -> paper.Cell:
+    """Return the first cell of the digits' tables that a config reproduces."""
+    cells = paper.read_cells('digits', ranks)
+    return next(cell for cell in cells if cell.config == config)
+
+
 def find_config(model: str, method: str) -> str:
-    """The digits twin of a model and a method.
+    """Return the config of the digits twin of a model and a method.
 
     Raises:
         ValueError: If there is none, or several.
@@ -109,17 +114,17 @@ def find_config(model: str, method: str) -> str:
 
 
 def summarize(results: list[dict]) -> list[dict]:
-    """Mean and spread over the seeds of each method at each batch size.
+    """Return the mean and range over the seeds of each method at each batch size.
 
     Args:
-        results (list[dict]): With 'method', 'batch_size' and 'value', which is in
-            percent, or 'NaN' for a run that diverged.
+        results: Runs with 'method', 'batch_size' and 'value', which is in percent, or
+            'NaN' for a run that diverged.
 
     Returns:
-        list[dict]: With 'mean', 'lowest' and 'highest' of the runs that did not
-        diverge (None if all did), 'runs' and 'diverged'.
+        Rows with 'mean', 'lowest' and 'highest' of the runs that did not diverge (None
+        if all did), 'runs' and 'diverged'.
     """
-    groups: dict[tuple, list] = {}
+    groups: dict[tuple[str, int], list] = {}
     for result in results:
         key = result['method'], result['batch_size']
         groups.setdefault(key, []).append(result['value'])
@@ -141,7 +146,7 @@ def summarize(results: list[dict]) -> list[dict]:
 
 
 def show(row: dict) -> str:
-    """A cell of the table: the mean, the range of several runs, what diverged."""
+    """Format a row of the summary: mean, range of several runs, diverged runs."""
     if row['mean'] is None:
         return 'diverged'
     text = f'{row["mean"]:.1f}'
@@ -152,26 +157,25 @@ def show(row: dict) -> str:
     return text
 
 
+def accuracy_table(summary: list[dict]) -> str:
+    """Return a table with a row for each method and a column for each batch size."""
+
+    def column(batch_size: int) -> report.Column:
+        return f'batch {batch_size}', lambda row: row.get(batch_size, '')
+
+    batch_sizes = sorted({row['batch_size'] for row in summary})
+    methods: dict[str, dict] = {}
+    for row in summary:
+        cells = methods.setdefault(row['method'], dict(method=row['method']))
+        cells[row['batch_size']] = show(row)
+    columns = [('method', itemgetter('method')), *map(column, batch_sizes)]
+    return report.table(columns, methods.values())
+
+
 def describe(result: dict) -> str:
-    """The tables as text."""
-    batch_sizes = sorted({row['batch_size'] for row in result['summary']})
-    cells = {(row['method'], row['batch_size']): row for row in result['summary']}
-    methods = list(dict.fromkeys(row['method'] for row in result['summary']))
-    accuracy = common.table(
-        ('method', *(f'batch {size}' for size in batch_sizes)),
-        [
-            (
-                method,
-                *(
-                    show(cells[method, size]) if (method, size) in cells else ''
-                    for size in batch_sizes
-                ),
-            )
-            for method in methods
-        ],
-    )
+    """Return the result as Markdown."""
     seeds = sorted({row['seed'] for row in result['runs']})
-    place = result['environment']
+    machine = result['environment']
     return '\n\n'.join(
         [
             f'# Accuracy of {result["model"]} on the digits',
@@ -179,15 +183,15 @@ def describe(result: dict) -> str:
             f'{", ".join(map(str, seeds))}: the mean, and where there are several runs '
             'the lowest and the highest. The learning rate grows with the square root '
             f'of the batch up to {result["lr_grows_to"]}.',
-            accuracy,
-            f'{place["device"]}, {place["ranks"]} {place["backend"]} rank(s), torch '
-            f'{place["torch"]}, {place["date"]}.',
+            accuracy_table(result['summary']),
+            f'{machine["device"]}, {machine["ranks"]} {machine["backend"]} rank(s), '
+            f'torch {machine["torch"]}, {machine["date"]}.',
         ]
     )
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    """Read the command line."""
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -206,72 +210,73 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         '--work-dirs', type=Path, default=ROOT / 'work_dirs/accuracy', help='for runs'
     )
-    parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks/results')
+    parser.add_argument('--out', type=Path, default=report.RESULTS)
     parser.add_argument(
         '--name', help='of the files in --out; by default accuracy_<model>'
     )
-    return parser.parse_args(argv)
+    return parser.parse_args(arguments)
 
 
-def main(argv=None) -> None:
+def check_args(args: argparse.Namespace) -> None:
+    """Check that there is at least one rank, and one image in each batch.
+
+    Raises:
+        ValueError: If not.
+    """
+    check_number('--ranks', args.ranks, low=1, integer=True)
+    for batch_size in args.batch_sizes:
+        check_number('--batch-sizes', batch_size, low=1, integer=True)
+    check_number('--lr-grows-to', args.lr_grows_to, low=1, integer=True)
+
+
+def train(run: Run, metric: str, ranks: int, work_dirs: Path) -> tuple[dict, Path]:
+    """Train a run if it is not finished; return its result and its work folder."""
+    cell = run.cell(metric, ranks)
+    root = work_dirs.absolute() / run.work_root
+    paper.run_cell(cell, root)
+    folder = paper.work_dir(cell, root)
+    result = dict(
+        method=run.method,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        value=paper.read_result(folder, metric),
+        hours=logs.training_hours(folder),
+        command=cell.command,
+    )
+    return result, folder
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, print the table, write it and the figure."""
-    args = parse_args(argv)
-    for name, values in (
-        ('--ranks', [args.ranks]),
-        ('--batch-sizes', args.batch_sizes),
-        ('--lr-grows-to', [args.lr_grows_to]),
-    ):
-        for value in values:
-            check_number(name, value, low=1, integer=True)
+    args = parse_args(arguments)
+    check_args(args)
     runs = [
-        Run(
-            find_config(args.model, method),
-            method,
-            batch_size,
-            seed,
-            args.lr_grows_to,
-        )
+        Run(find_config(args.model, method), method, batch, seed, args.lr_grows_to)
         for seed in args.seeds
-        for batch_size in args.batch_sizes
+        for batch in args.batch_sizes
         for method in args.methods
     ]
-    metric = next(
-        cell.metric
-        for cell in paper_tables.read_cells('digits', args.ranks)
-        if cell.config == runs[0].config
-    )
+    metric = find_cell(runs[0].config, args.ranks).metric
     results, folders = [], []
     with tqdm(runs, unit='run', file=sys.stderr) as progress:
         for run in progress:
             progress.set_description(f'{run.name}, seed {run.seed}')
-            root = args.work_dirs.absolute() / f'seed{run.seed}_lr{run.lr_grows_to}'
-            cell = run.cell(metric, args.ranks)
-            paper_tables.run_cell(cell, root)
-            folder = paper_tables.work_dir(cell, root)
+            found, folder = train(run, metric, args.ranks, args.work_dirs)
+            results.append(found)
             folders.append(folder)
-            results.append(
-                dict(
-                    method=run.method,
-                    batch_size=run.batch_size,
-                    seed=run.seed,
-                    value=paper_tables.read_result(folder, metric),
-                    hours=plot_accuracy.training_hours(folder),
-                    command=cell.command,
-                )
-            )
     result = dict(
         model=args.model,
-        metric=paper_tables.METRICS[metric][0],
+        metric=paper.METRICS[metric][0],
         lr_grows_to=args.lr_grows_to,
         epochs=Config.fromfile(ROOT / runs[0].config).train_cfg.max_epochs,
         runs=results,
         summary=summarize(results),
-        environment=common.environment(args.ranks),
+        environment=report.environment(args.ranks),
     )
     name = args.name or f'accuracy_{args.model}'
-    common.write(args.out, name, result, describe(result))
-    figure = plot_accuracy.plot_accuracy(plot_accuracy.folder_points(folders))
-    plot_accuracy.plot_variance.save_figure(figure, [args.out / f'{name}.png'])
+    report.write(args.out, name, result, describe(result))
+    figure = figures.plot_accuracy(figures.folder_points(folders))
+    figures.save_figure(figure, [args.out / f'{name}.png'])
 
 
 if __name__ == '__main__':

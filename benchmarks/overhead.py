@@ -2,41 +2,45 @@
 
     python benchmarks/overhead.py --model faster-rcnn_r50 --rounds 12
 
-All ways to train alternate within one run, in the same processes and on the same
-images, each with its own copy of the model. Two of them are plain: how far their
-ratios lie from 1 is the noise of the machine. Rounds in which other programs take the
-cores spoil a median less than a mean, and a ratio within a round less than a ratio of
-medians; so the ratios here are medians over the rounds of the ratio to the mean of
-the plain ones in the same round. Runs on GPUs with NCCL where there are enough of
+All variants of training alternate within one run, in the same processes and on the same
+images, each with its own copy of the model. Two of them are plain: the distance of
+their ratios from 1 is the noise of the machine. Rounds in which other programs use the
+cores affect a median less than a mean, and a ratio within a round less than a ratio of
+medians. Therefore the ratios here are medians over the rounds of the ratio to the mean
+of the plain variants in the same round. Runs on GPUs with NCCL if there are enough of
 them, else on CPU cores with gloo.
 """
 
 import argparse
 import math
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
-import common
 import torch
-from common import Trainer
+from common import memory, report, timing
+from common.ranks import run_on_ranks
+from common.trainers import OPTIMIZERS, Trainer
+from mmdet.registry import MODELS as REGISTRY
+from mmdet.structures import DetDataSample
+from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.structures import InstanceData
+
+from agvm_mm.estimators import ESTIMATORS
+from agvm_mm.loops.summary import parameter_counts
 
 MODELS = ('faster-rcnn_r50', 'digits')
 # Size of an image in pixels, images per rank, and rounds.
 DEFAULTS = {'faster-rcnn_r50': (320, 1, 12), 'digits': (96, 8, 40)}
-# Variant, measured.
-CELLS = (
-    ('plain', False),
-    ('plain again', False),
-    ('halves', False),
-    ('halves', True),
-    ('replicas', False),
-    ('replicas', True),
-)
-PLAIN = CELLS[:2]
+PLAIN = (('plain', False), ('plain again', False))
+CELLS = (*PLAIN, *timing.AGVM_CELLS)
+PRELOAD = ('mmdet.models', 'mmdet.structures', 'agvm_mm')
 INTERVAL = 10
-# Bytes of scalars and of blocks in the cache that do not count as a copy.
+# Bytes of scalars and of blocks in the cache, which do not count as copies of buckets.
 SCRATCH = 5e6
+# Highest ratio to plain of each variant.
 TARGETS = {
     ('halves', 'unmeasured'): 1.01,
     ('replicas', 'unmeasured'): 1.01,
@@ -48,13 +52,13 @@ TARGETS = {
 
 
 def model_settings(name: str) -> ConfigDict:
-    """The model of a config, without weights to be downloaded."""
+    """Return the model settings of a config, without weights to download."""
     if name == 'digits':
         root = Path(__file__).parents[1]
         model = Config.fromfile(
             root / 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
         ).model
-        # On CPU ranks SyncBN does not run.
+        # SyncBN does not run on a CPU.
         model.backbone.norm_cfg = dict(type='BN')
     else:
         model = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
@@ -63,19 +67,16 @@ def model_settings(name: str) -> ConfigDict:
 
 
 def make_batch(seed: int, images: int, size: int, classes: int) -> dict:
-    """Noise images of ``size`` pixels with three boxes each, as MMDetection's."""
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import InstanceData
-
+    """Return noise images of ``size`` pixels with three boxes each, for MMDetection."""
     generator = torch.Generator().manual_seed(seed)
     inputs, samples = [], []
+    shape = (size, size)
     for _ in range(images):
         inputs.append(
-            torch.randint(256, (3, size, size), dtype=torch.uint8, generator=generator)
+            torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator)
         )
         corner = torch.rand(3, 2, generator=generator) * size / 2
         extent = (0.15 + 0.3 * torch.rand(3, 2, generator=generator)) * size
-        shape = (size, size)
         sample = DetDataSample(
             metainfo=dict(
                 img_shape=shape,
@@ -93,195 +94,176 @@ def make_batch(seed: int, images: int, size: int, classes: int) -> dict:
     return dict(inputs=inputs, data_samples=samples)
 
 
-def measure_rank(
-    settings: dict,
-    *,
-    rounds: int,
-    warmup: int,
-    images: int,
-    size: int,
-    optimizer: str,
-) -> dict:
-    """All variants on this rank."""
-    from mmdet.registry import MODELS as REGISTRY
-    from mmdet.utils import register_all_modules
+def build_model(settings: dict) -> torch.nn.Module:
+    """Build a detector; every call returns the same parameters."""
+    torch.manual_seed(0)
+    model = REGISTRY.build(settings)
+    model.init_weights()
+    return model
 
+
+def measure_rank(model: dict, settings: dict) -> dict:
+    """Measure all variants on this rank.
+
+    Args:
+        model: Settings of the detector.
+        settings: See :func:`measure`.
+    """
     register_all_modules()
-    classes = settings['roi_head']['bbox_head']['num_classes']
-    trainers = {}
-    for variant in dict.fromkeys(variant for variant, _ in CELLS):
-        torch.manual_seed(0)
-        model = REGISTRY.build(settings)
-        model.init_weights()
-        estimator = None if variant.startswith('plain') else variant
-        trainers[variant] = Trainer(model, estimator, optimizer)
+    trainers = {
+        variant: Trainer(build_model(model), variant, settings['optimizer'])
+        for variant in timing.variants_of(CELLS)
+    }
     rank = torch.distributed.get_rank()
+    classes = model['roi_head']['bbox_head']['num_classes']
 
     def batch_of(turn: int) -> dict:
-        return make_batch(1000 * turn + rank, images, size, classes)
+        seed = 1000 * turn + rank
+        return make_batch(seed, settings['images'], settings['size'], classes)
 
-    seconds = common.alternate(trainers, CELLS, batch_of, rounds=rounds, warmup=warmup)
-    # What follows the memory and counts the bytes would take time, so not before.
-    batch = batch_of(0)
-    reduced = {
-        (variant, measured): trainers[variant].reduced_bytes(batch, measured=measured)
-        for variant, measured in CELLS
-    }
+    measured = timing.measure_cells(
+        trainers,
+        CELLS,
+        batch_of,
+        rounds=settings['rounds'],
+        warmup=settings['warmup'],
+    )
+    return dict(
+        measured,
+        **measure_memory(trainers, batch_of(0)),
+        variances={name: trainers[name].wrapper.variances for name in ESTIMATORS},
+        facts=model_facts(trainers),
+    )
+
+
+def measure_memory(trainers: dict[str, Trainer], batch: dict) -> dict:
+    """Measure the estimators' memory, and each cell's peak on a GPU."""
     device_peaks = {
-        (variant, measured): common.device_peak(
+        (variant, measured): memory.device_peak(
             trainers[variant], batch, measured=measured
         )
         for variant, measured in CELLS
     }
-    estimators = ('halves', 'replicas')
-    memory = {}
-    if common.storages_tell():
-        memory = {
-            variant: common.estimator_memory(trainers[variant], batch)
-            for variant in estimators
-        }
+    followed = ESTIMATORS if memory.can_follow_storages() else ()
+    return dict(
+        device_peaks=device_peaks,
+        memory={
+            name: memory.estimator_memory(trainers[name], batch) for name in followed
+        },
+    )
+
+
+def model_facts(trainers: dict[str, Trainer]) -> dict:
+    """Return parameters and DDP's buckets of the model that is measured."""
     plain = trainers['plain']
     parameters = [p for p in plain.ddp.parameters() if p.requires_grad]
     return dict(
-        seconds=seconds,
-        reduced=reduced,
-        memory=memory,
-        device_peaks=device_peaks,
-        variances={v: trainers[v].wrapper.variances for v in estimators},
-        modules={
-            name: sum(
-                p.numel()
-                for group in trainers['halves'].wrapper.optimizer.param_groups
-                for p in group['params']
-                if group['module'] == name and p.requires_grad
-            )
-            for name in trainers['halves'].estimator.module_names
-        },
+        modules=parameter_counts(trainers['halves'].wrapper),
         trainable_parameters=sum(p.numel() for p in parameters),
         gradient_bytes=sum(p.numel() * p.element_size() for p in parameters),
         buckets=plain.bucket_bytes(),
     )
 
 
-def measure(
-    model: str,
-    *,
-    ranks: int,
-    rounds: int,
-    warmup: int = 2,
-    images: int | None = None,
-    size: int | None = None,
-    optimizer: str = 'SGD',
-) -> dict:
+def measure(model: str, ranks: int, settings: dict) -> dict:
     """Run the benchmark.
 
     Args:
-        model (str): One of ``MODELS``.
-        ranks (int): Number of ranks, at least 2.
-        rounds (int): Times that every variant takes an update.
-        warmup (int): Rounds before those. Defaults to 2.
-        images (int, optional): Images per rank. Defaults to the model's own.
-        size (int, optional): Their size in pixels. Defaults to the model's own.
-        optimizer (str): 'SGD' or 'AdamW'. Defaults to 'SGD'.
+        model: One of ``MODELS``.
+        ranks: Number of ranks, at least 2.
+        settings: 'rounds', 'warmup', 'images' per rank, their 'size' in pixels, and
+            the 'optimizer', 'SGD' or 'AdamW'.
 
     Returns:
-        dict: What is written as JSON; seconds, bytes and plain ratios.
+        Result as written to the JSON file.
     """
-    settings = dict(
-        rounds=rounds,
-        warmup=warmup,
-        images=images or DEFAULTS[model][1],
-        size=size or DEFAULTS[model][0],
-        optimizer=optimizer,
-    )
-    by_rank = common.run_on_ranks(
-        _rank_of, ranks, model_settings(model), settings, preload=PRELOAD
+    by_rank = run_on_ranks(
+        measure_rank, ranks, model_settings(model), settings, preload=PRELOAD
     )
     first = by_rank[0]
-    times = common.compared([result['seconds'] for result in by_rank], plain=PLAIN)
-    variants = []
-    for variant, measured in CELLS:
-        row = dict(
-            variant=variant,
-            measured=measured,
-            **times[variant, measured],
-            bytes_reduced=first['reduced'][variant, measured],
-            peak_bytes_on_gpu=first['device_peaks'][variant, measured],
-        )
-        if measured and common.storages_tell():
+    variants = timing.merge_ranks(by_rank, PLAIN)
+    for row in variants:
+        variant, measured = row['variant'], row['measured']
+        row['peak_bytes_on_gpu'] = first['device_peaks'][variant, measured]
+        if measured and variant in first['memory']:
             row['memory'] = {
                 key: max(result['memory'][variant][key] for result in by_rank)
                 for key in first['memory'][variant]
             }
-        variants.append(row)
     return dict(
         benchmark='overhead',
         model=model,
         settings=settings,
-        environment=common.environment(ranks),
-        modules=first['modules'],
-        trainable_parameters=first['trainable_parameters'],
-        gradient_bytes=first['gradient_bytes'],
-        buckets=first['buckets'],
+        environment=report.environment(ranks),
+        **first['facts'],
         variances=first['variances'],
         variants=variants,
-        targets=compare(variants, rounds),
+        targets=compare_times(variants, settings['rounds']),
         memory_targets=compare_memory(variants),
     )
 
 
-PRELOAD = ('mmdet.models', 'mmdet.structures', 'agvm_mm')
-
-
-def _rank_of(model: dict, settings: dict) -> dict:
-    return measure_rank(model, **settings)
-
-
-def compare(variants: list[dict], rounds: int) -> list[dict]:
-    """Each target beside what was found, by the clock and by CPU time.
-
-    A ratio's uncertainty is twice the standard error of a median; where that leaves
-    open on which side of the target it lies, 'met' is None.
-    """
+def compare_times(variants: list[dict], rounds: int) -> list[dict]:
+    """Compare each target with the ratios of wall-clock time and of CPU time."""
+    rows = {(row['variant'], row['measured']): row for row in variants}
     found = []
     for (variant, updates), target in TARGETS.items():
-        row = dict(variant=variant, quantity=f'ratio, {updates}', target=target)
-        for clock, key in (('clock', 'ratio'), ('cpu_time', 'cpu_ratio')):
-            by_kind = {
-                r['measured']: uncertain(r[key], rounds)
-                for r in variants
-                if r['variant'] == variant
-            }
-            if updates == 'amortised':
-                (low, low_error), (high, high_error) = by_kind[False], by_kind[True]
-                share = 1 / INTERVAL
-                value = (1 - share) * low + share * high
-                error = math.hypot((1 - share) * low_error, share * high_error)
-            else:
-                value, error = by_kind[updates == 'measured']
-            met = None if abs(value - target) < error else value <= target
-            row[clock] = dict(found=value, uncertainty=error, met=met)
-        found.append(row)
+        cells = rows[variant, False], rows[variant, True]
+        times = {
+            clock: compare_ratio(updates, target, [row[key] for row in cells], rounds)
+            for clock, key in (('clock', 'ratio'), ('cpu_time', 'cpu_ratio'))
+        }
+        quantity = f'ratio, {updates}'
+        found.append(dict(variant=variant, quantity=quantity, target=target, **times))
     return found
 
 
-def uncertain(ratio: dict[str, float], rounds: int) -> tuple[float, float]:
-    """A median and twice its standard error, from the quartiles.
+def compare_ratio(
+    updates: str, target: float, ratios: list[dict[str, float]], rounds: int
+) -> dict:
+    """Compare a target with the ratio that was found.
+
+    Args:
+        updates: 'unmeasured', 'measured' or 'amortised'.
+        target: Highest ratio that meets the target.
+        ratios: Quartiles of the ratio of unmeasured and of measured updates.
+        rounds: Rounds that the quartiles are from.
+
+    Returns:
+        The ratio 'found', its 'uncertainty', which is twice the standard error of a
+        median, and 'met', which is None if the target is within the uncertainty.
+    """
+    (low, low_error), (high, high_error) = (
+        median_and_error(ratio, rounds) for ratio in ratios
+    )
+    if updates == 'amortised':
+        share = 1 / INTERVAL
+        value = (1 - share) * low + share * high
+        error = math.hypot((1 - share) * low_error, share * high_error)
+    elif updates == 'measured':
+        value, error = high, high_error
+    else:
+        value, error = low, low_error
+    met = None if abs(value - target) < error else value <= target
+    return dict(found=value, uncertainty=error, met=met)
+
+
+def median_and_error(ratio: dict[str, float], rounds: int) -> tuple[float, float]:
+    """Return a median and twice its standard error, from the quartiles.
 
     For a normal distribution the standard error of the median is 1.253 sigma /
-    sqrt(n), and the quartiles lie 1.349 sigma apart.
+    sqrt(n), and the quartiles are 1.349 sigma apart.
     """
     width = ratio['quartile_3'] - ratio['quartile_1']
     return ratio['median'], 2 * 1.253 / 1.349 * width / math.sqrt(rounds)
 
 
 def compare_memory(variants: list[dict]) -> list[dict]:
-    """The estimators' own memory beside the buckets in flight, where torch tells."""
+    """Compare the estimators' memory with that of the buckets in flight."""
     return [
         dict(
             variant=row['variant'],
             **row['memory'],
-            # Beside copies of buckets there are scalars, and blocks that fit a cache.
             met=row['memory']['own'] <= row['memory']['in_flight'] + SCRATCH,
         )
         for row in variants
@@ -289,99 +271,80 @@ def compare_memory(variants: list[dict]) -> list[dict]:
     ]
 
 
-def describe(result: dict) -> str:
-    """The result as Markdown."""
-    machine, settings = result['environment'], result['settings']
-    rows = []
-    for row in result['variants']:
-        ratio = row['ratio']
-        rows.append(
-            (
-                row['variant'],
-                'yes' if row['measured'] else 'no',
-                f'{row["seconds"]["median"]:.3f}',
-                f'{ratio["median"]:.3f}',
-                f'{ratio["quartile_1"]:.3f} to {ratio["quartile_3"]:.3f}',
-                f'{row["cpu_ratio"]["median"]:.3f}',
-                common.megabytes(row['bytes_reduced']['gradients']),
-                row['bytes_reduced']['statistics'],
-            )
-        )
-    header = (
-        'variant',
-        'measured',
-        'seconds',
-        'ratio',
-        'quartiles',
-        'ratio of CPU time',
+VERDICTS = {True: 'yes', False: 'NO', None: 'within uncertainty'}
+
+
+def show_ratio(ratio: dict) -> str:
+    """Format a ratio of :func:`compare_ratio`."""
+    return f'{ratio["found"]:.3f} +- {ratio["uncertainty"]:.3f}'
+
+
+def show_quartiles(ratio: dict[str, float]) -> str:
+    """Format the quartiles of a ratio."""
+    return f'{ratio["quartile_1"]:.3f} to {ratio["quartile_3"]:.3f}'
+
+
+VARIANT_COLUMNS = (
+    *report.CELL_COLUMNS,
+    ('seconds', report.median('seconds', 3)),
+    ('ratio', report.median('ratio', 3)),
+    ('quartiles', lambda row: show_quartiles(row['ratio'])),
+    ('ratio of CPU time', report.median('cpu_ratio', 3)),
+    (
         'gradients reduced, MB',
-        'other, bytes',
-    )
-    verdict = {True: 'yes', False: 'NO', None: 'within uncertainty'}
-    targets = common.table(
-        ('variant', 'quantity', 'target', 'clock', 'met', 'CPU time', 'met'),
-        [
-            (
-                row['variant'],
-                row['quantity'],
-                f'{row["target"]:.2f}',
-                *(
-                    text
-                    for key in ('clock', 'cpu_time')
-                    for text in (
-                        f'{row[key]["found"]:.3f} +- {row[key]["uncertainty"]:.3f}',
-                        verdict[row[key]['met']],
-                    )
-                ),
-            )
-            for row in result['targets']
-        ],
-    )
-    memory_targets = common.table(
-        ('variant', 'own memory, MB', 'buckets in flight, MB', 'no more than those'),
-        [
-            (
-                row['variant'],
-                common.megabytes(row['own']),
-                common.megabytes(row['in_flight']),
-                verdict[row['met']],
-            )
-            for row in result['memory_targets']
-        ],
-    )
+        lambda row: report.megabytes(row['bytes_reduced']['gradients']),
+    ),
+    ('other, bytes', lambda row: row['bytes_reduced']['statistics']),
+)
+TARGET_COLUMNS = (
+    ('variant', itemgetter('variant')),
+    ('quantity', itemgetter('quantity')),
+    ('target', lambda row: f'{row["target"]:.2f}'),
+    ('clock', lambda row: show_ratio(row['clock'])),
+    ('met', lambda row: VERDICTS[row['clock']['met']]),
+    ('CPU time', lambda row: show_ratio(row['cpu_time'])),
+    ('met', lambda row: VERDICTS[row['cpu_time']['met']]),
+)
+MEMORY_COLUMNS = (
+    ('variant', itemgetter('variant')),
+    ('own memory, MB', lambda row: report.megabytes(row['own'])),
+    ('buckets in flight, MB', lambda row: report.megabytes(row['in_flight'])),
+    ('no more than those', lambda row: VERDICTS[row['met']]),
+)
+
+
+def describe(result: dict) -> str:
+    """Return the result as Markdown."""
+    machine, settings = result['environment'], result['settings']
     size = settings['size']
-    return '\n'.join(
+    if result['memory_targets']:
+        memory_table = report.table(MEMORY_COLUMNS, result['memory_targets'])
+    else:
+        memory_table = (
+            'Memory: not measured, this torch does not tell when it is freed.'
+        )
+    return '\n\n'.join(
         [
             f'# Overhead: {result["model"]}, {settings["optimizer"]}',
-            '',
-            f'{machine["ranks"]} {machine["backend"]} ranks on {machine["device"]} '
-            f'({machine["cores"]} cores, load average at the end '
-            f'{machine["load_average"][0]}), torch {machine["torch"]}, '
-            f'{machine["date"]}. {settings["images"]} image(s) of {size} x {size} on '
-            f'each rank, {settings["rounds"]} rounds. '
-            f'{result["trainable_parameters"]:,} trainable parameters in '
-            f'{len(result["modules"])} modules, {len(result["buckets"])} buckets.',
-            '',
-            common.table(header, rows),
-            '',
+            f'{machine["ranks"]} {report.describe_machine(machine)}. '
+            f'{settings["images"]} image(s) of {size} x {size} on each rank, '
+            f'{settings["rounds"]} rounds. {result["trainable_parameters"]:,} '
+            f'trainable parameters in {len(result["modules"])} modules, '
+            f'{len(result["buckets"])} buckets.',
+            report.table(VARIANT_COLUMNS, result['variants']),
             'Ratios are to the mean of the two plain copies, which are the same thing '
             'twice: how far theirs lie from 1 is the noise of this machine. CPU time '
             'is that of all threads of all ranks; other programs hardly lengthen it, '
             'but it knows nothing of waiting.',
-            '',
             f'Amortised: {INTERVAL - 1} updates without a measurement and one with.',
-            '',
-            targets,
-            '',
-            memory_targets
-            if result['memory_targets']
-            else 'Memory: not measured, this torch does not tell when it is freed.',
+            report.table(TARGET_COLUMNS, result['targets']),
+            memory_table,
         ]
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n')[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -392,23 +355,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--warmup', type=int, default=2, help='rounds before those')
     parser.add_argument('--images', type=int, help='images per rank')
     parser.add_argument('--image-size', type=int, help='in pixels, a multiple of 32')
-    parser.add_argument('--optimizer', choices=('SGD', 'AdamW'), default='SGD')
+    parser.add_argument('--optimizer', choices=tuple(OPTIMIZERS), default='SGD')
     parser.add_argument(
-        '--out', type=Path, default=common.RESULTS, help='folder of the results'
+        '--out', type=Path, default=report.RESULTS, help='folder of the results'
     )
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark for each model."""
+    args = parse_args(arguments)
     for model in args.model:
-        result = measure(
-            model,
-            ranks=args.ranks,
-            rounds=args.rounds or DEFAULTS[model][2],
+        size, images, rounds = DEFAULTS[model]
+        settings = dict(
+            rounds=args.rounds or rounds,
             warmup=args.warmup,
-            images=args.images,
-            size=args.image_size,
+            images=args.images or images,
+            size=args.image_size or size,
             optimizer=args.optimizer,
         )
+        result = measure(model, args.ranks, settings)
         name = f'overhead_{model}_{args.optimizer.lower()}'
-        common.write(args.out, name, result, describe(result))
+        report.write(args.out, name, result, describe(result))
 
 
 if __name__ == '__main__':

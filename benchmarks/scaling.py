@@ -2,29 +2,27 @@
 
     python benchmarks/scaling.py --rounds 8
 
-The networks are stacks of linear layers on one vector: next to no work but for the
-reduction of the gradient, so that ratios here are the worst there can be. A detector
-that computes for longer than it communicates lies far below; see overhead.py.
+The networks are stacks of linear layers on one vector. They do little more than reduce
+the gradient, so the ratios are the worst case. A detector computes for longer than it
+communicates, and its ratios are far lower; see overhead.py.
 """
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
-import common
 import torch
-from common import Trainer
+from common import report, timing
+from common.ranks import run_on_ranks
+from common.trainers import Trainer
 from mmengine.model import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
-CELLS = (
-    ('plain', False),
-    ('halves', False),
-    ('halves', True),
-    ('replicas', False),
-    ('replicas', True),
-)
-# One rank has nobody to be compared with but its own micro-batches.
+PLAIN = (('plain', False),)
+CELLS = (*PLAIN, *timing.AGVM_CELLS)
+# One rank compares its micro-batches.
 MICRO_BATCHES = 2
 INTERVALS = (10, 5, 1)
 GPUS = (8, 64, 256, 640)
@@ -35,21 +33,21 @@ LINKS = {
     'InfiniBand HDR, 200 Gb/s': 25e9,
     'Ethernet, 25 Gb/s': 3.125e9,
 }
-# NVLink 4 joins the 8 GPUs of a node.
+# Most GPUs on a link: NVLink 4 connects the 8 GPUs of a node.
 LARGEST = {'NVLink 4 (H100), 450 GB/s': 8}
-# Of one message, in seconds. An assumption; it matters for the scalars only.
+# Seconds of one message. An assumption; it matters for the scalars only.
 LATENCY = 5e-6
-# Faster R-CNN R50-FPN, where overhead.py has not been run.
+# Faster R-CNN R50-FPN, if overhead.py has not been run.
 GRADIENT_BYTES = 166_110_848
 
 
 class Stack(BaseModel):
-    """Linear layers one after the other, split evenly into modules.
+    """Linear layers in sequence, split evenly into modules.
 
     Args:
-        modules (int): 'backbone', 'head1', 'head2', ...
-        layers (int): Linear layers of each.
-        width (int): Inputs and outputs of each layer.
+        modules: Number of modules: 'backbone', 'head1', 'head2', ...
+        layers: Linear layers of each module.
+        width: Inputs and outputs of each layer.
     """
 
     def __init__(self, modules: int, layers: int, width: int) -> None:
@@ -60,8 +58,10 @@ class Stack(BaseModel):
             stack = [nn.Linear(width, width) for _ in range(layers)]
             setattr(self, name, nn.Sequential(*stack))
 
-    def forward(self, inputs, data_samples=None, mode='loss') -> dict:
-        """Half the squared length of the output."""
+    def forward(
+        self, inputs: list[Tensor], data_samples: None = None, mode: str = 'loss'
+    ) -> dict[str, Tensor]:
+        """Return half the mean square of the outputs as the loss."""
         x = torch.stack(inputs)
         for name in self.names:
             x = getattr(self, name)(x)
@@ -69,7 +69,7 @@ class Stack(BaseModel):
 
 
 def points(largest: int, quick: bool) -> list[dict]:
-    """What is measured: a sweep, ranks, modules, layers of each, their width."""
+    """Return what is measured: sweep, ranks, modules, layers of each, their width."""
     if quick:
         return [
             dict(sweep=sweep, ranks=ranks, modules=2, layers=2, width=16)
@@ -89,17 +89,17 @@ def points(largest: int, quick: bool) -> list[dict]:
     ]
 
 
+def micro_batches(point: dict) -> int:
+    """Return the micro-batches of one update at a point."""
+    return MICRO_BATCHES if point['ranks'] == 1 else 1
+
+
 def measure_rank(point: dict, rounds: int, warmup: int) -> dict:
-    """All variants of one point on this rank."""
-    accumulation = MICRO_BATCHES if point['ranks'] == 1 else 1
+    """Measure all variants of one point on this rank."""
     shape = point['modules'], point['layers'], point['width']
     trainers = {
-        variant: Trainer(
-            Stack(*shape),
-            None if variant == 'plain' else variant,
-            accumulation=accumulation,
-        )
-        for variant in ('plain', 'halves', 'replicas')
+        variant: Trainer(Stack(*shape), variant, micro_batches=micro_batches(point))
+        for variant in timing.variants_of(CELLS)
     }
     rank = torch.distributed.get_rank()
 
@@ -107,83 +107,76 @@ def measure_rank(point: dict, rounds: int, warmup: int) -> dict:
         generator = torch.Generator().manual_seed(1000 * turn + rank)
         return dict(inputs=[torch.randn(point['width'], generator=generator)])
 
-    seconds = common.alternate(trainers, CELLS, batch_of, rounds=rounds, warmup=warmup)
-    return dict(
-        seconds=seconds,
-        reduced={
-            (variant, measured): trainers[variant].reduced_bytes(
-                batch_of(0), measured=measured
-            )
-            for variant, measured in CELLS
-        },
-        parameters=sum(p.numel() for p in trainers['plain'].ddp.parameters()),
+    measured = timing.measure_cells(
+        trainers, CELLS, batch_of, rounds=rounds, warmup=warmup
     )
+    parameters = sum(p.numel() for p in trainers['plain'].ddp.parameters())
+    return dict(measured, parameters=parameters)
 
 
 def measure(point: dict, rounds: int, warmup: int) -> dict:
-    """One point over all its ranks."""
-    by_rank = common.run_on_ranks(
+    """Measure one point on all its ranks."""
+    by_rank = run_on_ranks(
         measure_rank, point['ranks'], point, rounds, warmup, preload=('agvm_mm',)
     )
-    times = common.compared([result['seconds'] for result in by_rank], plain=CELLS[:1])
-    reduced = by_rank[0]['reduced']
     return dict(
         point,
         parameters=by_rank[0]['parameters'],
-        micro_batches=MICRO_BATCHES if point['ranks'] == 1 else 1,
-        variants=[
-            dict(
-                variant=variant,
-                measured=measured,
-                **times[variant, measured],
-                bytes_reduced=reduced[variant, measured],
-            )
-            for variant, measured in CELLS
-        ],
+        micro_batches=micro_batches(point),
+        variants=timing.merge_ranks(by_rank, PLAIN),
     )
 
 
 def ring_seconds(bytes_: float, gpus: int, bandwidth: float) -> float:
-    """A ring all-reduce: each GPU sends 2 (n - 1) / n times the bytes."""
+    """Return the time of a ring all-reduce.
+
+    Each GPU sends 2 (n - 1) / n times the bytes.
+    """
     return 2 * (gpus - 1) / gpus * bytes_ / bandwidth
 
 
 def tree_seconds(gpus: int) -> float:
-    """An all-reduce of a few scalars: up a binary tree and down again."""
+    """Return the time of a few scalars up a binary tree and down again."""
     return 2 * (gpus - 1).bit_length() * LATENCY
 
 
 def compute(gradient_bytes: int) -> list[dict]:
-    """Reductions on large machines, from published link speeds; nothing measured.
+    """Compute the time of reductions on large machines from published link speeds.
 
     Args:
-        gradient_bytes (int): Reduced in a plain update.
+        gradient_bytes: Bytes reduced in a plain update.
+
+    Returns:
+        One row for each link and number of GPUs, in seconds.
     """
-    rows = []
-    for link, bandwidth in LINKS.items():
-        for gpus in GPUS:
-            if gpus > LARGEST.get(link, gpus):
-                continue
-            gradient = ring_seconds(gradient_bytes, gpus, bandwidth)
-            statistics = tree_seconds(gpus)
-            rows.append(
-                dict(
-                    link=link,
-                    gpus=gpus,
-                    plain_seconds=gradient,
-                    halves_extra_seconds=gradient + statistics,
-                    replicas_extra_seconds=statistics,
-                    halves_extra_per_update={
-                        interval: (gradient + statistics) / interval
-                        for interval in INTERVALS
-                    },
-                )
-            )
-    return rows
+    return [
+        dict(
+            link=link,
+            gpus=gpus,
+            **compute_seconds(gradient_bytes, gpus, bandwidth),
+        )
+        for link, bandwidth in LINKS.items()
+        for gpus in GPUS
+        if gpus <= LARGEST.get(link, gpus)
+    ]
+
+
+def compute_seconds(gradient_bytes: int, gpus: int, bandwidth: float) -> dict:
+    """Compute one row of :func:`compute`."""
+    gradient = ring_seconds(gradient_bytes, gpus, bandwidth)
+    statistics = tree_seconds(gpus)
+    return dict(
+        plain_seconds=gradient,
+        halves_extra_seconds=gradient + statistics,
+        replicas_extra_seconds=statistics,
+        halves_extra_per_update={
+            str(interval): (gradient + statistics) / interval for interval in INTERVALS
+        },
+    )
 
 
 def gradient_bytes_of(results: Path) -> tuple[int, str]:
-    """Bytes of a plain update of Faster R-CNN, and where the figure is from."""
+    """Return the bytes of a plain update of Faster R-CNN, and their source."""
     path = results / 'overhead_faster-rcnn_r50_sgd.json'
     if path.exists():
         plain = json.loads(path.read_text())['variants'][0]
@@ -191,91 +184,59 @@ def gradient_bytes_of(results: Path) -> tuple[int, str]:
     return GRADIENT_BYTES, 'its trainable parameters in float32'
 
 
-def describe(result: dict) -> str:
-    """The result as Markdown."""
-    machine = result['environment']
-    titles = {
-        'ranks': 'Ranks',
-        'parameters': 'Parameters',
-        'modules': 'Modules',
-    }
-    parts = [
-        '# Scaling',
-        '',
-        f'{machine["backend"]} ranks on {machine["device"]} ({machine["cores"]} cores, '
-        f'load average at the end {machine["load_average"][0]}), torch '
-        f'{machine["torch"]}, {machine["date"]}; {result["rounds"]} rounds. Stacks of '
-        'linear layers that hardly compute: the worst there can be. Ratios are to '
-        'the plain OptimWrapper in the same round, medians, of the clock and of CPU '
-        f'time over all ranks. More ranks than the {machine["cores"]} cores take '
-        'turns on them.',
-    ]
-    for sweep, title in titles.items():
-        found = [point for point in result['points'] if point['sweep'] == sweep]
-        if not found:
-            continue
-        rows = []
-        for point in found:
-            for row in point['variants']:
-                reduced = row['bytes_reduced']
-                rows.append(
-                    (
-                        point['ranks'],
-                        point['modules'],
-                        f'{point["parameters"]:,}',
-                        row['variant'],
-                        'yes' if row['measured'] else 'no',
-                        f'{row["seconds"]["median"] * 1e3:.1f}',
-                        f'{row["ratio"]["median"]:.2f}',
-                        f'{row["cpu_ratio"]["median"]:.2f}',
-                        f'{reduced["gradients"]:,}',
-                        reduced['statistics'],
-                    )
-                )
-        header = (
-            'ranks',
-            'modules',
-            'parameters',
-            'variant',
-            'measured',
-            'ms',
-            'ratio',
-            'CPU ratio',
-            'gradients reduced, bytes',
-            'other, bytes',
-        )
-        parts += ['', f'## {title}', '', common.table(header, rows)]
-        if sweep == 'ranks':
-            parts += [
-                '',
-                f'One rank compares its {MICRO_BATCHES} micro-batches, also those of '
-                'the plain update; it reduces nothing that leaves the process.',
-            ]
-    rows = [
-        (
-            row['link'],
-            row['gpus'],
-            f'{row["plain_seconds"] * 1e3:.2f}',
-            f'{row["halves_extra_seconds"] * 1e3:.2f}',
-            *(f'{v * 1e3:.2f}' for v in row['halves_extra_per_update'].values()),
-            f'{row["replicas_extra_seconds"] * 1e3:.2f}',
-        )
-        for row in result['computed']
-    ]
-    header = (
-        'link',
-        'GPUs',
-        'plain, ms',
-        'halves extra at a measured update, ms',
-        *(f'per update at interval {interval}, ms' for interval in INTERVALS),
-        'replicas extra, ms',
+def milliseconds(seconds: float) -> str:
+    """Format a time in milliseconds."""
+    return f'{seconds * 1e3:.2f}'
+
+
+def extra_per_update(interval: int) -> report.Column:
+    """Return the column of the extra time per update at a measurement interval."""
+    return (
+        f'per update at interval {interval}, ms',
+        lambda row: milliseconds(row['halves_extra_per_update'][str(interval)]),
     )
-    return '\n'.join(
+
+
+POINT_COLUMNS = (
+    ('ranks', itemgetter('ranks')),
+    ('modules', itemgetter('modules')),
+    ('parameters', lambda row: f'{row["parameters"]:,}'),
+    *report.CELL_COLUMNS,
+    ('ms', report.median('seconds', 1, factor=1e3)),
+    ('ratio', report.median('ratio', 2)),
+    ('CPU ratio', report.median('cpu_ratio', 2)),
+    (
+        'gradients reduced, bytes',
+        lambda row: f'{row["bytes_reduced"]["gradients"]:,}',
+    ),
+    ('other, bytes', lambda row: row['bytes_reduced']['statistics']),
+)
+COMPUTED_COLUMNS = (
+    ('link', itemgetter('link')),
+    ('GPUs', itemgetter('gpus')),
+    ('plain, ms', lambda row: milliseconds(row['plain_seconds'])),
+    (
+        'halves extra at a measured update, ms',
+        lambda row: milliseconds(row['halves_extra_seconds']),
+    ),
+    *map(extra_per_update, INTERVALS),
+    ('replicas extra, ms', lambda row: milliseconds(row['replicas_extra_seconds'])),
+)
+
+
+def describe(result: dict) -> str:
+    """Return the result as Markdown."""
+    machine = result['environment']
+    return '\n\n'.join(
         [
-            *parts,
-            '',
+            '# Scaling',
+            f'{report.describe_machine(machine)}; {result["rounds"]} rounds. Stacks of '
+            'linear layers that hardly compute: the worst there can be. Ratios are to '
+            'the plain OptimWrapper in the same round, medians, of the clock and of '
+            f'CPU time over all ranks. More ranks than the {machine["cores"]} cores '
+            'take turns on them.',
+            *describe_sweeps(result['points']),
             '## On paper: computed, not measured',
-            '',
             f'{result["gradient_bytes"] / 1e6:.1f} MB of gradient of Faster R-CNN '
             f'R50-FPN ({result["gradient_bytes_from"]}). A ring all-reduce takes '
             '2 (n - 1) / n x bytes / speed, with the published speed of one link for '
@@ -283,14 +244,33 @@ def describe(result: dict) -> str:
             f'messages of {LATENCY * 1e6:.0f} microseconds (an assumption). Real '
             'links reach less, and DDP hides reductions behind the backward pass, '
             'the additional ones too.',
-            '',
-            common.table(header, rows),
+            report.table(COMPUTED_COLUMNS, result['computed']),
         ]
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
+def describe_sweeps(points: list[dict]) -> Iterator[str]:
+    """Yield the title, the table and the notes of each sweep that was measured."""
+    for sweep in ('ranks', 'parameters', 'modules'):
+        rows = [
+            point | row
+            for point in points
+            if point['sweep'] == sweep
+            for row in point['variants']
+        ]
+        if not rows:
+            continue
+        yield f'## {sweep.capitalize()}'
+        yield report.table(POINT_COLUMNS, rows)
+        if sweep == 'ranks':
+            yield (
+                f'One rank compares its {MICRO_BATCHES} micro-batches, also those of '
+                'the plain update; it reduces nothing that leaves the process.'
+            )
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n')[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -300,9 +280,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--warmup', type=int, default=2, help='rounds before those')
     parser.add_argument('--quick', action='store_true', help='tiny networks, 2 ranks')
     parser.add_argument(
-        '--out', type=Path, default=common.RESULTS, help='folder of the results'
+        '--out', type=Path, default=report.RESULTS, help='folder of the results'
     )
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    args = parse_args(arguments)
     found = [
         measure(point, args.rounds, args.warmup)
         for point in points(args.ranks, args.quick)
@@ -311,13 +296,13 @@ def main(arguments: list[str] | None = None) -> None:
     result = dict(
         benchmark='scaling',
         rounds=args.rounds,
-        environment=common.environment(args.ranks),
+        environment=report.environment(args.ranks),
         points=found,
         gradient_bytes=gradient_bytes,
         gradient_bytes_from=source,
         computed=compute(gradient_bytes),
     )
-    common.write(args.out, 'scaling', result, describe(result))
+    report.write(args.out, 'scaling', result, describe(result))
 
 
 if __name__ == '__main__':

@@ -1,26 +1,24 @@
-"""accuracy.py: what it trains and how it sums up; the training is a stand-in."""
+"""Settings, summary and report of accuracy.py; training is replaced by a log."""
 
 import json
 import math
 import shlex
-import sys
 from pathlib import Path
 
+import accuracy
 import pytest
+from mmengine.config import Config
 
 from agvm_mm import cli
+from agvm_mm.analysis.paper import Cell
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-import accuracy  # noqa: E402
-
 SGD = 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py'
 AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
 
 
-def trained(run):
-    """The config that a run's command trains."""
+def trained_config(run: accuracy.Run) -> Config:
+    """Return the config that a run's command trains."""
     words = shlex.split(run.cell('bbox_mAP', 2).command)
     assert words[:3] == ['tools/dist_train.sh', run.config, '2']
     options = dict(
@@ -34,30 +32,30 @@ def trained(run):
     'batch_size, lr_grows_to, lr',
     [(64, 256, 0.02), (256, 256, 0.04), (1024, 256, 0.04), (1024, 2048, 0.08)],
 )
-def test_schedules_stay_at_the_same_epochs(batch_size, lr_grows_to, lr):
-    cfg = trained(accuracy.Run(AGVM, 'agvm-sgd', batch_size, 3, lr_grows_to))
+def test_schedules_stay_at_same_epochs(batch_size: int, lr_grows_to: int, lr: float):
+    cfg = trained_config(accuracy.Run(AGVM, 'agvm-sgd', batch_size, 3, lr_grows_to))
     epoch = math.ceil(4096 / batch_size)
     assert cfg.train_cfg.total_batch_size == batch_size
     assert cfg.randomness.seed == 3
-    # The config's own, in epochs: a warm-up of 3, AGVM from the fourth on.
+    # As in the config: a warm-up of 3 epochs, AGVM after 4.
     assert cfg.param_scheduler[0].end == 3 * epoch
     assert cfg.custom_hooks[0].begin == 4 * epoch
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(lr)
 
 
-def test_batch_256_is_the_config_itself():
+def test_batch_256_trains_unchanged_config():
     for config, method in ((SGD, 'sgd'), (AGVM, 'agvm-sgd')):
         run = accuracy.Run(config, method, 256, 0, 256)
-        own = cli.load_config(str(ROOT / config))
-        assert trained(run).to_dict() == own.to_dict()
+        original = cli.load_config(str(ROOT / config))
+        assert trained_config(run).to_dict() == original.to_dict()
         assert run.name == Path(config).stem
         assert accuracy.find_config('faster-rcnn', method) == config
     with pytest.raises(ValueError, match='0 configs match'):
         accuracy.find_config('faster-rcnn', 'lars')
 
 
-def test_summary_of_seeds():
-    def result(method, batch_size, value):
+def test_summary_shows_mean_range_and_divergence():
+    def result(method: str, batch_size: int, value: float | str) -> dict:
         return dict(method=method, batch_size=batch_size, value=value)
 
     rows = accuracy.summarize(
@@ -76,12 +74,14 @@ def test_summary_of_seeds():
     ]
 
 
-def test_every_run_is_trained_once_and_reported(tmp_path, capsys, monkeypatch):
+def test_every_run_is_trained_once_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     values = iter([0.5, 0.6, 0.4, 0.7])
     calls = []
 
-    def run_cell(cell, root):
-        folder = accuracy.paper_tables.work_dir(cell, root)
+    def run_cell(cell: Cell, root: Path) -> None:
+        folder = accuracy.paper.work_dir(cell, root)
         calls.append(folder.relative_to(tmp_path).as_posix())
         log = folder / '20260101_000000/vis_data/scalars.json'
         log.parent.mkdir(parents=True)
@@ -91,7 +91,7 @@ def test_every_run_is_trained_once_and_reported(tmp_path, capsys, monkeypatch):
         ]
         log.write_text('\n'.join(map(json.dumps, rows)))
 
-    monkeypatch.setattr(accuracy.paper_tables, 'run_cell', run_cell)
+    monkeypatch.setattr(accuracy.paper, 'run_cell', run_cell)
     accuracy.main(
         ['--batch-sizes', '64', '--seeds', '0', '1', '--out', str(tmp_path / 'out')]
         + ['--work-dirs', str(tmp_path)]
@@ -103,12 +103,15 @@ def test_every_run_is_trained_once_and_reported(tmp_path, capsys, monkeypatch):
         for method in ('sgd', 'agvm-sgd')
     ]
     printed = capsys.readouterr().out
-    # Read back from the logs: 50 and 40, 60 and 70.
+    # The values in the logs: 50 and 40, 60 and 70.
     assert '| sgd      | 45.0 (40.0 to 50.0) |' in printed
     assert '| agvm-sgd | 65.0 (60.0 to 70.0) |' in printed
     out = json.loads((tmp_path / 'out/accuracy_faster-rcnn.json').read_text())
     assert [run['value'] for run in out['runs']] == [50.0, 60.0, 40.0, 70.0]
     assert out['runs'][0]['hours'] == pytest.approx(60 / 3600)
     assert (tmp_path / 'out/accuracy_faster-rcnn.png').stat().st_size > 0
+
+
+def test_batch_size_below_one_is_rejected():
     with pytest.raises(ValueError, match='--batch-sizes must be at least 1'):
         accuracy.main(['--batch-sizes', '0'])

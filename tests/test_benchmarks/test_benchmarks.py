@@ -1,4 +1,4 @@
-"""The benchmarks in their smallest setting: structure and exact figures, no times."""
+"""Structure and exact figures of the benchmarks with their smallest settings."""
 
 import json
 import os
@@ -6,37 +6,41 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accuracy
+import overhead
 import pytest
+import scaling
+from common.memory import can_follow_storages
+from common.report import RESULTS
 
-from agvm_mm.variance import CPU_PIECE
+from agvm_mm.estimators.reductions import CPU_PIECE
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-
-import common  # noqa: E402
-
 FLOAT32 = 4
 
+Printed = tuple[str, dict, Path]
+"""What a benchmark prints, its result, and the folder that it writes to."""
 
-def run(script, *arguments):
-    """Run a benchmark as a user would; what it prints."""
-    result = subprocess.run(
-        [sys.executable, ROOT / 'benchmarks' / script, *map(str, arguments)],
+
+def run(script: str, out: Path, name: str, arguments: str) -> Printed:
+    """Run a benchmark from the repository root as a user would."""
+    done = subprocess.run(
+        [sys.executable, f'benchmarks/{script}', *arguments.split(), '--out', out],
         capture_output=True,
         text=True,
         timeout=500,
         cwd=ROOT,
         env=dict(os.environ, PYTHONPATH=str(ROOT)),
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((out / f'{name}.json').read_text()), out
 
 
-def cells(variants):
+def cells(variants: list[dict]) -> dict[tuple[str, bool], dict]:
     return {(row['variant'], row['measured']): row for row in variants}
 
 
-def assert_times(rows, rounds):
+def assert_times(rows: dict[tuple[str, bool], dict], rounds: int) -> None:
     for row in rows.values():
         assert len(row['seconds_by_round']) == rounds
         for name in ('seconds', 'ratio', 'cpu_ratio'):
@@ -44,16 +48,26 @@ def assert_times(rows, rounds):
             assert 0 < found['quartile_1'] <= found['median'] <= found['quartile_3']
 
 
+@pytest.mark.parametrize('path', sorted(RESULTS.glob('*.json')), ids=lambda p: p.stem)
+def test_checked_in_report_is_rendered_from_its_result(path: Path):
+    scripts = dict(accuracy=accuracy, overhead=overhead, scaling=scaling)
+    script = scripts[path.stem.split('_')[0]]
+    report = script.describe(json.loads(path.read_text()))
+    assert report + '\n' == path.with_suffix('.md').read_text()
+
+
 @pytest.fixture(scope='module')
-def overhead(tmp_path_factory):
-    out = tmp_path_factory.mktemp('overhead')
-    arguments = '--model digits --rounds 2 --warmup 1 --images 1 --image-size 64'
-    printed = run('overhead.py', *arguments.split(), '--out', out)
-    return printed, json.loads((out / 'overhead_digits_sgd.json').read_text()), out
+def overhead_run(tmp_path_factory: pytest.TempPathFactory) -> Printed:
+    return run(
+        'overhead.py',
+        tmp_path_factory.mktemp('overhead'),
+        'overhead_digits_sgd',
+        '--model digits --rounds 2 --warmup 1 --images 1 --image-size 64',
+    )
 
 
-def test_overhead_compares_all_variants(overhead):
-    _, result, _ = overhead
+def test_overhead_compares_all_variants(overhead_run: Printed):
+    _, result, _ = overhead_run
     rows = cells(result['variants'])
     assert set(rows) == {
         ('plain', False),
@@ -69,8 +83,8 @@ def test_overhead_compares_all_variants(overhead):
         assert all(0 <= phi <= 2 for phi in variances.values())
 
 
-def test_overhead_counts_the_bytes_that_are_reduced(overhead):
-    _, result, _ = overhead
+def test_overhead_counts_reduced_bytes(overhead_run: Printed):
+    _, result, _ = overhead_run
     gradient = FLOAT32 * result['trainable_parameters']
     assert gradient == result['gradient_bytes'] == sum(result['buckets'])
     modules = len(result['modules'])
@@ -87,73 +101,68 @@ def test_overhead_counts_the_bytes_that_are_reduced(overhead):
 
 
 @pytest.mark.skipif(
-    not common.storages_tell(), reason='this torch does not tell when memory is freed'
+    not can_follow_storages(), reason='this torch does not report when memory is freed'
 )
-def test_overhead_follows_the_estimators_memory(overhead):
-    _, result, _ = overhead
+def test_overhead_follows_memory_of_estimators(overhead_run: Printed):
+    _, result, _ = overhead_run
     rows = cells(result['variants'])
     halves, replicas = (rows[v, True]['memory'] for v in ('halves', 'replicas'))
     for memory in (halves, replicas):
         assert memory['left_over'] == 0
         largest = max(result['buckets'])
         assert largest <= memory['in_flight'] <= result['gradient_bytes']
-    # A copy of each bucket in flight, and scalars; scalars alone. Beside them copies of
-    # the pieces of parameters that begin at an odd place, up to four at a time.
+    # Halves: a copy of each bucket in flight, and scalars. Replicas: scalars. Both also
+    # copy pieces of parameters that begin at an odd place, up to four at a time.
     scratch = 4 * FLOAT32 * CPU_PIECE + 10_000
     assert max(result['buckets']) <= halves['own'] <= halves['in_flight'] + scratch
     assert 0 < replicas['own'] <= scratch
 
 
-def test_overhead_prints_and_writes_its_tables(overhead):
-    printed, result, out = overhead
+def test_overhead_prints_and_writes_its_tables(overhead_run: Printed):
+    printed, result, out = overhead_run
     report = (out / 'overhead_digits_sgd.md').read_text()
     assert report in printed
-    assert report.count('| halves ') == 2 + 3 + common.storages_tell()
-    assert ('Memory: not measured' in report) != common.storages_tell()
+    assert report.count('| halves ') == 2 + 3 + can_follow_storages()
+    assert ('Memory: not measured' in report) != can_follow_storages()
+    met = [row['met'] for row in result['memory_targets']]
+    assert met == ([True, True] if can_follow_storages() else [])
+
+
+def test_overhead_compares_targets_with_both_clocks(overhead_run: Printed):
+    _, result, _ = overhead_run
     found = {(t['variant'], t['quantity']): t for t in result['targets']}
     assert list(found) == [
         (variant, f'ratio, {updates}')
         for updates in ('unmeasured', 'measured', 'amortised')
         for variant in ('halves', 'replicas')
     ]
-    for variant in ('halves', 'replicas'):
-        for clock in ('clock', 'cpu_time'):
+    for clock in ('clock', 'cpu_time'):
+        for variant in ('halves', 'replicas'):
             unmeasured, measured, amortised = (
                 found[variant, f'ratio, {updates}'][clock]['found']
                 for updates in ('unmeasured', 'measured', 'amortised')
             )
             assert amortised == pytest.approx((9 * unmeasured + measured) / 10)
-    for row in found.values():
-        for clock in ('clock', 'cpu_time'):
+        for row in found.values():
             value, error = row[clock]['found'], row[clock]['uncertainty']
             if row[clock]['met'] is None:
                 assert abs(value - row['target']) < error
             else:
                 assert row[clock]['met'] == (value <= row['target'])
-    met = [row['met'] for row in result['memory_targets']]
-    assert met == ([True, True] if common.storages_tell() else [])
 
 
 @pytest.fixture(scope='module')
-def scaling(tmp_path_factory):
-    out = tmp_path_factory.mktemp('scaling')
-    printed = run(
+def scaling_run(tmp_path_factory: pytest.TempPathFactory) -> Printed:
+    return run(
         'scaling.py',
-        '--quick',
-        '--rounds',
-        2,
-        '--warmup',
-        1,
-        '--ranks',
-        2,
-        '--out',
-        out,
+        tmp_path_factory.mktemp('scaling'),
+        'scaling',
+        '--quick --rounds 2 --warmup 1 --ranks 2',
     )
-    return printed, json.loads((out / 'scaling.json').read_text()), out
 
 
-def test_scaling_measures_each_point(scaling):
-    printed, result, out = scaling
+def test_scaling_measures_each_point(scaling_run: Printed):
+    printed, result, out = scaling_run
     assert (out / 'scaling.md').read_text() in printed
     assert [(p['sweep'], p['ranks']) for p in result['points']] == [
         ('ranks', 1),
@@ -174,8 +183,8 @@ def test_scaling_measures_each_point(scaling):
             )
 
 
-def test_scaling_computes_large_machines_by_hand(scaling):
-    printed, result, _ = scaling
+def test_scaling_computes_times_of_large_machines(scaling_run: Printed):
+    printed, result, _ = scaling_run
     assert 'computed, not measured' in printed
     rows = {(row['link'], row['gpus']): row for row in result['computed']}
     assert len(rows) == 1 + 3 * 4

@@ -1,0 +1,1 @@
+"""Shared code of the benchmarks: ranks, trainers, timing, memory, reports."""

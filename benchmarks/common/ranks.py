@@ -1,0 +1,90 @@
+"""Functions on several ranks of this machine, on GPUs or on CPU cores."""
+
+import datetime
+import os
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmengine.logging import MMLogger
+
+
+def on_gpus(ranks: int) -> bool:
+    """Return whether each rank gets its own GPU (NCCL) or a CPU core (gloo)."""
+    return torch.cuda.is_available() and torch.cuda.device_count() >= ranks
+
+
+def run_on_ranks(
+    function: Callable, ranks: int, *args: Any, preload: Sequence[str] = ()
+) -> list:
+    """Run ``function(*args)`` on several ranks and return what each rank returns.
+
+    Args:
+        function: Function of a module; it is pickled by name.
+        ranks: Number of processes.
+        args: Arguments of the function.
+        preload: Modules that take long to import. They are imported once and
+            inherited by the ranks.
+
+    Raises:
+        RuntimeError: If a rank fails; the message holds its traceback.
+    """
+    # Two ranks on two cores: threads of one would take the other's core.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    context = mp.get_context('forkserver')
+    context.set_forkserver_preload(['torch', *preload])
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            context.Process(target=_rank, args=(function, rank, ranks, folder, args))
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        errors = [path.read_text() for path in sorted(Path(folder).glob('*.error'))]
+        codes = [process.exitcode for process in processes]
+        if errors or any(codes):
+            raise RuntimeError('\n'.join(errors) or f'exit codes {codes}')
+        return [
+            torch.load(Path(folder, f'{rank}.result'), weights_only=False)
+            for rank in range(ranks)
+        ]
+
+
+def _rank(
+    function: Callable, rank: int, ranks: int, folder: str, args: Sequence
+) -> None:
+    os.environ['LOCAL_RANK'] = str(rank)  # MMEngine reads it.
+    # Otherwise MMEngine logs the initialization of every weight.
+    MMLogger.get_current_instance().setLevel('WARNING')
+    warnings.filterwarnings('ignore', category=FutureWarning)
+    gpus = on_gpus(ranks)
+    if gpus:
+        torch.cuda.set_device(rank)
+    else:
+        torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            'nccl' if gpus else 'gloo',
+            init_method=f'file://{folder}/rendezvous',
+            rank=rank,
+            world_size=ranks,
+            timeout=datetime.timedelta(minutes=10),
+        )
+        torch.save(function(*args), Path(folder, f'{rank}.result'))
+        # See tests/ranks.py.
+        time.sleep(0.02)
+        dist.destroy_process_group()
+    except Exception:
+        Path(folder, f'{rank}.error').write_text(
+            f'rank {rank}:\n{traceback.format_exc()}'
+        )
+        raise SystemExit(1) from None

@@ -1,0 +1,91 @@
+"""Reports of the benchmarks: Markdown tables, with all figures as JSON."""
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.ranks import on_gpus
+
+RESULTS = Path(__file__).resolve().parents[1] / 'results'
+
+Column = tuple[str, Callable[[dict], Any]]
+"""Header of a column, and a function from a row to the content of its cell."""
+
+
+def table(columns: Sequence[Column], rows: Iterable[dict]) -> str:
+    """Return a Markdown table with aligned columns."""
+    lines = [[header for header, _ in columns]]
+    lines += [[str(content(row)) for _, content in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ['-' * width for width in widths])
+    return '\n'.join(
+        f'| {" | ".join(map(str.ljust, line, widths))} |' for line in lines
+    )
+
+
+def median(key: str, digits: int, factor: float = 1) -> Callable[[dict], str]:
+    """Return a function from a row to the median of one of its quantities."""
+    return lambda row: f'{row[key]["median"] * factor:.{digits}f}'
+
+
+CELL_COLUMNS: Sequence[Column] = (
+    ('variant', itemgetter('variant')),
+    ('measured', lambda row: 'yes' if row['measured'] else 'no'),
+)
+
+
+def megabytes(count: float) -> str:
+    """Format bytes as MB (10^6 bytes)."""
+    value = count / 1e6
+    return f'{value:.1f}' if value >= 1 else f'{value:.5f}'.rstrip('0').rstrip('.')
+
+
+def environment(ranks: int) -> dict:
+    """Return facts about the machine and the software that a result depends on."""
+    gpus = on_gpus(ranks)
+    return dict(
+        device=torch.cuda.get_device_name() if gpus else processor_name(),
+        backend='nccl' if gpus else 'gloo',
+        ranks=ranks,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 0,
+        threads_per_rank=None if gpus else 1,
+        load_average=[round(load, 1) for load in os.getloadavg()],
+        torch=torch.__version__,
+        python=platform.python_version(),
+        date=datetime.date.today().isoformat(),
+    )
+
+
+def processor_name() -> str:
+    """Return the model name of the processor."""
+    info = Path('/proc/cpuinfo')
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe_machine(environment: dict) -> str:
+    """Return the facts of :func:`environment` as a part of a sentence."""
+    return (
+        f'{environment["backend"]} ranks on {environment["device"]} '
+        f'({environment["cores"]} cores, load average at the end '
+        f'{environment["load_average"][0]}), torch {environment["torch"]}, '
+        f'{environment["date"]}'
+    )
+
+
+def write(out: Path, name: str, result: dict, report: str) -> None:
+    """Print a report and write it to ``{name}.md``, the result to ``{name}.json``."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f'{name}.json').write_text(json.dumps(result, indent=1) + '\n')
+    (out / f'{name}.md').write_text(report + '\n')
+    print(report, flush=True)
