@@ -72,9 +72,6 @@ def build_lars(
 
     Raises:
         ImportError: If pytorch-optimizer is not installed.
-
-    Example:
-        >>> optim_wrapper = dict(optimizer=dict(type='BaselineLARS', lr=1.2))
     """
     return _pytorch_optimizer('BaselineLARS').LARS(
         params,
@@ -119,9 +116,6 @@ def build_lamb(
 
     Raises:
         ImportError: If pytorch-optimizer is not installed.
-
-    Example:
-        >>> optim_wrapper = dict(optimizer=dict(type='BaselineLAMB', lr=0.01))
     """
     return _pytorch_optimizer('BaselineLAMB').Lamb(
         params,
