@@ -1,14 +1,18 @@
 """Tiny random images with annotations for every task, as pipelines pack them."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from mmengine.registry import DATASETS
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch.utils.data import Dataset
 
 
-def detection_sample(rng, size, num_classes):
-    """Boxes, masks and a map of things and stuff, whatever of it the model wants."""
+def detection_sample(
+    rng: np.random.Generator, size: int, num_classes: int
+) -> BaseDataElement:
+    """Return three random boxes with labels and masks."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
@@ -29,7 +33,8 @@ def detection_sample(rng, size, num_classes):
     return sample
 
 
-def segmentation_sample():
+def segmentation_sample() -> BaseDataElement:
+    """Return an empty sample of MMSegmentation."""
     from mmseg.structures import SegDataSample
 
     return SegDataSample()
@@ -37,17 +42,19 @@ def segmentation_sample():
 
 @DATASETS.register_module(force=True)
 class SyntheticDataset(Dataset):
-    """Noise, the same at every reading.
+    """Data set of random images that are the same at every reading.
 
     Args:
-        scope (str): 'mmdet' or 'mmseg'.
-        images (int): How many.
-        size (int): Height and width in pixels.
-        num_classes (int): Classes of things, or of pixels in mmseg.
-        num_seg_classes (int): Classes of pixels.
+        scope: 'mmdet' or 'mmseg'.
+        images: Number of images.
+        size: Height and width in pixels.
+        num_classes: Number of object classes.
+        num_seg_classes: Number of pixel classes.
     """
 
-    def __init__(self, scope, images, size, num_classes, num_seg_classes):
+    def __init__(
+        self, scope: str, images: int, size: int, num_classes: int, num_seg_classes: int
+    ) -> None:
         self.scope = scope
         self.images = images
         self.size = size
@@ -55,10 +62,10 @@ class SyntheticDataset(Dataset):
         self.num_seg_classes = num_seg_classes
         self.metainfo = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.images
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng(index)
         size = self.size
         inputs = torch.from_numpy(rng.integers(0, 256, (3, size, size), np.uint8))
@@ -68,7 +75,7 @@ class SyntheticDataset(Dataset):
             sample = segmentation_sample()
         labels = rng.integers(0, self.num_seg_classes, (1, size, size))
         data = torch.from_numpy(labels)
-        # mmdet's class reads `sem_seg`, mmseg's `data`.
+        # MMDetection reads `sem_seg`, MMSegmentation reads `data`.
         sample.gt_sem_seg = PixelData(
             **{'sem_seg' if self.scope == 'mmdet' else 'data': data}
         )

@@ -1,18 +1,10 @@
-"""The digits configs as the tests see them: collected from the folder."""
+"""Configs of the embedded digits and what is expected of them."""
 
-import re
-from functools import cache
-from pathlib import Path
+from mmengine.config import ConfigDict
+from zoo import LEAVES, load
 
-from mmengine.config import Config
-
-ROOT = Path(__file__).resolve().parents[1]
-TWINS = sorted(path.stem for path in (ROOT / 'configs/digits').glob('*.py'))
-NAME = re.compile(
-    r'(?P<model>.+)_(?P<method>(agvm-)?(sgd|adamw)|lars|lamb|pmd-lamb)'
-    r'_b(?P<batch>\d+)_(?P<epochs>\d+)e_digits$'
-)
-# What is trained by which methods, after the table of the large configs.
+TWINS = [leaf for leaf in LEAVES if leaf.startswith('digits/')]
+# Methods of each model, as in configs/digits/README.md.
 METHODS = {
     'faster-rcnn_r18_w16_fpn': 'sgd agvm-sgd adamw agvm-adamw lamb pmd-lamb',
     'mask-rcnn_r18_w16_fpn': 'sgd agvm-sgd adamw agvm-adamw lars',
@@ -29,27 +21,9 @@ METRICS = {
     'sem-fpn_r18_w16': 'mIoU',
     'upernet_r18_w16': 'mIoU',
 }
-OPTIMIZERS = {
-    'sgd': 'SGD',
-    'adamw': 'AdamW',
-    'lars': 'BaselineLARS',
-    'lamb': 'BaselineLAMB',
-    'pmd-lamb': 'PMDLAMB',
-}
 
 
-@cache
-def load(twin):
-    return Config.fromfile(ROOT / 'configs/digits' / f'{twin}.py')
-
-
-def told(twin):
-    """What a file name tells: model, method, batch and epochs."""
-    match = NAME.match(twin)
-    assert match, f'{twin} does not tell model, method, batch and epochs'
-    return match.groupdict()
-
-
-def hooks(cfg):
-    """The settings of VarianceSyncHook: one dict, or none."""
-    return [h for h in cfg.get('custom_hooks', []) if h.type == 'VarianceSyncHook']
+def variance_hooks(twin: str) -> list[ConfigDict]:
+    """Return the settings of each VarianceSyncHook of a config."""
+    hooks = load(twin).get('custom_hooks', [])
+    return [hook for hook in hooks if hook.type == 'VarianceSyncHook']

@@ -1,15 +1,17 @@
-"""The configs as the tests see them: collected from the folders, read once."""
+"""Configs of the repository: collected from the folders, each read once."""
 
-import re
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
 
+from agvm_mm.analysis.paper import ConfigName, parse_config_name
+
 ROOT = Path(__file__).resolve().parents[1]
-# For a base `mmdet::...` MMEngine reads the metafiles of all of MMDetection's models,
-# at every config again; once is enough here.
+# For a base `mmdet::...` MMEngine reads the metafiles of all of MMDetection's models
+# again for every config.
 config_utils.load = lru_cache(config_utils.load)
 
 LEAVES = sorted(
@@ -17,28 +19,89 @@ LEAVES = sorted(
     for path in (ROOT / 'configs').rglob('*.py')
     if '_base_' not in path.parts
 )
-# The embedded twins have a recipe of their own.
+# The digits have a recipe of their own: see twins.py.
 ZOO = [leaf for leaf in LEAVES if not leaf.startswith('digits/')]
-NAME = re.compile(
-    r'(?P<model>.+)_(?P<method>(agvm-)?(sgd|adamw)|lars|lamb|pmd-lamb)'
-    r'_b(?P<batch>\d+)_(?P<length>\d+(e|k|iters))_(?P<dataset>[^_]+)$'
-)
+# The paper's schedules, from its tables.
+COCO_UPDATES_PER_EPOCH = {
+    32: 3665,
+    256: 459,
+    512: 230,
+    960: 123,
+    1024: 115,
+    1536: 77,
+    4096: 29,
+    10240: 12,
+}
+ADE20K_UPDATES = {
+    32: 160_000,
+    256: 20_000,
+    512: 10_000,
+    1024: 5000,
+    2048: 2500,
+    10240: 500,
+}
+OPTIMIZERS = {
+    'sgd': 'SGD',
+    'adamw': 'AdamW',
+    'lars': 'BaselineLARS',
+    'lamb': 'BaselineLAMB',
+    'pmd-lamb': 'PMDLAMB',
+}
 
 
 @cache
-def load(leaf):
+def load(leaf: str) -> Config:
+    """Read a leaf. Callers share the config and must not change it."""
     return Config.fromfile(ROOT / 'configs' / f'{leaf}.py')
 
 
-def told(leaf):
-    """What a file name tells: model, method, batch, length and data set."""
-    match = NAME.match(leaf.split('/')[-1])
-    assert match, f'{leaf} does not tell model, method, batch, length and data set'
-    return dict(match.groupdict(), batch=int(match['batch']))
+def source_of(leaf: str) -> str:
+    """Return the text of a leaf's file."""
+    return (ROOT / 'configs' / f'{leaf}.py').read_text(encoding='utf-8')
 
 
-def by_model(leaves):
-    """One leaf for each model, those with AGVM first."""
+def name_of(leaf: str) -> ConfigName:
+    """Return the parts of a leaf's name."""
+    name = parse_config_name(leaf.split('/')[-1])
+    assert name, f'{leaf} does not name model, method, batch, length and data set'
+    return name
+
+
+def folder_of(leaf: str) -> str:
+    """Return the folder of a leaf: its architecture."""
+    return leaf.split('/')[0]
+
+
+def epoch_of(leaf: str) -> int | None:
+    """Return the updates of an epoch; None on ADE20K, which has no epochs."""
+    name = name_of(leaf)
+    if name.dataset == 'digits':
+        return 16
+    return COCO_UPDATES_PER_EPOCH[name.batch] if name.dataset == 'coco' else None
+
+
+def updates_of(leaf: str) -> int:
+    """Return the updates of a run."""
+    epoch = epoch_of(leaf)
+    if epoch is None:
+        return ADE20K_UPDATES[name_of(leaf).batch]
+    return epoch * load(leaf).train_cfg.max_epochs
+
+
+def warmup_of(leaf: str) -> int:
+    """Return the updates of the exponential warm-up."""
+    schedulers = load(leaf).param_scheduler
+    (warmup,) = (one for one in schedulers if one.type == 'ExponentialWarmupLR')
+    assert warmup.get('begin', 0) == 0
+    assert warmup.start_factor == 1e-3
+    if not warmup.by_epoch:
+        return warmup.end
+    assert warmup.convert_to_iter_based
+    return warmup.end * epoch_of(leaf)
+
+
+def by_model(leaves: Iterable[str]) -> list[str]:
+    """Return one leaf for each model, with AGVM if there is one."""
     chosen = {}
     for leaf in sorted(leaves, key=lambda leaf: '_agvm-' not in leaf):
         chosen.setdefault(repr(load(leaf).model), leaf)

@@ -2,11 +2,18 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/cascade-mask-rcnn_swin-1b_fpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_b960_12e.py',
-    '../_base_/methods/agvm-adamw_swin.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_12e_swin.py',
 ]
+train_cfg = dict(total_batch_size=960)
 train_dataloader = dict(batch_size=2)
-optim_wrapper = dict(optimizer=dict(lr=1e-4 * (960 / 16) ** 0.5))
+optim_wrapper = dict(
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=1e-4 * (960 / 16) ** 0.5),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+)
 custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=308)]
+default_hooks = dict(logger=dict(interval=10))

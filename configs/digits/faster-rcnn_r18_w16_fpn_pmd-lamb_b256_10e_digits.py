@@ -1,7 +1,9 @@
-_base_ = './faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py'
-
+_base_ = [
+    '../_base_/models/faster-rcnn_r18_w16_fpn.py',
+    '../_base_/datasets/digits_detection.py',
+    '../_base_/schedules/digits_10e.py',
+]
 optim_wrapper = dict(
-    _delete_=True,
     type='OptimWrapper',
     optimizer=dict(
         type='PMDLAMB',

@@ -1,9 +1,10 @@
 _base_ = [
     '../_base_/models/panoptic-fpn_r18_w16_fpn.py',
     '../_base_/datasets/digits_panoptic.py',
-    '../_base_/schedules/digits_b256_10e.py',
-    '../_base_/methods/sgd.py',
-    '../_base_/digits_runtime.py',
+    '../_base_/schedules/digits_10e.py',
 ]
-
-optim_wrapper = dict(optimizer=dict(lr=0.02), clip_grad=dict(max_norm=2))
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
+    clip_grad=dict(max_norm=2),
+)

@@ -1,9 +1,10 @@
 _base_ = [
     '../_base_/models/upernet_r18_w16.py',
     '../_base_/datasets/digits_semantic.py',
-    '../_base_/schedules/digits_b256_10e.py',
-    '../_base_/methods/adamw.py',
-    '../_base_/digits_seg_runtime.py',
+    '../_base_/schedules/digits_10e_seg.py',
 ]
-
-optim_wrapper = dict(optimizer=dict(lr=0.001), clip_grad=dict(max_norm=2))
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=0.001, betas=(0.9, 0.999), weight_decay=0.05),
+    clip_grad=dict(max_norm=2),
+)

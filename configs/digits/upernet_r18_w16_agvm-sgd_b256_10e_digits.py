@@ -1,11 +1,16 @@
 _base_ = [
     '../_base_/models/upernet_r18_w16.py',
     '../_base_/datasets/digits_semantic.py',
-    '../_base_/schedules/digits_b256_10e.py',
-    '../_base_/methods/agvm-sgd.py',
-    '../_base_/digits_seg_runtime.py',
+    '../_base_/schedules/digits_10e_seg.py',
 ]
-
-optim_wrapper = dict(optimizer=dict(lr=0.2), clip_grad=dict(max_norm=2))
-# Measured at every update from epoch 4 on, when the warm-up is over.
+optim_wrapper = dict(
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=1e-4),
+    clip_grad=dict(max_norm=2),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+)
+# Every update from epoch 4 on, after the warm-up.
 custom_hooks = [dict(type='VarianceSyncHook', interval=1, begin=64, estimator='halves')]

@@ -1,9 +1,10 @@
 _base_ = [
     '../_base_/models/upernet_r18_w16.py',
     '../_base_/datasets/digits_semantic.py',
-    '../_base_/schedules/digits_b256_10e.py',
-    '../_base_/methods/sgd.py',
-    '../_base_/digits_seg_runtime.py',
+    '../_base_/schedules/digits_10e_seg.py',
 ]
-
-optim_wrapper = dict(optimizer=dict(lr=0.2), clip_grad=dict(max_norm=2))
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=1e-4),
+    clip_grad=dict(max_norm=2),
+)

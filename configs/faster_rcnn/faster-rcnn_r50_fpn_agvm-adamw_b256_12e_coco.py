@@ -2,11 +2,21 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_b256_12e.py',
-    '../_base_/methods/agvm-adamw.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_12e.py',
 ]
+train_cfg = dict(total_batch_size=256)
 train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(optimizer=dict(lr=1e-4 * (256 / 16) ** 0.5))
+optim_wrapper = dict(
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=1e-4 * (256 / 16) ** 0.5),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+)
+param_scheduler = [
+    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=920),
+    dict(type='MultiStepLR', by_epoch=True, end=12, milestones=[8, 11], gamma=0.1),
+]
 custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=1020)]

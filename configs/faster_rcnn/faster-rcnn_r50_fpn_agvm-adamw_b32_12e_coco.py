@@ -2,11 +2,17 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_b32_12e.py',
-    '../_base_/methods/agvm-adamw.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_12e.py',
 ]
+train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(optimizer=dict(lr=1e-4 * (32 / 16) ** 0.5))
+optim_wrapper = dict(
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=1e-4 * (32 / 16) ** 0.5),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+)
 custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=7430)]

@@ -2,15 +2,22 @@
 # root; AGVM begins 6 updates after the warm-up.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_b10240_16e.py',
-    '../_base_/methods/agvm-sgd_clip.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_16e.py',
 ]
+train_cfg = dict(val_interval=4, total_batch_size=10240)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
-    optimizer=dict(lr=0.16 * (10240 / 128) ** 0.5), clip_window=(18, 30)
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=0.16 * (10240 / 128) ** 0.5),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+    clip_grad=dict(max_norm=1.0),
+    clip_window=(18, 30),
 )
 custom_hooks = [
     dict(type='VarianceSyncHook', interval=1, begin=30, estimator='replicas')
 ]
+default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))

@@ -1,13 +1,23 @@
 # SGD + AGVM at total batch 256. Numbers of the authors' released recipe.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_b256_16e.py',
-    '../_base_/methods/agvm-sgd_clip.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_16e.py',
 ]
+train_cfg = dict(total_batch_size=256)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
-    optimizer=dict(lr=0.16 * (256 / 128) ** 0.5), clip_window=(820, 1020)
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=0.16 * (256 / 128) ** 0.5),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+    clip_grad=dict(max_norm=1.0),
+    clip_window=(820, 1020),
 )
+param_scheduler = [
+    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=920),
+    dict(type='MultiStepLR', by_epoch=True, end=16, milestones=[12, 14], gamma=0.1),
+]
 custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=1020)]

@@ -2,10 +2,18 @@
 # decay every epoch, or every 1000 updates.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_b10240_12e.py',
-    '../_base_/methods/pmd-lamb.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_12e.py',
 ]
+train_cfg = dict(val_interval=4, total_batch_size=10240)
 train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(optimizer=dict(lr=0.005 * (10240 / 512) ** 0.5, period=12))
+optim_wrapper = dict(
+    optimizer=dict(
+        type='PMDLAMB',
+        lr=0.005 * (10240 / 512) ** 0.5,
+        weight_decay=0.01,
+        moment_decay=0.1,
+        period=12,
+    )
+)
+default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))

@@ -2,10 +2,18 @@
 # decay every epoch, or every 1000 updates.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_b1024_12e.py',
-    '../_base_/methods/pmd-lamb.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_12e.py',
 ]
+train_cfg = dict(total_batch_size=1024)
 train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(optimizer=dict(lr=0.005 * (1024 / 512) ** 0.5, period=115))
+optim_wrapper = dict(
+    optimizer=dict(
+        type='PMDLAMB',
+        lr=0.005 * (1024 / 512) ** 0.5,
+        weight_decay=0.01,
+        moment_decay=0.1,
+        period=115,
+    )
+)
+default_hooks = dict(logger=dict(interval=10))

@@ -2,10 +2,21 @@
 # every epoch, or every 1000 updates.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_b256_12e.py',
-    '../_base_/methods/pmd-lamb.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_12e.py',
 ]
+train_cfg = dict(total_batch_size=256)
 train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(optimizer=dict(lr=0.005 * (256 / 512) ** 0.5, period=459))
+optim_wrapper = dict(
+    optimizer=dict(
+        type='PMDLAMB',
+        lr=0.005 * (256 / 512) ** 0.5,
+        weight_decay=0.01,
+        moment_decay=0.1,
+        period=459,
+    )
+)
+param_scheduler = [
+    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=920),
+    dict(type='MultiStepLR', by_epoch=True, end=12, milestones=[8, 11], gamma=0.1),
+]

@@ -1,13 +1,19 @@
 # SGD + AGVM at total batch 512. Numbers of the authors' released recipe.
 _base_ = [
     '../_base_/models/mask-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_b512_16e.py',
-    '../_base_/methods/agvm-sgd_clip.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_16e.py',
 ]
+train_cfg = dict(total_batch_size=512)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
-    optimizer=dict(lr=0.16 * (512 / 128) ** 0.5), clip_window=(360, 560)
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=0.16 * (512 / 128) ** 0.5),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+    clip_grad=dict(max_norm=1.0),
+    clip_window=(360, 560),
 )
 custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=560)]

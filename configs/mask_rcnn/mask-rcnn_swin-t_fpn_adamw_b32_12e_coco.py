@@ -1,10 +1,9 @@
 # AdamW at total batch 32. Ours: lr square root from 1e-4 at 16.
 _base_ = [
     '../_base_/models/mask-rcnn_swin-t_fpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_b32_12e.py',
-    '../_base_/methods/adamw_swin.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_12e_swin.py',
 ]
+train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(optimizer=dict(lr=1e-4 * (32 / 16) ** 0.5))

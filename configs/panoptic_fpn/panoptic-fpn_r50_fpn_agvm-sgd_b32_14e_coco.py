@@ -2,11 +2,17 @@
 # root; AGVM begins 100 updates after the warm-up.
 _base_ = [
     '../_base_/models/panoptic-fpn_r50_fpn.py',
-    '../_base_/datasets/coco_panoptic.py',
-    '../_base_/schedules/coco_b32_14e.py',
-    '../_base_/methods/agvm-sgd.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_panoptic.py',
+    '../_base_/schedules/coco_14e.py',
 ]
+train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(optimizer=dict(lr=0.02 * 32 / 16))
+optim_wrapper = dict(
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=0.02 * 32 / 16),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+)
 custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=7430)]

@@ -2,13 +2,20 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/retinanet_r18_fpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_b10240_12e.py',
-    '../_base_/methods/agvm-adamw.py',
-    '../_base_/coco_runtime.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    '../_base_/schedules/coco_12e.py',
 ]
+train_cfg = dict(val_interval=4, total_batch_size=10240)
 train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(optimizer=dict(lr=1e-4 * (10240 / 16) ** 0.5))
+optim_wrapper = dict(
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=1e-4 * (10240 / 16) ** 0.5),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+)
 custom_hooks = [
     dict(type='VarianceSyncHook', interval=1, begin=30, estimator='replicas')
 ]
+default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))

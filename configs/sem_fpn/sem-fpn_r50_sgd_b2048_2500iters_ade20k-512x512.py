@@ -1,10 +1,14 @@
 # SGD at total batch 2048. Ours: lr linear from 0.02 at 16.
 _base_ = [
     '../_base_/models/sem-fpn_r50.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade20k_b2048_2500iters.py',
-    '../_base_/methods/sgd.py',
-    '../_base_/ade20k_runtime.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade20k.py',
 ]
+train_cfg = dict(max_iters=2500, val_interval=250, total_batch_size=2048)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=0.02 * 2048 / 16))
+param_scheduler = [
+    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=198),
+    dict(type='PolyLR', by_epoch=False, begin=198, end=2500, power=0.9, eta_min=0.0),
+]
+default_hooks = dict(checkpoint=dict(interval=250), logger=dict(interval=10))

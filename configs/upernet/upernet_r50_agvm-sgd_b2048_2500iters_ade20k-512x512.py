@@ -2,13 +2,24 @@
 # root; AGVM begins 10 updates after the warm-up.
 _base_ = [
     '../_base_/models/upernet_r50.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade20k_b2048_2500iters.py',
-    '../_base_/methods/agvm-sgd_clip.py',
-    '../_base_/ade20k_runtime.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade20k.py',
 ]
+train_cfg = dict(max_iters=2500, val_interval=250, total_batch_size=2048)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
-    optimizer=dict(lr=0.16 * (2048 / 128) ** 0.5), clip_window=(188, 208)
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=0.16 * (2048 / 128) ** 0.5),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+    clip_grad=dict(max_norm=1.0),
+    clip_window=(188, 208),
 )
+param_scheduler = [
+    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=198),
+    dict(type='PolyLR', by_epoch=False, begin=198, end=2500, power=0.9, eta_min=0.0),
+]
 custom_hooks = [dict(type='VarianceSyncHook', interval=5, begin=208)]
+default_hooks = dict(checkpoint=dict(interval=250), logger=dict(interval=10))

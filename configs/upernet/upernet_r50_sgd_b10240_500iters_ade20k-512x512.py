@@ -1,10 +1,14 @@
 # SGD at total batch 10240. Ours: lr linear from 0.02 at 16.
 _base_ = [
     '../_base_/models/upernet_r50.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade20k_b10240_500iters.py',
-    '../_base_/methods/sgd.py',
-    '../_base_/ade20k_runtime.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade20k.py',
 ]
+train_cfg = dict(max_iters=500, val_interval=50, total_batch_size=10240)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=0.02 * 10240 / 16))
+param_scheduler = [
+    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=40),
+    dict(type='PolyLR', by_epoch=False, begin=40, end=500, power=0.9, eta_min=0.0),
+]
+default_hooks = dict(checkpoint=dict(interval=50), logger=dict(interval=10))

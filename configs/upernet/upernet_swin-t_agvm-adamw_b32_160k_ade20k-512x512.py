@@ -2,11 +2,24 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/upernet_swin-t.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade20k_b32_160k.py',
-    '../_base_/methods/agvm-adamw_swin.py',
-    '../_base_/ade20k_runtime.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade20k_swin.py',
 ]
+train_cfg = dict(max_iters=160000, val_interval=16000, total_batch_size=32)
 train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(optimizer=dict(lr=1e-4 * (32 / 16) ** 0.5))
+optim_wrapper = dict(
+    type='AGVMOptimWrapper',
+    constructor='AGVMOptimWrapperConstructor',
+    optimizer=dict(lr=1e-4 * (32 / 16) ** 0.5),
+    anchor='backbone',
+    momentum=0.97,
+    ratio_bounds=(0.5, 10.0),
+)
+param_scheduler = [
+    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=12632),
+    dict(
+        type='PolyLR', by_epoch=False, begin=12632, end=160000, power=0.9, eta_min=0.0
+    ),
+]
 custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=12732)]
+default_hooks = dict(checkpoint=dict(interval=16000))

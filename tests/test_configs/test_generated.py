@@ -1,14 +1,14 @@
-"""What tools/dev/make_configs.py writes is what is checked in, and MIM can read it."""
+"""Output of tools/dev/make_configs.py, and the metafiles that MIM reads."""
 
 import json
 import subprocess
 import sys
 
 import yaml
-from zoo import ROOT, ZOO, load, told
+from zoo import ROOT, ZOO, load, name_of
 
 
-def test_checked_in_is_what_the_generator_writes(tmp_path):
+def test_checked_in_files_are_what_the_generator_writes(tmp_path):
     done = subprocess.run(
         [sys.executable, 'tools/dev/make_configs.py', '--out', str(tmp_path)],
         cwd=ROOT,
@@ -21,11 +21,11 @@ def test_checked_in_is_what_the_generator_writes(tmp_path):
     for path in written:
         checked_in = ROOT / path.relative_to(tmp_path)
         assert checked_in.read_text() == path.read_text(), path.name
-    # Nor is there a leaf that it does not write.
+    # There is no leaf that it does not write.
     leaves = {
         str(path.relative_to(tmp_path / 'configs').with_suffix(''))
         for path in written
-        if path.suffix == '.py' and '_base_' not in path.parts
+        if path.suffix == '.py'
     }
     assert leaves == set(ZOO)
 
@@ -47,7 +47,7 @@ def test_metafiles_list_every_config_once():
             assert config.parent == (ROOT / path).parent
             leaf = str(config.relative_to(ROOT / 'configs').with_suffix(''))
             metadata = model['Metadata']
-            assert metadata['Total Batch Size'] == told(leaf)['batch']
+            assert metadata['Total Batch Size'] == name_of(leaf).batch
             if 'max_epochs' in load(leaf).train_cfg:
                 assert metadata['Epochs'] == load(leaf).train_cfg.max_epochs
             else:
@@ -56,7 +56,7 @@ def test_metafiles_list_every_config_once():
     assert sorted(listed) == ZOO
 
 
-# Where a cell of the paper is run, by table, model and column.
+# Configs of the cells of the paper, by table and model.
 RUNS = {
     ('sgd_four_tasks', 'faster_rcnn'): 'faster_rcnn/faster-rcnn_r50_fpn_{}_16e',
     ('sgd_four_tasks', 'mask_rcnn'): 'mask_rcnn/mask-rcnn_r50_fpn_{}_14e',
@@ -81,7 +81,7 @@ SEMANTIC_LENGTH = {32: '160k', 512: '10k', 1024: '5k', 2048: '2500iters'}
 
 
 def cells():
-    """(config, metric, value, updates or None) of every cell that we can run."""
+    """Yield config, metric, value and updates (or None) of each cell that we run."""
     text = (ROOT / 'configs' / 'paper_results.json').read_text(encoding='utf-8')
     for key, table in json.loads(text)['tables'].items():
         for row in table['rows']:
@@ -89,7 +89,7 @@ def cells():
             for column, value in zip(table['columns'], row['values'], strict=True):
                 method = METHODS.get(key, {}).get(column)
                 if method is None or value is None:
-                    continue  # SAM, UniNet-G and cells left empty
+                    continue  # SAM, UniNet-G and empty cells
                 if row['model'] == 'semantic_fpn':
                     length = SEMANTIC_LENGTH[batch]
                     leaf = f'sem_fpn/sem-fpn_r50_{method}_b{batch}_{length}'
@@ -106,20 +106,20 @@ def test_every_cell_of_the_paper_has_its_config_and_figure():
         for model in metafile['Models']:
             leaf = model['Config'].removeprefix('configs/').removesuffix('.py')
             updates[leaf] = model['Metadata']['Updates']
-            told_of = 'Figures of the AGVM paper, not measured here'
+            key = 'Figures of the AGVM paper, not measured here'
             figures[leaf] = sorted(
-                figure.split(': ')[0] for figure in model['Metadata'].get(told_of, [])
+                figure.split(': ')[0] for figure in model['Metadata'].get(key, [])
             )
     expected = {leaf: [] for leaf in ZOO}
     for leaf, metric, value, iterations in cells():
         expected[leaf].append(f'{metric} {value}')
-        # The authors' lengths are to the update what they print.
+        # Where the paper prints the number of updates, ours is the same.
         assert iterations in (None, updates[leaf])
     assert figures == {leaf: sorted(found) for leaf, found in expected.items()}
 
 
-def test_nothing_is_claimed_as_measured():
-    """Until a config is run there are no Results and no Weights."""
+def test_metafiles_claim_no_results():
+    """There are no Results and no Weights until a config is trained."""
     for _, metafile in metafiles():
         for model in metafile['Models']:
             assert not {'Results', 'Weights'} & set(model)

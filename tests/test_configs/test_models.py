@@ -1,4 +1,4 @@
-"""Every model builds, splits into the expected modules and takes an update."""
+"""Models of all configs: they build, split into modules and take one update."""
 
 import copy
 import math
@@ -24,13 +24,13 @@ MODULES = {
     'upernet': {'backbone', 'decode_head', 'auxiliary_head'},
     'sem_fpn': {'backbone', 'neck', 'decode_head'},
 }
-# The large one is built without memory for its weights.
+# The large model is built without memory for its weights.
 BILLION = next(leaf for leaf in ZOO if 'swin-1b' in leaf)
 BUILT = [leaf for leaf in by_model(LEAVES) if leaf != BILLION]
 
 
 def without_downloads(cfg):
-    """A model config whose weights are random."""
+    """Remove pretrained weights from a model config."""
     if isinstance(cfg, dict):
         init = cfg.get('init_cfg')
         if isinstance(init, dict) and init.get('type') == 'Pretrained':
@@ -60,7 +60,7 @@ def build(leaf, device='cpu'):
 
 
 def module_of(name):
-    """The module that a parameter should belong to, by its name alone."""
+    """Return the module that a parameter should belong to, by its name alone."""
     first, second, *_ = name.split('.')
     return second if first == 'roi_head' else first
 
@@ -92,8 +92,8 @@ def test_every_parameter_is_in_its_module(leaf):
     check_modules(leaf, build(leaf))
 
 
-def test_the_billion(monkeypatch):
-    # Swin reads its drop rates out of a tensor, which has no content on 'meta'.
+def test_large_model_has_a_billion_parameters(monkeypatch):
+    # Swin reads its drop rates from a tensor, which has no content on 'meta'.
     linspace = torch.linspace
     monkeypatch.setattr(
         torch, 'linspace', lambda *a, **k: linspace(*a, **dict(k, device='cpu'))
@@ -105,11 +105,11 @@ def test_the_billion(monkeypatch):
 
 
 def small(leaf, tmp_path):
-    """The leaf's own config, on four random images and for one update."""
+    """Return the leaf's config for one update on random images."""
     cfg = copy.deepcopy(load(leaf))
     without_downloads(cfg.model)
     if leaf == BILLION:
-        # The same network with a backbone that fits.
+        # The same network with a backbone that fits in memory.
         cfg.model.backbone.update(
             embed_dims=96, depths=[2, 2, 2, 2], num_heads=[3, 6, 12, 24], window_size=7
         )
@@ -123,7 +123,7 @@ def small(leaf, tmp_path):
     classes = next(head['num_classes'] for head in heads if 'num_classes' in head)
     stuff = cfg.model.get('semantic_head', {}).get('num_stuff_classes', 0)
     cfg.train_dataloader = dict(
-        # Pyramid pooling to one pixel needs two images to normalise over.
+        # Normalization after pooling to one pixel needs two images.
         batch_size=2 if is_seg else 1,
         num_workers=0,
         sampler=dict(type='DefaultSampler', shuffle=False),
@@ -157,7 +157,7 @@ def small(leaf, tmp_path):
 
 @pytest.mark.parametrize('leaf', [*BUILT, BILLION])
 def test_one_update(leaf, tmp_path):
-    """Through the Runner: the config's own loop, wrapper, schedules and hooks."""
+    """With the Runner and the config's own loop, wrapper, schedules and hooks."""
     cfg = small(leaf, tmp_path)
     scope_ready(cfg.default_scope)
     runner = Runner.from_cfg(cfg)

@@ -1,45 +1,44 @@
-"""Every digits config says what its name says; methods differ in the method only."""
+"""Digits configs agree with their names; those of a model differ in the method."""
 
 import pytest
-from twins import METHODS, OPTIMIZERS, ROOT, TWINS, hooks, load, told
+from twins import METHODS, TWINS, variance_hooks
+from zoo import OPTIMIZERS, epoch_of, load, name_of, source_of
 
-UPDATES_PER_EPOCH = 16
 
-
-def test_every_method_of_every_model_is_there():
+def test_every_model_has_its_methods():
     found = {}
     for twin in TWINS:
-        found.setdefault(told(twin)['model'], set()).add(told(twin)['method'])
+        found.setdefault(name_of(twin).model, set()).add(name_of(twin).method)
     assert found == {model: set(names.split()) for model, names in METHODS.items()}
 
 
 @pytest.mark.parametrize('twin', TWINS)
-def test_the_name_tells_the_truth(twin):
-    name, cfg = told(twin), load(twin)
+def test_config_agrees_with_its_name(twin):
+    name, cfg = name_of(twin), load(twin)
     train = cfg.train_cfg
-    assert train.total_batch_size == int(name['batch'])
-    assert train.max_epochs == int(name['epochs'])
-    method = name['method'].removeprefix('agvm-')
+    assert train.total_batch_size == name.batch
+    assert f'{train.max_epochs}e' == name.length
+    method = name.method.removeprefix('agvm-')
     assert cfg.optim_wrapper.optimizer.type == OPTIMIZERS[method]
     assert cfg.optim_wrapper.optimizer.lr > 0
-    has_agvm = name['method'].startswith('agvm-')
+    has_agvm = name.method.startswith('agvm-')
     assert cfg.optim_wrapper.type == (
         'AGVMOptimWrapper' if has_agvm else 'OptimWrapper'
     )
-    assert len(hooks(cfg)) == has_agvm
+    assert len(variance_hooks(twin)) == has_agvm
 
 
 @pytest.mark.parametrize('twin', TWINS)
-def test_the_schedule_fits_the_run(twin):
+def test_schedule_fits_the_run(twin):
     cfg = load(twin)
     epochs = cfg.train_cfg.max_epochs
     warmup, steps = cfg.param_scheduler
     assert warmup.type == 'LinearLR' and not warmup.by_epoch
     assert steps.type == 'MultiStepLR' and steps.by_epoch
     assert steps.end == epochs
-    first = min(steps.milestones) * UPDATES_PER_EPOCH
+    first = min(steps.milestones) * epoch_of(twin)
     assert warmup.end < first and max(steps.milestones) < epochs
-    for hook in hooks(cfg):
+    for hook in variance_hooks(twin):
         # AGVM acts while the learning rate is large.
         assert warmup.end < hook.begin < first
     # The batch is made of whole micro-batches on 1, 2, 4 or 8 ranks.
@@ -47,7 +46,7 @@ def test_the_schedule_fits_the_run(twin):
 
 
 @pytest.mark.parametrize('model', METHODS)
-def test_methods_differ_in_the_method_only(model):
+def test_configs_of_a_model_differ_in_method_only(model):
     def rest(twin):
         kept = dict(load(twin)._cfg_dict)
         return {
@@ -56,7 +55,7 @@ def test_methods_differ_in_the_method_only(model):
             if key not in ('optim_wrapper', 'custom_hooks')
         }
 
-    first, *others = (twin for twin in TWINS if told(twin)['model'] == model)
+    first, *others = (twin for twin in TWINS if name_of(twin).model == model)
     assert all(rest(other) == rest(first) for other in others)
 
 
@@ -70,5 +69,4 @@ def test_agvm_has_the_optimizer_of_its_baseline(twin):
 
 @pytest.mark.parametrize('twin', TWINS)
 def test_leaves_are_short(twin):
-    lines = (ROOT / 'configs/digits' / f'{twin}.py').read_text().splitlines()
-    assert len(lines) <= 17
+    assert len(source_of(twin).splitlines()) <= 17

@@ -1,4 +1,4 @@
-"""Every digits config takes a real update on real data and evaluates."""
+"""Digits configs take an update on real data and evaluate."""
 
 import copy
 import math
@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from mmengine.runner import Runner
-from twins import METRICS, TWINS, load, told
+from twins import METRICS, TWINS
+from zoo import load, name_of
 
 pytest.importorskip('panopticapi')
 MODULES = {
@@ -26,20 +27,20 @@ MODULES = {
 }
 
 
-def replaced(settings, old, new):
-    """A copy in which a folder is another one."""
+def replace_folder(settings, old, new):
+    """Return a copy of settings with another folder in all paths."""
     if isinstance(settings, dict):
-        return {key: replaced(value, old, new) for key, value in settings.items()}
+        return {key: replace_folder(value, old, new) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
-        return type(settings)(replaced(value, old, new) for value in settings)
+        return type(settings)(replace_folder(value, old, new) for value in settings)
     return settings.replace(old, new) if isinstance(settings, str) else settings
 
 
 def small(twin, data, work_dir):
-    """The config on the tiny data, for one update of 8 images measured at once."""
+    """Return the config for one measured update of 8 images of the tiny data."""
     cfg = copy.deepcopy(load(twin))
     for key in ('model', 'train_dataloader', 'val_dataloader', 'val_evaluator'):
-        cfg[key] = replaced(cfg[key], 'data/digits/', f'{data}/')
+        cfg[key] = replace_folder(cfg[key], 'data/digits/', f'{data}/')
     cfg.train_dataloader.update(batch_size=4)
     cfg.train_dataloader.dataset.indices = 8
     cfg.train_cfg.total_batch_size = 8
@@ -52,18 +53,18 @@ def small(twin, data, work_dir):
     for hook in cfg.get('custom_hooks', []):
         hook.begin = 0
     if '_agvm-' not in twin:
-        # What is evaluated, and how, does not depend on the method.
+        # The evaluation does not depend on the method.
         cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
     if 'score_thr' in cfg.model.get('test_cfg', {}):
-        # An untrained RetinaNet is sure of nothing; no detection, no metric.
+        # An untrained RetinaNet has low scores; without detections no metric.
         cfg.model.test_cfg.score_thr = 0.0
     cfg.work_dir = str(work_dir)
-    cfg.experiment_name = f'{twin}-{work_dir.name}'
+    cfg.experiment_name = f'{name_of(twin)}-{work_dir.name}'
     return cfg
 
 
 def module_of(name):
-    """The module that a parameter belongs to."""
+    """Return the module that a parameter belongs to."""
     first, second, *_ = name.split('.')
     return second if first == 'roi_head' else first
 
@@ -86,7 +87,7 @@ def test_one_update_and_an_evaluation(twin, tiny_digits, tmp_path):
         assert parameter.isfinite().all(), name
         if not torch.equal(parameter, before[name]):
             moved.add(module_of(name))
-    modules = MODULES[told(twin)['model'].split('_')[0]]
+    modules = MODULES[name_of(twin).model.split('_')[0]]
     assert moved == modules
 
     wrapper = runner.optim_wrapper
@@ -97,7 +98,7 @@ def test_one_update_and_an_evaluation(twin, tiny_digits, tmp_path):
         others = [mu for name, mu in wrapper.multipliers.items() if name != 'backbone']
         assert all(mu != 1 for mu in others)
         assert all(0 <= phi <= 2 for phi in wrapper.variances.values())
-        metric = METRICS[told(twin)['model']]
+        metric = METRICS[name_of(twin).model]
         value = runner.message_hub.get_scalar(f'val/{metric}').current()
-        # -1 or nan is what evaluators say when there is nothing to compare.
+        # Evaluators return -1 or nan when there is nothing to compare.
         assert 0 <= value <= 100

@@ -1,14 +1,14 @@
-# Scenes of handwritten digits, made by `python -m agvm_mm.digits`.
+# Scenes of handwritten digits, written by `python -m agvm_mm.digits`.
 dataset_type = 'DigitsDetDataset'
 data_root = 'data/digits/'
 
-# No flips: a mirrored digit is another shape.
+# No flips: a mirrored digit has another shape.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs'),
 ]
-# Resize changes nothing here, but records the scale that testing asks for.
+# Resize changes nothing here, but records the scale that testing needs.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(96, 96), keep_ratio=True),

@@ -1,4 +1,4 @@
-# The digits with their masks.
+# digits_detection.py with masks.
 _base_ = './digits_detection.py'
 
 train_pipeline = [

@@ -1,15 +1,15 @@
-# Scenes of handwritten digits with panoptic maps, made by `python -m agvm_mm.digits`:
-# ten digits are things, four textures are stuff.
+# Scenes of handwritten digits with panoptic maps, written by `python -m
+# agvm_mm.digits`: ten digits are things, four textures are stuff.
 dataset_type = 'DigitsPanopticDataset'
 data_root = 'data/digits/'
 
-# No flips: a mirrored digit is another shape.
+# No flips: a mirrored digit has another shape.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadPanopticAnnotations'),
     dict(type='PackDetInputs'),
 ]
-# Resize changes nothing here, but records the scale that testing asks for.
+# Resize changes nothing here, but records the scale that testing needs.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(96, 96), keep_ratio=True),

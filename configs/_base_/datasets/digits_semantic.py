@@ -1,10 +1,10 @@
-# Scenes of handwritten digits with label maps, made by `python -m agvm_mm.digits`: ten
-# digits, and the textures as one class of background. To tell plain, striped, checked
-# and blobbed ground apart takes longer to learn than these runs are.
+# Scenes of handwritten digits with label maps, written by `python -m agvm_mm.digits`:
+# ten digits, and the textures as one class of background. Learning to distinguish
+# plain, striped, checked and blobbed background takes longer than these runs.
 dataset_type = 'DigitsSegDataset'
 data_root = 'data/digits/'
 
-# No flips: a mirrored digit is another shape.
+# No flips: a mirrored digit has another shape.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),

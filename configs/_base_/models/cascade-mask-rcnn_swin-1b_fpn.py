@@ -1,6 +1,6 @@
-# Cascade Mask R-CNN of about one billion parameters, nearly all of them in a Swin
-# Transformer twice as wide as Swin-L. The paper's UniNet-G is not in MMDetection.
-# There are no pretrained weights of this size; set backbone.init_cfg to your own.
+# Cascade Mask R-CNN with about one billion parameters, nearly all of them in a Swin
+# Transformer twice as wide as Swin-L. The paper's UniNet-G is not in MMDetection. There
+# are no pretrained weights of this size; set backbone.init_cfg to your own.
 _base_ = 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py'
 
 model = dict(
@@ -16,7 +16,7 @@ model = dict(
         drop_path_rate=0.4,
         patch_norm=True,
         out_indices=(0, 1, 2, 3),
-        # Activations are computed again in the backward pass, to save memory.
+        # Recompute activations in the backward pass to save memory.
         with_cp=True,
     ),
     neck=dict(in_channels=[384, 768, 1536, 3072]),

@@ -1,5 +1,5 @@
-# Faster R-CNN for 96 x 96 images of ten digits, small enough for a CPU: ResNet-18
-# at a quarter of its width, FPN of 48 channels. Losses are those of the AGVM
+# Faster R-CNN for 96 x 96 images of ten digits, small enough for a CPU: ResNet-18 at a
+# quarter of its width and an FPN with 48 channels. The losses are those of the AGVM
 # authors' recipe (softmax RPN, SmoothL1), which matter at a large learning rate.
 model = dict(
     type='FasterRCNN',

@@ -1,6 +1,6 @@
-# MMDetection's Faster R-CNN with what the AGVM authors' released recipe changes: a
-# backbone that is normalised over all ranks, a softmax RPN and SmoothL1 losses,
-# whose gradients shrink near the target as a large learning rate needs.
+# MMDetection's Faster R-CNN with the changes of the AGVM authors' released recipe: a
+# backbone with SyncBN, a softmax RPN and SmoothL1 losses. SmoothL1's gradient shrinks
+# near the target, which a large learning rate needs.
 _base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
 
 model = dict(

@@ -1,5 +1,5 @@
-# The small Faster R-CNN with a mask head: two convolutions on 7 x 7 cells, masks of
-# 14 x 14.
+# The small Faster R-CNN with a mask head: two convolutions on 7 x 7 cells, 14 x 14
+# masks.
 _base_ = './faster-rcnn_r18_w16_fpn.py'
 
 model = dict(

@@ -1,5 +1,5 @@
-# MMDetection's Mask R-CNN with what the AGVM authors' released recipe changes; see
-# faster-rcnn_r50_fpn.py.
+# MMDetection's Mask R-CNN with the changes of the AGVM authors' released recipe: a
+# backbone with SyncBN, a softmax RPN and SmoothL1 losses.
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 
 model = dict(

@@ -1,6 +1,6 @@
 # The small Mask R-CNN with a semantic head for the four textures, and MMDetection's
-# fusion of things and stuff. Thresholds are those of COCO, the least area of stuff
-# is about as large a part of the image as there.
+# fusion of things and stuff. The thresholds are those of COCO; the smallest area of
+# stuff is about as large a part of the image as there.
 _base_ = './mask-rcnn_r18_w16_fpn.py'
 
 model = dict(

@@ -1,5 +1,5 @@
-# MMDetection's RetinaNet with ResNet-18, normalised over all ranks as in the AGVM
-# authors' recipe for the R-CNNs.
+# MMDetection's RetinaNet with ResNet-18 and, as in the AGVM authors' recipe for the
+# R-CNNs, SyncBN in the backbone.
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 
 model = dict(

@@ -1,5 +1,5 @@
-# RetinaNet for 96 x 96 images of ten digits, small enough for a CPU: the small
-# Faster R-CNN's backbone, FPN from stride 8 on, two convolutions in each branch.
+# RetinaNet for 96 x 96 images of ten digits, small enough for a CPU: the backbone of
+# the small Faster R-CNN, an FPN from stride 8 on, and two convolutions in each branch.
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(
@@ -46,7 +46,7 @@ model = dict(
             type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0
         ),
         loss_bbox=dict(type='SmoothL1Loss', beta=1.0 / 9, loss_weight=1.0),
-        # MMDetection's 0.01 is for 256 channels: through 48 next to nothing would get.
+        # MMDetection's 0.01 is for 256 channels: with 48, almost no signal would pass.
         init_cfg=dict(
             type='Normal',
             layer='Conv2d',
@@ -65,7 +65,7 @@ model = dict(
             min_pos_iou=0,
             ignore_iof_thr=-1,
         ),
-        # Focal loss wants all anchors.
+        # Focal loss needs all anchors.
         sampler=dict(type='PseudoSampler'),
         allowed_border=-1,
         pos_weight=-1,

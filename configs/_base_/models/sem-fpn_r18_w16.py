@@ -1,6 +1,7 @@
 # Semantic FPN for 96 x 96 images of ten digits and background, small enough for a CPU:
-# ResNet-18 at a quarter of its width, FPN of 48 channels, a head of 32. Ten pixels of
-# eleven are background, which at full weight would drown the digits in a short run.
+# ResNet-18 at a quarter of its width, an FPN with 48 channels and a head with 32. Ten
+# of eleven pixels are background; at full weight they would drown the digits in a short
+# run.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -15,7 +16,7 @@ model = dict(
     backbone=dict(
         type='ResNet',
         depth=18,
-        # MMSegmentation's stem is 64 wide whatever the stages are.
+        # MMSegmentation's stem has 64 channels for any width of the stages.
         stem_channels=16,
         base_channels=16,
         norm_eval=False,

@@ -1,6 +1,6 @@
-# UperNet for 96 x 96 images of ten digits and background, small enough for a CPU:
-# heads of 32 and 16 channels on the small Semantic FPN's backbone, classes weighted as
-# there.
+# UperNet for 96 x 96 images of ten digits and background, small enough for a CPU: heads
+# with 32 and 16 channels on the backbone of the small Semantic FPN, with the same class
+# weights.
 _base_ = './sem-fpn_r18_w16.py'
 
 model = dict(

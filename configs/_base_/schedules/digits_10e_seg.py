@@ -1,7 +1,8 @@
-_base_ = './digits_runtime.py'
+# digits_10e.py for MMSegmentation.
+_base_ = './digits_10e.py'
 
 custom_imports = dict(imports=['agvm_mm', 'agvm_mm.digits.segmentation'])
 default_scope = 'mmseg'
 
-default_hooks = dict(visualization=dict(_delete_=True, type='SegVisualizationHook'))
+default_hooks = dict(visualization=dict(type='SegVisualizationHook'))
 visualizer = dict(type='SegLocalVisualizer')

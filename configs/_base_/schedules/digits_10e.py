@@ -1,5 +1,21 @@
+# 10 epochs of 4096 images at total batch size 256, on any number of processes: 16
+# updates per epoch. The leaf gives the optimizer.
 custom_imports = dict(imports=['agvm_mm', 'agvm_mm.digits'])
 default_scope = 'mmdet'
+
+train_cfg = dict(
+    type='LargeBatchTrainLoop', max_epochs=10, val_interval=5, total_batch_size=256
+)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+param_scheduler = [
+    # 3 epochs of warm-up
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=48),
+    dict(
+        type='MultiStepLR', by_epoch=True, begin=0, end=10, milestones=[7, 9], gamma=0.1
+    ),
+]
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
@@ -7,8 +23,8 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=1),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # Averages BatchNorm's running statistics over the ranks: what is evaluated is
-    # then what the checkpoint holds.
+    # Averages BatchNorm's running statistics over the ranks: the evaluated model is the
+    # one in the checkpoint.
     sync_buffers=dict(type='SyncBuffersHook'),
     visualization=dict(type='DetVisualizationHook'),
 )

@@ -1,1 +1,0 @@
-_base_ = 'mmdet::_base_/datasets/coco_panoptic.py'

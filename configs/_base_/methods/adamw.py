@@ -1,5 +1,0 @@
-# Plain AdamW. The leaf gives the learning rate.
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05),
-)

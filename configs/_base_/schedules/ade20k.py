@@ -1,0 +1,22 @@
+# ADE20K with SGD. MMSegmentation counts updates, not epochs: the leaf gives the total
+# batch size, the number of updates, the intervals, the learning rate and its schedule.
+_base_ = 'mmseg::_base_/default_runtime.py'
+custom_imports = dict(imports=['agvm_mm'])
+
+train_cfg = dict(type='LargeBatchIterTrainLoop')
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='SGD', momentum=0.9, weight_decay=1e-4)
+)
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='AtomicCheckpointHook', by_epoch=False),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook'),
+)
+log_processor = dict(type='LogProcessor', window_size=50)

@@ -1,0 +1,33 @@
+# 12 epochs of COCO with AdamW; the first 2 are warm-up. The leaf gives the total batch
+# size and the learning rate.
+_base_ = 'mmdet::_base_/default_runtime.py'
+custom_imports = dict(imports=['agvm_mm'])
+
+train_cfg = dict(type='LargeBatchTrainLoop', max_epochs=12, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', betas=(0.9, 0.999), weight_decay=0.05),
+)
+param_scheduler = [
+    dict(
+        type='ExponentialWarmupLR',
+        start_factor=0.001,
+        by_epoch=True,
+        convert_to_iter_based=True,
+        begin=0,
+        end=2,
+    ),
+    dict(
+        type='MultiStepLR',
+        by_epoch=True,
+        begin=0,
+        end=12,
+        milestones=[8, 11],
+        gamma=0.1,
+    ),
+]
+
+default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
