@@ -1,17 +1,22 @@
-"""What the command-line tools do to a config before a Runner is built from it.
+"""Command-line flags that the tools share, and what they change in a config.
 
-Functions on configs, without side effects elsewhere, except for
-:func:`init_cpu_process_group` and :func:`prepare_launcher`, which calls it where there
-is no accelerator.
+The functions on configs have no other side effects, except for
+:func:`prepare_launcher`, which starts the process group where there is no accelerator.
 """
 
+import argparse
 import atexit
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch.distributed as dist
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
+from agvm_mm.checkpoint.loading import allow_runner_checkpoints
 from agvm_mm.validation import did_you_mean
 
 AMP_WRAPPERS = {
@@ -23,13 +28,97 @@ AMP_WRAPPERS = {
 SYNC_BN_TYPES = ('SyncBN', 'MMSyncBN')
 
 
-def set_work_dir(cfg, work_dir, config_path):
-    """Set ``cfg.work_dir``: the argument, the config's own, or the config's name.
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the config and ``--cfg-options`` to a parser."""
+    parser.add_argument('config', help='path of the config file')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings that override those of the config, as key=value; a key may '
+        'be dotted, a list is key="[a,b]" or key=a,b',
+    )
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a tool that runs a config to a parser."""
+    add_config_flags(parser)
+    parser.add_argument(
+        '--work-dir',
+        help='folder for the output of the run; by default work_dirs/<config name>',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='program that started the ranks',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_figure_flags(parser: argparse.ArgumentParser, *, out: str) -> None:
+    """Add the flags of a tool that draws a figure to a parser.
 
     Args:
-        cfg (Config): Changed in place.
-        work_dir (str, optional): From the command line.
-        config_path (str): Path of the config file.
+        parser: The parser.
+        out: Default file.
+    """
+    parser.add_argument(
+        '--out',
+        nargs='+',
+        default=[out],
+        help=f'pictures to write, by default {out}; the suffix gives the format',
+    )
+    parser.add_argument('--title', help='title of the figure')
+
+
+def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file and merge ``--cfg-options`` into it.
+
+    Args:
+        path: Path of the config file.
+        options: Values by dotted key.
+
+    Raises:
+        FileNotFoundError: If there is no such file. The message suggests the nearest
+            name in its folder.
+    """
+    if not os.path.isfile(path):
+        folder, name = os.path.split(path)
+        folder = folder or '.'
+        known = os.listdir(folder) if os.path.isdir(folder) else []
+        raise FileNotFoundError(
+            f'there is no config {path}.{did_you_mean(name, known)}'
+        )
+    cfg = Config.fromfile(path)
+    if options:
+        cfg.merge_from_dict(options)
+    return cfg
+
+
+def load_run_config(args: argparse.Namespace) -> Config:
+    """Read the config of a run from the flags of :func:`add_run_flags`."""
+    # torchrun sets the variable; other launchers pass the argument.
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    set_work_dir(cfg, args.work_dir, args.config)
+    return cfg
+
+
+def build_runner(cfg: Config, launcher: str) -> Runner:
+    """Build a Runner; see :func:`prepare_launcher`."""
+    prepare_launcher(cfg, launcher)
+    allow_runner_checkpoints()
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
+    """Set ``cfg.work_dir`` from the command line, the config, or the config's name.
+
+    Args:
+        cfg: Changed in place.
+        work_dir: From the command line.
+        config_path: Path of the config file.
     """
     if work_dir is not None:
         cfg.work_dir = work_dir
@@ -38,13 +127,13 @@ def set_work_dir(cfg, work_dir, config_path):
         cfg.work_dir = os.path.join('work_dirs', name)
 
 
-def set_resume(cfg, resume):
+def set_resume(cfg: Config, resume: str | None) -> None:
     """Set up resuming.
 
     Args:
-        cfg (Config): Changed in place.
-        resume (str, optional): ``'auto'`` for the latest checkpoint of the work
-            folder, the path of a checkpoint, or None to leave ``cfg`` as it is.
+        cfg: Changed in place.
+        resume: ``'auto'`` for the latest checkpoint of the work folder, the path of a
+            checkpoint, or None to leave ``cfg`` unchanged.
     """
     if resume is None:
         return
@@ -52,11 +141,11 @@ def set_resume(cfg, resume):
     cfg.load_from = None if resume == 'auto' else resume
 
 
-def enable_amp(cfg):
-    """Turn the optimizer wrapper into its mixed-precision counterpart.
+def enable_amp(cfg: Config) -> None:
+    """Replace the optimizer wrapper by its mixed-precision counterpart.
 
     Args:
-        cfg (Config): Changed in place.
+        cfg: Changed in place.
 
     Raises:
         ValueError: If the wrapper has no counterpart in :data:`AMP_WRAPPERS`.
@@ -67,23 +156,23 @@ def enable_amp(cfg):
         return
     if kind not in AMP_WRAPPERS:
         raise ValueError(
-            f'--amp knows {", ".join(AMP_WRAPPERS)}, but optim_wrapper.type is '
+            f'--amp supports {", ".join(AMP_WRAPPERS)}, got optim_wrapper.type='
             f'{kind!r}: set its mixed-precision form in the config instead'
         )
     wrapper.type = AMP_WRAPPERS[kind]
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def enable_auto_scale_lr(cfg):
+def enable_auto_scale_lr(cfg: Config) -> None:
     """Scale the learning rate linearly with the batch size.
 
-    MMEngine scales by ranks x images per rank. A large-batch loop has a total
-    batch size of its own, so there the learning rate in the config is scaled; and so it
-    is by the micro-batches that MMEngine accumulates, which it does not count.
+    MMEngine scales it by ranks x images per rank. This includes neither the total
+    batch size of a large-batch loop nor the micro-batches that MMEngine accumulates,
+    so for these the learning rate in the config is scaled.
 
     Args:
-        cfg (Config): Changed in place. ``auto_scale_lr.base_batch_size`` is the
-            batch size that the learning rate was chosen for.
+        cfg: Changed in place. ``auto_scale_lr.base_batch_size`` is the batch size that
+            the learning rate was chosen for.
 
     Raises:
         ValueError: If ``auto_scale_lr.base_batch_size`` is missing.
@@ -103,18 +192,18 @@ def enable_auto_scale_lr(cfg):
         cfg.optim_wrapper.optimizer.lr *= accumulated
 
 
-def prepare_launcher(cfg, launcher):
-    """Make a config run under a launcher, also where there is no accelerator.
+def prepare_launcher(cfg: Config, launcher: str) -> None:
+    """Set up a config for a launcher, also where there is no accelerator.
 
-    Must be called before the Runner is built: without an accelerator it starts the
-    process group, for MMEngine's own start asks for CUDA.
+    Call it before the Runner is built: without an accelerator it starts the process
+    group, since MMEngine's own start needs CUDA.
 
     Args:
-        cfg (Config): Changed in place.
-        launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        cfg: Changed in place.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
-        ValueError: If slurm or mpi is asked for without an accelerator.
+        ValueError: If slurm or mpi is requested without an accelerator.
     """
     cfg.launcher = launcher
     if launcher == 'none' or get_device() != 'cpu':
@@ -127,14 +216,14 @@ def prepare_launcher(cfg, launcher):
     init_cpu_process_group()
 
 
-def use_cpu_ranks(cfg):
+def use_cpu_ranks(cfg: Config) -> None:
     """Set up distributed data parallel training on CPUs.
 
-    The model wrapper is told of no device, and SyncBN, which has no CPU version,
-    becomes BatchNorm.
+    The model wrapper gets no device, and SyncBN, which has no CPU version, becomes
+    BatchNorm.
 
     Args:
-        cfg (Config): Changed in place.
+        cfg: Changed in place.
     """
     wrapper = ConfigDict(
         type='MMDistributedDataParallel',
@@ -150,8 +239,8 @@ def use_cpu_ranks(cfg):
     cfg.env_cfg.dist_cfg = ConfigDict(backend='gloo')
 
 
-def revert_sync_bn(settings):
-    """A copy of a (nested) config in which every SyncBN layer is a BatchNorm."""
+def revert_sync_bn(settings: Any) -> Any:
+    """Return a copy of a (nested) config with BatchNorm in place of SyncBN."""
     if isinstance(settings, dict):
         copy = {key: revert_sync_bn(value) for key, value in settings.items()}
         if copy.get('type') in SYNC_BN_TYPES:
@@ -162,8 +251,12 @@ def revert_sync_bn(settings):
     return settings
 
 
-def init_cpu_process_group():
-    """Start the gloo process group of the ranks that torchrun has started."""
+def init_cpu_process_group() -> None:
+    """Start the gloo process group of the ranks that torchrun has started.
+
+    Raises:
+        RuntimeError: If torchrun has not set the environment variables.
+    """
     missing = [
         name
         for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -175,32 +268,32 @@ def init_cpu_process_group():
             'Use tools/dist_train.sh, or leave --launcher out for one process'
         )
     dist.init_process_group('gloo')
-    # A process that ends before gloo's threads do can be aborted by them.
+    # A process that ends before gloo's threads can be aborted by them.
     atexit.register(end_process_group)
 
 
-def end_process_group():
-    """Leave the process group, if it is still there."""
+def end_process_group() -> None:
+    """Destroy the process group, if it still exists."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def draw_predictions(cfg, folder):
-    """Have the predictions of a test drawn into a folder.
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Draw the predictions of a test into a folder.
 
     Args:
-        cfg (Config): Changed in place; with its ``work_dir``.
-        folder (str): A detector's hook takes one within the folder of the run, with
-            its date. A segmenter's hook leaves it to the visualizer, which takes it
-            within the work folder.
+        cfg: A config with ``work_dir``, changed in place.
+        folder: Name of the folder. A detector's hook creates it within the dated
+            folder of the run. A segmenter's hook uses the folder of the visualizer, so
+            there it is within the work folder.
 
     Raises:
-        ValueError: If ``default_hooks`` has no visualization hook to do it.
+        ValueError: If ``default_hooks`` has no visualization hook.
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise ValueError(
-            '--show-dir needs default_hooks.visualization in the config, such as '
+            '--show-dir needs default_hooks.visualization in the config, for example '
             "dict(type='DetVisualizationHook')"
         )
     hook.draw = True
@@ -210,12 +303,12 @@ def draw_predictions(cfg, folder):
         hook.test_out_dir = folder
 
 
-def dump_predictions(cfg, path):
-    """Have the predictions of a test stored in a pickle file.
+def dump_predictions(cfg: Config, path: str) -> None:
+    """Store the predictions of a test in a pickle file.
 
     Args:
-        cfg (Config): Changed in place.
-        path (str): Path of the file, ending in ``.pkl`` or ``.pickle``.
+        cfg: Changed in place.
+        path: Path of the file, ending in ``.pkl`` or ``.pickle``.
     """
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, list | tuple):
@@ -224,29 +317,3 @@ def dump_predictions(cfg, path):
     detection = cfg.get('default_scope') == 'mmdet'
     kind = 'DumpDetResults' if detection else 'DumpResults'
     cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]
-
-
-def load_config(path, options=None):
-    """Read a config file and merge ``--cfg-options`` into it.
-
-    Args:
-        path (str): Path of the config file.
-        options (dict, optional): Values by dotted key.
-
-    Returns:
-        Config: The config.
-
-    Raises:
-        FileNotFoundError: If there is none; the message names the nearest beside it.
-    """
-    if not os.path.isfile(path):
-        folder, name = os.path.split(path)
-        folder = folder or '.'
-        known = os.listdir(folder) if os.path.isdir(folder) else []
-        raise FileNotFoundError(
-            f'there is no config {path}.{did_you_mean(name, known)}'
-        )
-    cfg = Config.fromfile(path)
-    if options:
-        cfg.merge_from_dict(options)
-    return cfg

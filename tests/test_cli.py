@@ -1,4 +1,8 @@
-"""What the tools do to a config."""
+"""Shared flags of the tools, and their changes to a config."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mmengine.config import Config
@@ -6,7 +10,7 @@ from mmengine.config import Config
 from agvm_mm import cli
 
 
-def config(**settings):
+def config(**settings: Any) -> Config:
     return Config(
         dict(
             optim_wrapper=dict(
@@ -19,15 +23,15 @@ def config(**settings):
 
 
 @pytest.mark.parametrize(
-    'argument, own, expected',
+    'argument, in_config, expected',
     [
-        ('given', 'own', 'given'),
-        (None, 'own', 'own'),
+        ('given', 'set', 'given'),
+        (None, 'set', 'set'),
         (None, None, 'work_dirs/some_config'),
     ],
 )
-def test_work_dir(argument, own, expected):
-    cfg = config(work_dir=own)
+def test_work_dir(argument: str | None, in_config: str | None, expected: str):
+    cfg = config(work_dir=in_config)
     cli.set_work_dir(cfg, argument, 'configs/digits/some_config.py')
     assert cfg.work_dir == expected
 
@@ -36,17 +40,17 @@ def test_work_dir(argument, own, expected):
     'argument, expected',
     [(None, (False, 'x')), ('auto', (True, None)), ('a.pth', (True, 'a.pth'))],
 )
-def test_resume(argument, expected):
+def test_resume(argument: str | None, expected: tuple):
     cfg = config(resume=False, load_from='x')
     cli.set_resume(cfg, argument)
     assert (cfg.resume, cfg.load_from) == expected
 
 
 @pytest.mark.parametrize('before, after', cli.AMP_WRAPPERS.items())
-def test_amp(before, after):
+def test_amp_replaces_the_wrapper(before: str, after: str):
     cfg = config()
     cfg.optim_wrapper.type = before
-    for _ in range(2):  # a config that already asks for it stays as it is
+    for _ in range(2):  # the second time changes nothing
         cli.enable_amp(cfg)
         assert cfg.optim_wrapper.type == after
         assert cfg.optim_wrapper.loss_scale == 'dynamic'
@@ -55,10 +59,10 @@ def test_amp(before, after):
     assert cfg.optim_wrapper.loss_scale == 512.0
 
 
-def test_amp_names_what_it_cannot_do():
+def test_amp_rejects_an_unknown_wrapper():
     cfg = config()
     cfg.optim_wrapper.type = 'ApexOptimWrapper'
-    with pytest.raises(ValueError, match="optim_wrapper.type is 'ApexOptimWrapper'"):
+    with pytest.raises(ValueError, match="got optim_wrapper.type='ApexOptimWrapper'"):
         cli.enable_amp(cfg)
 
 
@@ -69,7 +73,7 @@ def test_auto_scale_lr_is_left_to_mmengine():
     assert cfg.optim_wrapper.optimizer.lr == 0.1
 
 
-def test_auto_scale_lr_goes_by_the_total_batch_size():
+def test_auto_scale_lr_uses_the_total_batch_size():
     cfg = config(auto_scale_lr=dict(enable=False, base_batch_size=16))
     cfg.train_cfg.total_batch_size = 64
     cli.enable_auto_scale_lr(cfg)
@@ -77,7 +81,7 @@ def test_auto_scale_lr_goes_by_the_total_batch_size():
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.4)
 
 
-def test_auto_scale_lr_counts_what_mmengine_accumulates():
+def test_auto_scale_lr_counts_accumulated_micro_batches():
     cfg = config(auto_scale_lr=dict(enable=False, base_batch_size=16))
     before = cfg.optim_wrapper.optimizer.lr
     cfg.optim_wrapper.accumulative_counts = 4
@@ -87,7 +91,7 @@ def test_auto_scale_lr_counts_what_mmengine_accumulates():
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(4 * before)
 
 
-def test_a_misspelt_config_names_the_nearest(tmp_path):
+def test_misspelled_config_suggests_the_nearest(tmp_path: Path):
     (tmp_path / 'faster-rcnn.py').write_text('x = 1')
     assert cli.load_config(str(tmp_path / 'faster-rcnn.py')).x == 1
     with pytest.raises(FileNotFoundError, match="Did you mean 'faster-rcnn.py'"):
@@ -96,12 +100,12 @@ def test_a_misspelt_config_names_the_nearest(tmp_path):
         cli.load_config(str(tmp_path / 'nowhere/x.py'))
 
 
-def test_auto_scale_lr_needs_a_base():
+def test_auto_scale_lr_needs_a_base_batch_size():
     with pytest.raises(ValueError, match='base_batch_size'):
         cli.enable_auto_scale_lr(config())
 
 
-def test_sync_bn_is_reverted_everywhere():
+def test_sync_bn_is_replaced_everywhere():
     model = dict(
         norm_cfg=dict(type='SyncBN', requires_grad=True),
         heads=[dict(norm_cfg=dict(type='MMSyncBN')), dict(type='FCHead')],
@@ -114,7 +118,7 @@ def test_sync_bn_is_reverted_everywhere():
     assert model['norm_cfg']['type'] == 'SyncBN'
 
 
-def test_cpu_ranks():
+def test_cpu_ranks_use_gloo_and_no_device():
     cfg = config(
         model=dict(norm_cfg=dict(type='SyncBN')),
         sync_bn='torch',
@@ -133,7 +137,7 @@ def test_cpu_ranks():
     assert cfg.env_cfg.dist_cfg == dict(backend='gloo')
 
 
-def test_cpu_ranks_keep_a_wrapper_of_ones_own():
+def test_cpu_ranks_keep_a_custom_wrapper():
     cfg = config(model=dict(), model_wrapper_cfg=dict(type='MyDDP', bucket_cap_mb=1))
     cli.use_cpu_ranks(cfg)
     assert cfg.model_wrapper_cfg.type == 'MyDDP'
@@ -141,7 +145,7 @@ def test_cpu_ranks_keep_a_wrapper_of_ones_own():
     assert cfg.model_wrapper_cfg.device_ids is None
 
 
-def test_one_process_changes_nothing():
+def test_one_process_changes_no_settings():
     cfg = config(model=dict(norm_cfg=dict(type='SyncBN')))
     cli.prepare_launcher(cfg, 'none')
     assert cfg.launcher == 'none'
@@ -150,20 +154,22 @@ def test_one_process_changes_nothing():
 
 
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
-def test_other_launchers_need_an_accelerator(monkeypatch, launcher):
+def test_other_launchers_need_an_accelerator(
+    monkeypatch: pytest.MonkeyPatch, launcher: str
+):
     monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
     with pytest.raises(ValueError, match=f'only --launcher pytorch .* {launcher}'):
         cli.prepare_launcher(config(model=dict()), launcher)
 
 
-def test_launcher_without_torchrun(monkeypatch):
+def test_launcher_without_torchrun_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
     monkeypatch.delenv('RANK', raising=False)
     with pytest.raises(RuntimeError, match='tools/dist_train.sh'):
         cli.prepare_launcher(config(model=dict()), 'pytorch')
 
 
-def test_accelerators_are_left_to_mmengine(monkeypatch):
+def test_accelerators_are_left_to_mmengine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
     cfg = config(model=dict(norm_cfg=dict(type='SyncBN')))
     cli.prepare_launcher(cfg, 'pytorch')
@@ -172,7 +178,7 @@ def test_accelerators_are_left_to_mmengine(monkeypatch):
     assert cfg.model.norm_cfg.type == 'SyncBN'
 
 
-def test_drawing_and_dumping_predictions():
+def test_predictions_are_drawn_and_dumped():
     cfg = config(
         default_scope='mmdet',
         default_hooks=dict(visualization=dict(type='DetVisualizationHook')),
@@ -185,3 +191,23 @@ def test_drawing_and_dumping_predictions():
     assert [e['type'] for e in cfg.test_evaluator] == ['CocoMetric', 'DumpDetResults']
     with pytest.raises(ValueError, match='visualization'):
         cli.draw_predictions(config(), 'pictures')
+
+
+def test_run_flags_are_those_of_mmdetection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv('LOCAL_RANK', '')  # so that the end of the test restores it
+    monkeypatch.delenv('LOCAL_RANK')
+    (tmp_path / 'some.py').write_text('x = dict(y=1)')
+    parser = ArgumentParser()
+    cli.add_run_flags(parser)
+    line = [str(tmp_path / 'some.py'), '--cfg-options', 'x.y=2', 'z=[1,2]']
+    args = parser.parse_args([*line, '--launcher', 'slurm', '--local-rank=3'])
+    assert (args.launcher, args.work_dir) == ('slurm', None)
+    cfg = cli.load_run_config(args)
+    assert (cfg.x.y, cfg.z, cfg.work_dir) == (2, [1, 2], 'work_dirs/some')
+    assert cli.os.environ['LOCAL_RANK'] == '3'
+    # A value that torchrun has set is kept.
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    cli.load_run_config(args)
+    assert cli.os.environ['LOCAL_RANK'] == '1'

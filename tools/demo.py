@@ -1,8 +1,8 @@
-"""Train a detector with AGVM on handwritten digits, evaluate it and picture it.
+"""Train a detector with AGVM on handwritten digits, evaluate it and draw it.
 
-Makes the data and a pretrained backbone if they are not there, trains the Faster
-R-CNN of configs/digits at batch 256, measures COCO mAP on the validation scenes,
-draws variance.png and predictions.png, and fails if the detector has not learnt.
+Writes the data and a pretrained backbone if they do not exist, trains the Faster R-CNN
+of configs/digits at batch 256, measures COCO mAP on the validation scenes, draws
+variance.png and predictions.png, and fails if the detector has not learned.
 """
 
 import argparse
@@ -12,37 +12,36 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# Before matplotlib.pyplot is imported: there may be no display.
-os.environ.setdefault('MPLBACKEND', 'agg')
-
-from analysis import plot_predictions, plot_variance
+import torch
 
 from agvm_mm import cli
+from agvm_mm.analysis import figures, logs
 from agvm_mm.checkpoint.loading import allow_runner_checkpoints
 from agvm_mm.digits import pretrain_backbone, write_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
 DATA = 'data/digits'
-LEAST_MAP = 0.30
+MIN_MAP = 0.30
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        '--work-dir', default='work_dirs/demo', help='folder for all that is made'
+        '--work-dir', default='work_dirs/demo', help='folder for the results'
     )
     parser.add_argument(
         '--ranks',
         type=int,
         default=default_ranks(),
-        help='processes to train with; 1 accumulates the whole batch by itself',
+        help='processes to train with; 1 accumulates the whole batch alone',
     )
     args = parser.parse_args(argv)
     if args.ranks < 1:
@@ -50,24 +49,18 @@ def parse_args(argv=None):
     return args
 
 
-def default_ranks():
-    """Ranks for this machine: all GPUs, or two processes if there are the cores."""
-    import torch
-
-    # The total batch of 256 is cut into 32 images at a time, so 8 ranks at most.
+def default_ranks() -> int:
+    """Return up to 8 ranks on GPUs, or two on the CPU if it has the cores."""
+    # At 32 images per rank, the total batch of 256 is enough for 8 ranks.
     if torch.cuda.is_available():
         return max(n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count())
     return 2 if len(os.sched_getaffinity(0)) > 1 else 1
 
 
-def train(work_dir, ranks):
+def train(work_dir: str, ranks: int) -> None:
     """Run the training tool and show its progress.
 
-    The full output is in the run's log; on failure its end is shown.
-
-    Args:
-        work_dir (str): Folder of the run.
-        ranks (int): Processes to train with.
+    The full output is in the run's log. After a failure its last lines are shown.
     """
     if ranks > 1:
         command = ['tools/dist_train.sh', CONFIG, str(ranks)]
@@ -87,8 +80,8 @@ def train(work_dir, ranks):
         try:
             for line in process.stdout:
                 last_lines.append(line)
-                if news := shorten(line):
-                    print(news, flush=True)
+                if short := shorten(line):
+                    print(short, flush=True)
         except BaseException:
             process.terminate()
             raise
@@ -97,15 +90,8 @@ def train(work_dir, ranks):
         sys.exit(f'Training failed with exit code {process.returncode}')
 
 
-def shorten(line):
-    """What a reader follows, from a line of the log; None if there is nothing.
-
-    Args:
-        line (str): Line of the training tool's output.
-
-    Returns:
-        str or None: Progress or a validation result in a few words.
-    """
+def shorten(line: str) -> str | None:
+    """Return the progress or the validation result in a line of the log, or None."""
     position = re.search(r'Epoch\((train|val)\) +\[(\d+)\]\[ *(\d+)/(\d+)\]', line)
     if position is None:
         return None
@@ -122,15 +108,14 @@ def shorten(line):
     return None
 
 
-def summarize(records, files):
-    """The closing table.
+def summarize(
+    records: Sequence[logs.Record], files: Mapping[str, Path]
+) -> tuple[str, float]:
+    """Return the final table, and the bbox mAP of the last validation.
 
     Args:
-        records (list[dict]): Records of the run's JSON log.
-        files (dict[str, Path]): What lies where.
-
-    Returns:
-        tuple[str, float]: The table, and the bbox mAP of the last validation.
+        records: Records of the run's JSON log.
+        files: Files to list, by title.
     """
     evaluated = [record for record in records if 'coco/bbox_mAP' in record]
     score = evaluated[-1]['coco/bbox_mAP']
@@ -139,8 +124,8 @@ def summarize(records, files):
         '',
         f'{"module":<24}{"Phi":>8}{"mu":>8}   at the last update',
     ]
-    phi = plot_variance.module_curves(records, plot_variance.PHI_KEY)
-    mu = plot_variance.module_curves(records, plot_variance.MU_KEY)
+    phi = logs.module_curves(records, logs.PHI_KEY)
+    mu = logs.module_curves(records, logs.MU_KEY)
     for module, (_, values) in phi.items():
         rows.append(f'{module:<24}{values[-1]:>8.3f}{mu[module][1][-1]:>8.3f}')
     rows.append('')
@@ -148,8 +133,22 @@ def summarize(records, files):
     return '\n'.join(rows), score
 
 
-def main():
-    """Make the data, train, evaluate, draw, and report."""
+def draw(
+    records: Sequence[logs.Record], checkpoint: Path, work_dir: Path
+) -> list[Path]:
+    """Draw the run's variances and the detector's predictions; return the files."""
+    files = [work_dir / 'variance.png', work_dir / 'predictions.png']
+    title = 'Faster R-CNN on digits, AGVM-SGD, batch 256'
+    figures.save_figure(figures.plot_variance(records, title=title), files[0])
+    allow_runner_checkpoints()
+    cfg = cli.load_config(CONFIG)
+    results, classes = figures.predict(cfg, str(checkpoint), range(6))
+    figures.save_figure(figures.plot_predictions(results, classes), files[1])
+    return files
+
+
+def main() -> None:
+    """Write the data, train, evaluate, draw, and report."""
     args = parse_args()
     start = time.perf_counter()
     work_dir = Path(args.work_dir).absolute()
@@ -164,29 +163,17 @@ def main():
     train(str(work_dir), args.ranks)
 
     print('[3/3] pictures', flush=True)
-    log = plot_variance.find_log(work_dir)
-    records = plot_variance.read_scalars(log)
-    files = {
-        'checkpoint': Path((work_dir / 'last_checkpoint').read_text().strip()),
-        'log': log,
-        'pictures': work_dir / 'variance.png',
-        '': work_dir / 'predictions.png',
-    }
-    figure = plot_variance.plot_variance(
-        records, title='Faster R-CNN on digits, AGVM-SGD, batch 256'
-    )
-    plot_variance.save_figure(figure, files['pictures'])
-    allow_runner_checkpoints()
-    results, classes = plot_predictions.predict(
-        cli.load_config(CONFIG), str(files['checkpoint']), range(6)
-    )
-    figure = plot_predictions.plot_predictions(results, classes)
-    plot_variance.save_figure(figure, files[''])
+    log = logs.find_log(work_dir)
+    records = logs.read_scalars(log)
+    checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
+    pictures = draw(records, checkpoint, work_dir)
 
+    files = {'checkpoint': checkpoint, 'log': log}
+    files |= {'pictures': pictures[0], '': pictures[1]}
     table, score = summarize(records, files)
     print(f'\n{table}\n{"time":<12}{(time.perf_counter() - start) / 60:.1f} minutes')
-    if score < LEAST_MAP:
-        sys.exit(f'bbox mAP {score:.3f} is below {LEAST_MAP}: it has not learnt.')
+    if score < MIN_MAP:
+        sys.exit(f'bbox mAP {score:.3f} is below {MIN_MAP}: it has not learned.')
 
 
 if __name__ == '__main__':

@@ -2,9 +2,9 @@
 
     python tools/rendezvous.py NNODES NODE_RANK MASTER_ADDR PORT
 
-Node 0 checks that the port is free, every other node waits until node 0 listens. What
-is wrong is said in a line with what to check; torchrun would show a stack trace or,
-where a node cannot be reached, nothing for ten minutes. Standard library only.
+Node 0 checks that the port is free. Every other node waits until node 0 listens. A
+problem is reported in one line that says what to check, where torchrun shows a stack
+trace or, if a node cannot be reached, nothing for ten minutes. Standard library only.
 """
 
 import argparse
@@ -13,28 +13,26 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 WAIT = 600
-"""Seconds to wait for node 0, as long as torchrun does."""
+"""Seconds to wait for node 0, the same as torchrun's."""
 
 
 class RendezvousError(Exception):
-    """The nodes cannot meet; the message says what to check."""
+    """Reason why the nodes cannot meet; the message says what to check."""
 
 
-def check_settings(nnodes, node_rank, port):
-    """Check the numbers.
+def check_settings(nnodes: str, node_rank: str, port: str) -> tuple[int, int, int]:
+    """Check the numbers on the command line, and convert them.
 
     Args:
-        nnodes (str): How many machines.
-        node_rank (str): Which one this is.
-        port (str): Port of node 0.
-
-    Returns:
-        tuple[int, int, int]: The same as numbers.
+        nnodes: Number of machines.
+        node_rank: Number of this machine.
+        port: Port of node 0.
 
     Raises:
-        RendezvousError: If one is not a number or out of range.
+        RendezvousError: If one is not a number or is out of range.
     """
     numbers = []
     for name, value, low, high in (
@@ -55,8 +53,8 @@ def check_settings(nnodes, node_rank, port):
     return tuple(numbers)
 
 
-def resolve(address, port):
-    """Addresses of a host for a stream socket, as ``socket.getaddrinfo`` gives them.
+def resolve(address: str, port: int) -> list[tuple]:
+    """Return the stream addresses of a host, in the form of ``socket.getaddrinfo``.
 
     Raises:
         RendezvousError: If the name is not known.
@@ -70,24 +68,24 @@ def resolve(address, port):
         ) from error
 
 
-def check_node_0(nnodes, address, port):
-    """Check on node 0 that it can listen where the others look for it.
+def check_node_0(nnodes: int, address: str, port: int) -> str | None:
+    """Check on node 0 that it can listen at the address that the others use.
 
     Args:
-        nnodes (int): How many machines.
-        address (str): MASTER_ADDR.
-        port (int): Port of this machine.
+        nnodes: Number of machines.
+        address: MASTER_ADDR.
+        port: Port of this machine.
 
     Returns:
-        str or None: What looks wrong but may work.
+        A warning about something that may work, or None.
 
     Raises:
-        RendezvousError: If the port is taken or may not be used.
+        RendezvousError: If the port is in use or not allowed.
     """
     try:
         with socket.socket() as probe:
-            # As torch's own server does: connections of an earlier run that have not
-            # timed out yet do not count.
+            # The same option as torch's server: connections of an earlier run that
+            # have not timed out yet do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(('', port))
             probe.listen()
@@ -104,16 +102,16 @@ def check_node_0(nnodes, address, port):
         ) from error
     if nnodes > 1 and not is_own_address(address, port):
         return (
-            f'MASTER_ADDR={address} is no address of this machine ('
+            f'MASTER_ADDR={address} is not an address of this machine ('
             f'{socket.gethostname()}), but NODE_RANK is 0 here. If the start does not '
-            'go on, check that NODE_RANK differs on every node and that MASTER_ADDR '
-            'is node 0'
+            'continue, check that NODE_RANK differs on every node and that '
+            'MASTER_ADDR is node 0'
         )
     return None
 
 
-def is_own_address(address, port):
-    """Whether a host name or address belongs to this machine."""
+def is_own_address(address: str, port: int) -> bool:
+    """Return whether a host name or address belongs to this machine."""
     for family, *_, target in resolve(address, port):
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             try:
@@ -124,22 +122,29 @@ def is_own_address(address, port):
     return False
 
 
-def wait_for_node_0(address, port, *, seconds, report, pause=1.0):
+def wait_for_node_0(
+    address: str,
+    port: int,
+    *,
+    seconds: float,
+    report: Callable[[str], None],
+    pause: float = 1.0,
+) -> None:
     """Wait on another node until node 0 listens.
 
     Args:
-        address (str): MASTER_ADDR.
-        port (int): Port of node 0.
-        seconds (float): How long to wait.
-        report (callable): Takes a message after 10 seconds, and every minute then.
-        pause (float): Seconds between two tries. Defaults to 1.
+        address: MASTER_ADDR.
+        port: Port of node 0.
+        seconds: Time limit.
+        report: Called with a message after 10 seconds, and then every minute.
+        pause: Seconds between two attempts.
 
     Raises:
         RendezvousError: If node 0 did not listen in time.
     """
     start = time.monotonic()
     next_report = 10
-    resolve(address, port)  # a misspelt name is known at once
+    resolve(address, port)  # an unknown name is an error at once
     while True:
         try:
             socket.create_connection((address, port), timeout=5).close()
@@ -155,54 +160,64 @@ def wait_for_node_0(address, port, *, seconds, report, pause=1.0):
         time.sleep(min(pause, seconds - waited))
 
 
-def explain(error, address, port):
-    """What to check when node 0 could not be reached."""
-    what = f'MASTER_ADDR={address} PORT={port} cannot be reached ({error}). Check '
+def explain(error: OSError, address: str, port: int) -> str:
+    """Return what to check when node 0 could not be reached."""
+    text = f'MASTER_ADDR={address} PORT={port} cannot be reached ({error}). Check '
     if isinstance(error, ConnectionRefusedError):
-        what += (
+        text += (
             'that node 0 has been started, with the same PORT, and that MASTER_ADDR '
             'is node 0'
         )
     else:
-        what += (
+        text += (
             'that MASTER_ADDR is an address of node 0 in the network that the nodes '
             'share, and that no firewall blocks the port'
         )
     if address in ('localhost', '::1') or address.startswith('127.'):
-        what += '. This MASTER_ADDR is this machine itself: set it to node 0'
-    return what
+        text += '. This MASTER_ADDR is this machine itself: set it to node 0'
+    return text
 
 
-def main(argv=None):
+def report(message: object) -> None:
+    """Print a message to stderr."""
+    print(f'rendezvous: {message}.', file=sys.stderr, flush=True)
+
+
+def meet(args: argparse.Namespace) -> None:
+    """Check this node and, if it is not node 0, wait for node 0.
+
+    Raises:
+        RendezvousError: If the nodes cannot meet.
+    """
+    address = args.master_addr
+    nnodes, node_rank, port = check_settings(args.nnodes, args.node_rank, args.port)
+    if node_rank > 0:
+        seconds = float(os.environ.get('RENDEZVOUS_TIMEOUT', WAIT))
+        wait_for_node_0(address, port, seconds=seconds, report=report)
+        return
+    warning = check_node_0(nnodes, address, port)
+    if warning:
+        report(warning)
+    if nnodes > 1:
+        report(
+            f'node 0 of {nnodes} starts; the others have ten minutes to join with '
+            f'MASTER_ADDR={address} PORT={port} NNODES={nnodes} and NODE_RANK 1 to '
+            f'{nnodes - 1}'
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Check, and end with status 1 and a line on stderr if the nodes cannot meet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, text in (
-        ('nnodes', 'how many machines'),
-        ('node_rank', 'which one this is, from 0'),
+        ('nnodes', 'number of machines'),
+        ('node_rank', 'number of this machine, from 0'),
         ('master_addr', 'host name or address of node 0'),
         ('port', 'a free port of node 0'),
     ):
         parser.add_argument(name, help=text)
-    args = parser.parse_args(argv)
-
-    def report(message):
-        print(f'rendezvous: {message}.', file=sys.stderr, flush=True)
-
     try:
-        nnodes, node_rank, port = check_settings(args.nnodes, args.node_rank, args.port)
-        seconds = float(os.environ.get('RENDEZVOUS_TIMEOUT', WAIT))
-        if node_rank == 0:
-            warning = check_node_0(nnodes, args.master_addr, port)
-            if warning:
-                report(warning)
-            if nnodes > 1:
-                report(
-                    f'node 0 of {nnodes} starts; the others have ten minutes to join '
-                    f'with MASTER_ADDR={args.master_addr} PORT={port} NNODES={nnodes} '
-                    f'and NODE_RANK 1 to {nnodes - 1}'
-                )
-        else:
-            wait_for_node_0(args.master_addr, port, seconds=seconds, report=report)
+        meet(parser.parse_args(argv))
     except RendezvousError as error:
         report(error)
         sys.exit(1)

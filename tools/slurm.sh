@@ -4,15 +4,15 @@
 run_tasks() {
     local partition=$1 job=$2 gpus=${GPUS:-8} per_node srun_args
     shift 2
-    # Up to 8 GPUs of a machine; fewer tasks than that are all on one.
+    # Up to 8 GPUs per machine; fewer tasks all run on one machine.
     per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
     read -ra srun_args <<<"${SRUN_ARGS:-}"
     if ! command -v srun >/dev/null; then
-        echo "$0: there is no srun on the PATH: is this a login node of a Slurm" \
+        echo "$0: no srun on the PATH: is this a login node of a Slurm" \
             "cluster? On other machines use tools/dist_train.sh or dist_test.sh" >&2
         exit 127
     fi
-    # Two jobs that share a node need a port each; MMEngine's default is 29500.
+    # Two jobs that share a node need different ports; MMEngine's default is 29500.
     if [ -n "${PORT:-}" ]; then export MASTER_PORT=$PORT; fi
     export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
     set -x

@@ -2,8 +2,8 @@
 # Test on a Slurm cluster, one task per GPU:
 #   [GPUS=16] tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT \
 #       [arguments of tools/test.py]
-# Also read: GPUS (8), GPUS_PER_NODE (8, or GPUS if fewer), CPUS_PER_TASK (5),
-# SRUN_ARGS (more options of srun, split at spaces), PORT (29500).
+# Environment variables: GPUS (8), GPUS_PER_NODE (8, or GPUS if fewer), CPUS_PER_TASK (5),
+# SRUN_ARGS (further options of srun, split at spaces), PORT (29500).
 set -euo pipefail
 if [ $# -lt 4 ]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of tools/test.py]" >&2

@@ -2,8 +2,8 @@
 # Train on a Slurm cluster, one task per GPU:
 #   [GPUS=16] tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR \
 #       [arguments of tools/train.py]
-# Also read: GPUS (8), GPUS_PER_NODE (8, or GPUS if fewer), CPUS_PER_TASK (5),
-# SRUN_ARGS (more options of srun, split at spaces), PORT (29500).
+# Environment variables: GPUS (8), GPUS_PER_NODE (8, or GPUS if fewer), CPUS_PER_TASK (5),
+# SRUN_ARGS (further options of srun, split at spaces), PORT (29500).
 set -euo pipefail
 if [ $# -lt 4 ]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]" >&2

@@ -9,12 +9,12 @@ run_ranks() {
     else
         local nnodes=${NNODES:-1} node=${NODE_RANK:-0}
         local address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
-        # Says what is wrong where torchrun would be silent or show a stack trace.
+        # Reports problems for which torchrun would be silent or show a stack trace.
         "${PYTHON:-python}" "$here/rendezvous.py" "$nnodes" "$node" "$address" "$port"
         where=(--nnodes "$nnodes" --node-rank "$node"
             --master-addr "$address" --master-port "$port")
     fi
-    # One thread per rank, as torchrun would set it with a warning.
+    # One thread per rank: torchrun would set the same, with a warning.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" \
         -m torch.distributed.run "${where[@]}" --nproc-per-node "$ranks" "$@"

@@ -1,24 +1,15 @@
 """Train a detector or segmenter from a config, with MMDetection's flags."""
 
 import argparse
-import os
-
-from mmengine.config import DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from collections.abc import Sequence
 
 from agvm_mm import cli
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='path of the config file')
-    parser.add_argument(
-        '--work-dir',
-        help='folder for logs and checkpoints; by default work_dirs/<config name>',
-    )
+    cli.add_run_flags(parser)
     parser.add_argument(
         '--amp', action='store_true', help='train in automatic mixed precision'
     )
@@ -31,44 +22,22 @@ def parse_args(argv=None):
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint; without a path, from the latest one of '
+        help='resume from this checkpoint; without a path, from the latest one of '
         'the work folder',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings that override those of the config, as key=value; a key may '
-        'be dotted, a list is key="[a,b]" or key=a,b',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='what started the ranks',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser.parse_args(argv)
 
 
-def main():
+def main() -> None:
     """Build a Runner from the config and train."""
     args = parse_args()
-    # torchrun sets it; other launchers pass the argument.
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-
-    cfg = cli.load_config(args.config, args.cfg_options)
-    cli.set_work_dir(cfg, args.work_dir, args.config)
+    cfg = cli.load_run_config(args)
     if args.amp:
         cli.enable_amp(cfg)
     if args.auto_scale_lr:
         cli.enable_auto_scale_lr(cfg)
     cli.set_resume(cfg, args.resume)
-    cli.prepare_launcher(cfg, args.launcher)
-    allow_runner_checkpoints()
-
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    cli.build_runner(cfg, args.launcher).train()
 
 
 if __name__ == '__main__':

@@ -103,9 +103,7 @@ class ConfigName:
     dataset: str
 
     def __str__(self) -> str:
-        return (
-            f'{self.model}_{self.method}_b{self.batch}_{self.length}_{self.dataset}'
-        )
+        return f'{self.model}_{self.method}_b{self.batch}_{self.length}_{self.dataset}'
 
 
 def parse_config_name(name: str) -> ConfigName | None:

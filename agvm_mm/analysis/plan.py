@@ -28,13 +28,15 @@ from torch.overrides import TorchFunctionMode
 from agvm_mm import cli
 from agvm_mm.analysis.paper import TRAIN_IMAGES
 from agvm_mm.hooks import VarianceSyncHook
-from agvm_mm.loops.loops import (
-    LargeBatchMixin,
-    refuse_accumulation,
-    refuse_auto_scaling,
-)
+from agvm_mm.loops import LargeBatchMixin
 from agvm_mm.modulator import MeasurementSchedule
 from agvm_mm.modules import assign_modules
+from agvm_mm.preflight import (
+    check_accumulation,
+    check_auto_scaling,
+    check_replicas,
+    check_total_batch_size,
+)
 from agvm_mm.validation import argument_names, check_arguments, did_you_mean
 
 COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
@@ -181,8 +183,8 @@ def check_loop(cfg: Config) -> None:
             raise ValueError(f'train_cfg: {kind} needs total_batch_size')
         total = settings['total_batch_size']
         counts = cfg.optim_wrapper.get('accumulative_counts', 1)
-        refuse_accumulation(kind, total, counts)
-        refuse_auto_scaling(cfg.get('auto_scale_lr'), total)
+        check_accumulation(kind, total, counts)
+        check_auto_scaling(cfg.get('auto_scale_lr'), total)
 
 
 def training_images(cfg: Config) -> int:
@@ -329,15 +331,9 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
 
 def find_problems(plan: Plan, cfg: Config) -> list[str]:
     """Return what cannot work in a plan."""
-    problems = []
-    unit = plan.gpus * plan.images_per_gpu
-    if plan.total % unit:
-        nearest = [unit * n for n in (plan.total // unit, plan.total // unit + 1) if n]
-        problems.append(
-            f'total_batch_size={plan.total} is not a multiple of {plan.gpus} x '
-            f'{plan.images_per_gpu} = {unit}; nearest: '
-            f'{" and ".join(map(str, nearest))}'
-        )
+    problems = _errors(
+        check_total_batch_size, plan.total, plan.gpus, plan.images_per_gpu
+    )
     has_wrapper = cfg.optim_wrapper.get('type', '').startswith('AGVM')
     if has_wrapper != (plan.schedule is not None):
         problems.append(
@@ -345,14 +341,22 @@ def find_problems(plan: Plan, cfg: Config) -> list[str]:
         )
     if plan.schedule is None:
         return problems
-    if plan.gpus == 1 and plan.micro_batches == 1:
-        problems.append('one rank and one micro-batch: AGVM has nothing to compare')
+    problems += _errors(check_replicas, plan.gpus, plan.micro_batches, None)
     if plan.schedule.begin >= plan.updates:
         problems.append(
             f'AGVM begins at update {plan.schedule.begin}, the run ends after '
             f'{plan.updates}'
         )
     return problems
+
+
+def _errors(check: Callable, *arguments: object) -> list[str]:
+    """Return the message of a check that fails, in a list; an empty list otherwise."""
+    try:
+        check(*arguments)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def find_warnings(plan: Plan) -> list[str]:

@@ -1,15 +1,11 @@
-"""The demo's own parts: what it shows of a log, and its closing table."""
+"""Progress lines and final table of the demo."""
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
-os.environ.setdefault('MPLBACKEND', 'agg')
-
-import demo  # noqa: E402
+demo = load_script('demo.py')
 
 TRAIN = (
     '01/01 00:00:00 - mmengine - INFO - Epoch(train)  [3][ 4/16]  '
@@ -22,7 +18,7 @@ VAL = (
 )
 
 
-def test_progress():
+def test_progress_is_shortened():
     assert demo.shorten(TRAIN) == (
         'epoch  3  update  4/16  lr 0.03  loss 1.657  (0:08:26 to go)'
     )
@@ -46,7 +42,7 @@ def test_table_has_the_last_values():
     assert ['log', 'a/log'] in rows
 
 
-def test_wrong_number_of_ranks(capsys):
+def test_number_of_ranks_below_one_is_rejected(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         demo.parse_args(['--ranks', '0'])
     assert '--ranks must be at least 1, got 0' in capsys.readouterr().err

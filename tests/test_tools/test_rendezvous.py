@@ -1,27 +1,28 @@
-"""Nodes that meet, and what is said when they cannot."""
+"""Nodes that meet, and messages when they cannot."""
 
 import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripts import ROOT, load_script
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-
-import rendezvous  # noqa: E402
+rendezvous = load_script('rendezvous.py')
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
 
 
 @pytest.fixture
-def listener():
+def listener() -> Iterator[int]:
+    """Return a port that is in use."""
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))
         server.listen()
@@ -37,45 +38,45 @@ def listener():
         (('2', '2', '29500'), 'numbered from 0 to 1'),
     ],
 )
-def test_wrong_settings(settings, message):
+def test_wrong_settings_are_rejected(settings: tuple[str, ...], message: str):
     with pytest.raises(rendezvous.RendezvousError, match=message):
         rendezvous.check_settings(*settings)
 
 
-def test_a_free_port_is_fine():
+def test_free_port_is_accepted():
     assert rendezvous.check_settings('2', '1', '29500') == (2, 1, 29500)
     assert rendezvous.check_node_0(2, '127.0.0.1', free_port()) is None
 
 
-def test_a_taken_port_is_said(listener):
+def test_used_port_is_rejected(listener: int):
     expected = rf'port {listener} of this machine is taken .* choose another PORT'
     with pytest.raises(rendezvous.RendezvousError, match=expected):
         rendezvous.check_node_0(1, '127.0.0.1', listener)
 
 
-def test_node_0_that_is_not_the_master_is_warned():
-    # An address set aside for documentation: no machine has it.
+def test_node_0_at_another_address_is_a_warning():
+    # An address reserved for documentation: no machine has it.
     warning = rendezvous.check_node_0(2, '192.0.2.1', free_port())
-    assert 'MASTER_ADDR=192.0.2.1 is no address of this machine' in warning
+    assert 'MASTER_ADDR=192.0.2.1 is not an address of this machine' in warning
     assert 'NODE_RANK' in warning
 
 
-def test_an_unknown_name_is_said():
+def test_unknown_host_name_is_rejected():
     expected = 'MASTER_ADDR=node0.invalid cannot be resolved.*Check its spelling'
     with pytest.raises(rendezvous.RendezvousError, match=expected):
         rendezvous.wait_for_node_0('node0.invalid', 29500, seconds=9, report=print)
 
 
-def test_node_0_that_listens_is_found(listener):
+def test_node_0_that_listens_is_found(listener: int):
     messages = []
     rendezvous.wait_for_node_0('127.0.0.1', listener, seconds=0, report=messages.append)
     assert not messages
 
 
-def test_node_0_that_does_not_listen(monkeypatch):
+def test_wait_for_node_0_reports_and_ends(monkeypatch: pytest.MonkeyPatch):
     clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr(rendezvous.time, 'monotonic', lambda: next(clock))
-    monkeypatch.setattr(rendezvous.time, 'sleep', lambda seconds: None)
+    monkeypatch.setattr(time, 'monotonic', lambda: next(clock))
+    monkeypatch.setattr(time, 'sleep', lambda seconds: None)
     messages = []
     expected = 'gave up after 90 s: .*Check that node 0 has been started'
     with pytest.raises(rendezvous.RendezvousError, match=expected):
@@ -89,13 +90,13 @@ def test_node_0_that_does_not_listen(monkeypatch):
     assert 'is this machine itself: set it to node 0' in messages[0]
 
 
-def test_an_address_that_does_not_answer():
+def test_timeout_suggests_a_firewall():
     text = rendezvous.explain(TimeoutError('timed out'), '10.0.0.1', 29500)
     assert 'MASTER_ADDR=10.0.0.1 PORT=29500 cannot be reached' in text
     assert 'firewall' in text and 'itself' not in text
 
 
-# One rank of two "nodes": both count themselves and say what they have found.
+# One rank of two "nodes": both count the ranks and print the number.
 SCRIPT = """
 import sys
 import torch
@@ -109,8 +110,8 @@ dist.destroy_process_group()
 
 
 @pytest.fixture
-def tools(tmp_path):
-    """The launcher's scripts with a train.py of their own beside them."""
+def tools(tmp_path: Path) -> Path:
+    """Return a folder with the launcher's scripts and the train.py above."""
     for name in ('dist_train.sh', 'torchrun.sh', 'rendezvous.py'):
         (tmp_path / name).write_bytes((ROOT / 'tools' / name).read_bytes())
     (tmp_path / 'dist_train.sh').chmod(0o755)
@@ -118,7 +119,7 @@ def tools(tmp_path):
     return tmp_path
 
 
-def start_node(tools, **variables):
+def start_node(tools: Path, **variables: str) -> subprocess.Popen:
     environment = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1')
     environment.update(variables)
     return subprocess.Popen(
@@ -130,7 +131,7 @@ def start_node(tools, **variables):
     )
 
 
-def test_two_nodes(tools):
+def test_two_nodes_meet(tools: Path):
     common = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=str(free_port()))
     # The second first: it has to wait.
     nodes = [
@@ -144,7 +145,7 @@ def test_two_nodes(tools):
     assert 'node 0 of 2 starts; the others have ten minutes' in outputs[1][1]
 
 
-def test_a_taken_port_stops_the_launcher(tools, listener):
+def test_used_port_stops_the_launcher(tools: Path, listener: int):
     node = start_node(tools, PORT=str(listener))
     out, err = node.communicate(timeout=60)
     assert node.returncode == 1
@@ -153,9 +154,16 @@ def test_a_taken_port_stops_the_launcher(tools, listener):
     assert line.startswith(f'rendezvous: port {listener} of this machine is taken')
 
 
-def test_an_absent_node_0_stops_the_launcher(tools):
+def test_missing_node_0_stops_the_launcher(tools: Path):
     settings = dict(NNODES='2', NODE_RANK='1', PORT=str(free_port()))
     node = start_node(tools, RENDEZVOUS_TIMEOUT='0.2', **settings)
     _, err = node.communicate(timeout=60)
     assert node.returncode == 1
     assert 'Check that node 0 has been started' in err
+
+
+def test_only_the_standard_library_is_imported():
+    """The check runs before torch is imported, by any Python."""
+    code = "import runpy; runpy.run_path('tools/rendezvous.py')"
+    command = [sys.executable, '-I', '-S', '-c', code]
+    subprocess.run(command, cwd=ROOT, check=True)

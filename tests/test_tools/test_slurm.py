@@ -1,15 +1,15 @@
-"""The Slurm scripts, with an srun that writes down how it was called."""
+"""The Slurm scripts, with an srun that prints its arguments."""
 
+import argparse
 import json
 import os
-import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from scripts import ROOT, load_script
 
 SRUN = """#!{python}
 import json, os, sys
@@ -20,14 +20,19 @@ print(json.dumps(dict(arguments=sys.argv[1:], variables=variables)))
 
 
 @pytest.fixture
-def call(tmp_path):
-    """Run a script with the srun above; its arguments and variables."""
+def call(tmp_path: Path) -> Callable:
+    """Return a function that runs a script with the srun above.
+
+    It returns the arguments of srun and its environment variables.
+    """
     srun = tmp_path / 'bin' / 'srun'
     srun.parent.mkdir()
     srun.write_text(SRUN.format(python=sys.executable))
     srun.chmod(0o755)
 
-    def run(script, *arguments, **variables):
+    def run(
+        script: str, *arguments: str, **variables: str
+    ) -> tuple[list[str], dict[str, str]]:
         environment = dict(os.environ, PYTHON='python3', **variables)
         environment['PATH'] = f'{srun.parent}{os.pathsep}{os.environ["PATH"]}'
         environment.pop('MASTER_PORT', None)
@@ -39,20 +44,20 @@ def call(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        assert '+ exec srun' in done.stderr  # users see what is called
+        assert '+ exec srun' in done.stderr  # users see the command
         called = json.loads(done.stdout)
         return called['arguments'], called['variables']
 
     return run
 
 
-def parse_args(script, arguments):
-    """What a tool makes of its command line."""
-    return runpy.run_path(str(ROOT / 'tools' / script))['parse_args'](arguments)
+def parse_args(script: str, arguments: list[str]) -> argparse.Namespace:
+    """Parse arguments as a tool does."""
+    return load_script(script).parse_args(arguments)
 
 
-def split(arguments, script):
-    """Options of srun by name, and the arguments of the Python script."""
+def split(arguments: list[str], script: str) -> tuple[list[str], list[str]]:
+    """Split into the options of srun and the arguments of the Python script."""
     start = arguments.index('python3')
     assert arguments[start : start + 3] == [
         'python3',
@@ -62,7 +67,7 @@ def split(arguments, script):
     return arguments[:start], arguments[start + 3 :]
 
 
-def test_train_as_mmdetection_has_it(call):
+def test_train_has_the_arguments_of_mmdetection(call: Callable):
     arguments, variables = call(
         'slurm_train.sh',
         'gpu',
@@ -92,13 +97,13 @@ def test_train_as_mmdetection_has_it(call):
     assert (args.config, args.work_dir) == ('configs/a.py', 'a folder')
     assert (args.launcher, args.amp) == ('slurm', True)
     assert args.cfg_options == {'model.depth': 50}
-    # What is installed is ours, whichever folder the tasks start in.
+    # The tasks import this package, whichever folder they start in.
     first = variables['PYTHONPATH'].split(os.pathsep)[0]
     assert Path(first).resolve() == ROOT
     assert variables['MASTER_PORT'] is None
 
 
-def test_few_gpus_and_a_port(call):
+def test_few_gpus_share_a_machine_and_port_is_set(call: Callable):
     arguments, variables = call(
         'slurm_train.sh', 'gpu', 'job', 'a.py', 'folder', GPUS='4', PORT='29511'
     )
@@ -112,7 +117,7 @@ def test_few_gpus_and_a_port(call):
     assert {'--gres=gpu:4', '--ntasks=8', '--ntasks-per-node=4'} < set(options)
 
 
-def test_test_as_mmdetection_has_it(call):
+def test_test_has_the_arguments_of_mmdetection(call: Callable):
     arguments, _ = call(
         'slurm_test.sh', 'gpu', 'job', 'a.py', 'epoch_1.pth', '--out', 'p.pkl'
     )
@@ -125,7 +130,7 @@ def test_test_as_mmdetection_has_it(call):
 @pytest.mark.parametrize(
     'script, last', [('slurm_train.sh', 'WORK_DIR'), ('slurm_test.sh', 'CHECKPOINT')]
 )
-def test_usage(script, last):
+def test_missing_arguments_print_the_usage(script: str, last: str):
     script = ROOT / 'tools' / script
     done = subprocess.run(
         [script, 'gpu', 'job', 'a.py'], capture_output=True, text=True
@@ -134,7 +139,7 @@ def test_usage(script, last):
     assert f'usage: {script} PARTITION JOB_NAME CONFIG {last}' in done.stderr
 
 
-def test_without_slurm(tmp_path):
+def test_missing_srun_is_an_error(tmp_path: Path):
     (tmp_path / 'dirname').symlink_to('/usr/bin/dirname')
     done = subprocess.run(
         ['/bin/bash', ROOT / 'tools/slurm_train.sh', 'gpu', 'job', 'a.py', 'folder'],

@@ -1,7 +1,7 @@
-"""The toolboxes' own training tools on their own configs, with our lines added.
+"""The training tools of the toolboxes on their configs, with our lines added.
 
-Nothing of this repository but what `custom_imports` brings in. The settings on the
-command line only make the run small enough for a CPU, or let it run on one.
+Of this repository only `custom_imports` is used. The settings on the command line make
+the run small enough for a CPU, or let it run on one.
 """
 
 import json
@@ -9,8 +9,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,22 +31,29 @@ custom_hooks = [dict(type='VarianceSyncHook', interval=1)]
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('data') / 'digits'
     write_digits(folder, num_train=4, num_val=2, progress=False)
     return folder
 
 
-def train(command, base, work_dir, settings, imports=('agvm_mm',), **environment):
-    """Run a toolbox's training; the rows of the JSON log.
+def train(
+    command: Callable[[Path], list],
+    base: str,
+    work_dir: Path,
+    settings: dict[str, Any],
+    imports: Sequence[str] = ('agvm_mm',),
+    **environment: str,
+) -> list[dict[str, Any]]:
+    """Run the training tool of a toolbox and return the records of its JSON log.
 
     Args:
-        command (function): Makes the command of the path of a config.
-        base (str): A config of the toolbox.
-        work_dir (Path): Where everything is written.
-        settings (dict): Of --cfg-options.
-        imports (Sequence[str]): Of custom_imports.
-        environment (dict): Further environment variables.
+        command: Returns the command that trains a config.
+        base: A config of the toolbox.
+        work_dir: Folder for all output.
+        settings: Values for --cfg-options.
+        imports: Values for custom_imports.
+        environment: Further environment variables.
     """
     config = work_dir / 'ours.py'
     config.write_text(CONFIG.format(base=base, imports=list(imports)))
@@ -54,7 +63,7 @@ def train(command, base, work_dir, settings, imports=('agvm_mm',), **environment
         env=dict(
             os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', **environment
         ),
-        cwd=work_dir,  # not the repository's
+        cwd=work_dir,  # not the repository
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,21 +74,21 @@ def train(command, base, work_dir, settings, imports=('agvm_mm',), **environment
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def mim_train(toolbox):
-    """The command `mim train TOOLBOX`."""
-    # Not among the extras: its own requirements would undo the environment.
+def mim_train(toolbox: str) -> Callable[[Path], list]:
+    """Return a function that returns the command `mim train TOOLBOX CONFIG`."""
+    # Not one of the extras: its requirements would break the environment.
     pytest.importorskip('mim')
     return lambda config: [sys.executable, '-m', 'mim', 'train', toolbox, config]
 
 
-def dist_train(config):
-    """MMDetection's own tools/dist_train.sh, on two ranks."""
+def dist_train(config: Path) -> list:
+    """Return the command for MMDetection's tools/dist_train.sh on two ranks."""
     (package,) = util.find_spec('mmdet').submodule_search_locations
     return ['bash', Path(package) / '.mim/tools/dist_train.sh', config, '2']
 
 
-def small(data, part, batch_size):
-    """Settings of a dataloader."""
+def small(data: Path, part: str, batch_size: int) -> dict[str, Any]:
+    """Return the settings of a dataloader on the digits."""
     return {
         f'{part}_dataloader.batch_size': batch_size,
         f'{part}_dataloader.num_workers': 0,
@@ -88,8 +97,8 @@ def small(data, part, batch_size):
     }
 
 
-def check(rows, modules):
-    """Every module was measured once, at the end of the second micro-batch."""
+def check_log(rows: list[dict[str, Any]], modules: list[str]) -> None:
+    """Check that each module was measured once, after the second micro-batch."""
     (measured,) = (row for row in rows if 'agvm/phi/backbone' in row)
     assert {key for key in measured if key.startswith('agvm/')} == {
         f'agvm/{kind}/{module}' for kind in ('phi', 'mu') for module in modules
@@ -97,13 +106,13 @@ def check(rows, modules):
     assert all(0 < measured[f'agvm/phi/{module}'] < 2 for module in modules)
 
 
-def detection_settings(data):
-    """Faster R-CNN on the digits, one micro-batch of two images after the other."""
+def detection_settings(data: Path) -> dict[str, Any]:
+    """Return the settings of Faster R-CNN on the digits, two images at a time."""
     settings = {
         'model.backbone.init_cfg': None,  # would be downloaded
         'model.roi_head.bbox_head.num_classes': 10,
         'model.train_cfg.rcnn.sampler.num': 32,
-        'model.test_cfg.rcnn.score_thr': 0,  # a network that knows nothing is unsure
+        'model.test_cfg.rcnn.score_thr': 0,  # an untrained network has low scores
         'train_cfg.max_epochs': 1,
         'default_hooks.logger.interval': 1,
         'default_hooks.checkpoint.interval': -1,
@@ -124,20 +133,23 @@ def detection_settings(data):
 
 
 DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-# The second for the data set.
+# The second registers the data set.
 IMPORTS = ['agvm_mm', 'agvm_mm.digits']
 
 
-def test_mim_train_mmdet(data, tmp_path):
+def test_mim_train_mmdet(data: Path, tmp_path: Path):
     settings = detection_settings(data)
     rows = train(mim_train('mmdet'), DETECTOR, tmp_path, settings, IMPORTS)
-    check(rows, ['backbone', 'neck', 'rpn_head', 'bbox_head'])
+    check_log(rows, ['backbone', 'neck', 'rpn_head', 'bbox_head'])
     assert 'coco/bbox_mAP' in rows[-1]
 
 
-def test_dist_train_of_mmdetection(data, tmp_path):
-    """Two ranks, whose gradients are compared. The script is for GPUs: MMEngine is
-    told of gloo, and the one call that asks for CUDA does nothing here."""
+def test_dist_train_of_mmdetection(data: Path, tmp_path: Path):
+    """Train on two ranks, whose gradients are compared.
+
+    The script is for GPUs: here MMEngine uses gloo, and the only call that needs CUDA
+    does nothing.
+    """
     settings = detection_settings(data) | {
         'train_dataloader.batch_size': 1,
         'env_cfg.dist_cfg.backend': 'gloo',
@@ -164,11 +176,11 @@ def test_dist_train_of_mmdetection(data, tmp_path):
         PATH=path,
         PORT=str(port),
     )
-    check(rows, ['backbone', 'neck', 'rpn_head', 'bbox_head'])
+    check_log(rows, ['backbone', 'neck', 'rpn_head', 'bbox_head'])
     assert 'coco/bbox_mAP' in rows[-1]
 
 
-def test_mim_train_mmsegmentation(data, tmp_path):
+def test_mim_train_mmsegmentation(data: Path, tmp_path: Path):
     size = '(96,96)'
     settings = {
         'model.pretrained': None,  # would be downloaded
@@ -191,5 +203,5 @@ def test_mim_train_mmsegmentation(data, tmp_path):
         }
     base = 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
     rows = train(mim_train('mmsegmentation'), base, tmp_path, settings)
-    check(rows, ['backbone', 'neck', 'decode_head'])
+    check_log(rows, ['backbone', 'neck', 'decode_head'])
     assert 'mIoU' in rows[-1]

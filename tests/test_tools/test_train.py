@@ -2,32 +2,32 @@
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from scripts import ROOT, run_script
 
 from agvm_mm.digits import pretrain_backbone, write_digits
 
-ROOT = Path(__file__).parents[2]
 AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
 SEGMENTER = 'configs/digits/sem-fpn_r18_w16_agvm-sgd_b256_10e_digits.py'
 PLAIN = 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py'
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('data') / 'digits'
     write_digits(folder, num_train=32, num_val=4, progress=False)
     pretrain_backbone(folder, num_patches=64, epochs=1, progress=False)
     return folder
 
 
-def options(data, **more):
-    """Two updates of 16 images per epoch on the tiny data."""
+def options(data: Path, **more: Any) -> list[str]:
+    """Return --cfg-options for two updates of 16 images per epoch on few data."""
     settings = {
         'train_dataloader.dataset.data_root': f'{data}/',
         'val_dataloader.dataset.data_root': f'{data}/',
@@ -42,8 +42,8 @@ def options(data, **more):
     return ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
 
 
-def detector_options(data, **more):
-    """The same for a detector, which is evaluated against a file."""
+def detector_options(data: Path, **more: Any) -> list[str]:
+    """Return the options of a detector, which also needs an annotation file."""
     file = f'{data}/annotations/instances_val.json'
     return options(
         data,
@@ -51,16 +51,8 @@ def detector_options(data, **more):
     )
 
 
-def run_here(script, *arguments):
-    """Run a tool in this process, which has the large imports behind it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(sys, 'argv', [str(part) for part in (script, *arguments)])
-        runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
-
-
-def run_ranks(script, *arguments):
-    """Run a distributed tool on CPU cores; its output, or a failure."""
+def run_ranks(script: str, *arguments: object) -> str:
+    """Run a distributed tool on CPU cores and return its output."""
     path = f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}'
     environment = dict(
         os.environ,
@@ -82,20 +74,22 @@ def run_ranks(script, *arguments):
     return done.stdout
 
 
-def read_log(work_dir):
-    """The log of the latest run in a work folder."""
+def read_log(work_dir: Path) -> str:
+    """Read the log of the latest run in a work folder."""
     logs = work_dir.glob('*/*.log')
     return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text()
 
 
-def updates(output):
-    """'epoch/update' of every training line of a log."""
+def updates(output: str) -> list[tuple[str, str]]:
+    """Return epoch and update of every training line of a log."""
     return re.findall(r'Epoch\(train\) +\[(\d+)\]\[ *(\d+)/2\]', output)
 
 
-def test_one_process_trains_resumes_and_tests(data, tmp_path):
+def test_one_process_trains_resumes_and_tests(data: Path, tmp_path: Path):
     begin = {'custom_hooks.0.begin': 0}
-    run_here('train.py', AGVM, '--work-dir', tmp_path, *detector_options(data, **begin))
+    run_script(
+        'train.py', AGVM, '--work-dir', tmp_path, *detector_options(data, **begin)
+    )
     log = read_log(tmp_path)
     assert updates(log) == [('1', '1'), ('1', '2')]
     assert len(re.findall(r'agvm/mu/rpn_head: ', log)) == 2
@@ -104,13 +98,13 @@ def test_one_process_trains_resumes_and_tests(data, tmp_path):
 
     more = begin | {'train_cfg.max_epochs': 2}
     resume = ['--work-dir', tmp_path, '--resume']
-    run_here('train.py', AGVM, *resume, *detector_options(data, **more))
+    run_script('train.py', AGVM, *resume, *detector_options(data, **more))
     assert updates(read_log(tmp_path)) == [('2', '1'), ('2', '2')]
     second = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
     name = 'rpn_head.rpn_conv.weight'
     assert not torch.equal(first['state_dict'][name], second['state_dict'][name])
 
-    run_here(
+    run_script(
         'test.py',
         AGVM,
         tmp_path / 'epoch_2.pth',
@@ -127,8 +121,8 @@ def test_one_process_trains_resumes_and_tests(data, tmp_path):
     assert len(list((tmp_path / 'test').glob('*/pictures/*'))) == 4
 
 
-def test_two_ranks_train_and_test(data, tmp_path):
-    # SyncBN has no CPU version: it must be reverted on the way.
+def test_two_ranks_train_and_test(data: Path, tmp_path: Path):
+    # SyncBN has no CPU version: the tools replace it.
     more = {'custom_hooks.0.begin': 0, 'model.backbone.norm_cfg.type': 'SyncBN'}
     folder = ['--work-dir', tmp_path]
     output = run_ranks(
@@ -139,10 +133,10 @@ def test_two_ranks_train_and_test(data, tmp_path):
     evaluated = re.findall(r'coco/bbox_\w+: [-\d.]+', output)
     assert len(evaluated) == 6
 
-    # One process reads the checkpoint of two ranks and finds the same.
+    # One process finds the same with the checkpoint of two ranks.
     checkpoint = tmp_path / 'epoch_1.pth'
     folder = ['--work-dir', tmp_path / 'one']
-    run_here('test.py', AGVM, checkpoint, *folder, *detector_options(data))
+    run_script('test.py', AGVM, checkpoint, *folder, *detector_options(data))
     log = read_log(tmp_path / 'one')
     assert re.findall(r'coco/bbox_\w+: [-\d.]+', log) == evaluated
 
@@ -153,7 +147,7 @@ def test_two_ranks_train_and_test(data, tmp_path):
     assert re.findall(r'coco/bbox_\w+: [-\d.]+', output) == evaluated
 
 
-def test_a_segmenter_on_two_ranks_and_on_one(data, tmp_path):
+def test_segmenter_on_two_ranks_and_on_one(data: Path, tmp_path: Path):
     more = {
         'custom_hooks.0.begin': 0,
         'train_cfg.val_interval': 1,
@@ -164,7 +158,7 @@ def test_a_segmenter_on_two_ranks_and_on_one(data, tmp_path):
     assert len(re.findall(r'agvm/mu/decode_head: ', output)) == 2
     (evaluated,) = re.findall(r'mIoU: [.\d]+', output)
 
-    run_here(
+    run_script(
         'test.py',
         SEGMENTER,
         tmp_path / 'epoch_1.pth',
@@ -181,21 +175,21 @@ def test_a_segmenter_on_two_ranks_and_on_one(data, tmp_path):
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
 
 
-def test_without_agvm(data, tmp_path):
-    run_here('train.py', PLAIN, '--work-dir', tmp_path, *detector_options(data))
+def test_plain_sgd_logs_nothing_of_agvm(data: Path, tmp_path: Path):
+    run_script('train.py', PLAIN, '--work-dir', tmp_path, *detector_options(data))
     log = read_log(tmp_path)
     assert updates(log) == [('1', '1'), ('1', '2')]
     assert 'agvm/' not in log[log.index('Epoch(train)') :]
 
 
-def test_missing_data_is_said_before_training(tmp_path):
+def test_missing_data_is_an_error_before_training(tmp_path: Path):
     folder = ['--work-dir', tmp_path / 'run']
     with pytest.raises(FileNotFoundError, match='python -m agvm_mm.digits --out'):
-        run_here('train.py', PLAIN, *folder, *detector_options(tmp_path))
+        run_script('train.py', PLAIN, *folder, *detector_options(tmp_path))
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
-def test_usage(script):
+def test_missing_arguments_print_the_usage(script: str):
     done = subprocess.run([ROOT / 'tools' / script], capture_output=True, text=True)
     assert done.returncode == 2
     assert f'usage: {ROOT}/tools/{script} CONFIG' in done.stderr

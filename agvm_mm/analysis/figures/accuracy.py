@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Sequence
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -36,7 +35,7 @@ def plot_accuracy(
         columns: Panels side by side.
 
     Returns:
-        The figure; the caller saves and closes it.
+        The figure, which pyplot does not manage: there is nothing to close.
 
     Raises:
         ValueError: If there is no point.
@@ -48,13 +47,9 @@ def plot_accuracy(
         panels.setdefault((point.panel, point.metric), []).append(point)
     columns = min(columns, len(panels))
     rows = _rows(panels, columns)
-    figure, axes = plt.subplots(
-        len(rows),
-        columns,
-        figsize=(max(6, 4.2 * columns), 3 * len(rows) + 0.6),
-        squeeze=False,
-        layout='constrained',
-    )
+    size = max(6, 4.2 * columns), 3 * len(rows) + 0.6
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
     for row, (draw, keys) in zip(axes, rows, strict=True):

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib import patheffects
@@ -67,17 +66,12 @@ def plot_predictions(
         columns: Images side by side.
 
     Returns:
-        The figure; the caller saves and closes it.
+        The figure, which pyplot does not manage: there is nothing to close.
     """
     bands = -(-len(results) // columns)
     columns = min(columns, len(results))
-    figure, axes = plt.subplots(
-        2 * bands,
-        columns,
-        figsize=(1.9 * columns, 3.95 * bands),
-        squeeze=False,
-        layout='constrained',
-    )
+    figure = Figure(figsize=(1.9 * columns, 3.95 * bands), layout='constrained')
+    axes = figure.subplots(2 * bands, columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
     for number, (image, sample) in enumerate(results):

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -62,7 +61,7 @@ def set_up_panel(panel: Axes) -> None:
 def save_figure(
     figure: Figure, path: str | Path | Iterable[str | Path], *, dpi: int = 130
 ) -> None:
-    """Write a figure to one or several files, and close it.
+    """Write a figure to one or several files.
 
     Args:
         figure: The figure.
@@ -74,4 +73,3 @@ def save_figure(
         file = Path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=dpi)
-    plt.close(figure)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,7 +29,7 @@ def plot_variance(
         window: See :func:`plot_runs`.
 
     Returns:
-        The figure; the caller saves and closes it.
+        The figure, which pyplot does not manage: there is nothing to close.
 
     Raises:
         ValueError: If no variance was logged.
@@ -56,7 +55,7 @@ def plot_runs(
             them, and at least 5.
 
     Returns:
-        The figure; the caller saves and closes it.
+        The figure, which pyplot does not manage: there is nothing to close.
 
     Raises:
         ValueError: If a run has logged no variance.
@@ -64,15 +63,9 @@ def plot_runs(
     # A module has the same look in all runs.
     styles = {name: module_style(i) for i, name in enumerate(_module_names(runs))}
     count = len(runs)
-    figure, axes = plt.subplots(
-        2,
-        count,
-        figsize=(8 if count == 1 else 4.8 * count, 6.5),
-        sharex='col',
-        sharey='row',
-        squeeze=False,
-        layout='constrained',
-    )
+    width = 8 if count == 1 else 4.8 * count
+    figure = Figure(figsize=(width, 6.5), layout='constrained')
+    axes = figure.subplots(2, count, sharex='col', sharey='row', squeeze=False)
     for (name, records), (above, below) in zip(runs.items(), axes.T, strict=True):
         _draw_run(above, below, records, styles, window)
         above.set_title(name, fontsize=11)

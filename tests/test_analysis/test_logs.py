@@ -1,0 +1,106 @@
+"""The reader of JSON logs, on logs written here."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+from logfiles import write_aged_log, write_log, write_timed_run
+
+from agvm_mm.analysis import logs
+
+RECORDS = [
+    {'step': 1, 'lr': 0.1, 'loss': 3.0},
+    {'step': 2, 'lr': 0.1, 'agvm/phi/backbone': 0.5, 'agvm/mu/backbone': 1.0}
+    | {'agvm/phi/head': 0.1, 'agvm/mu/head': 1.2},
+    {'step': 2, 'coco/bbox_mAP': 0.4},
+    {'step': 3, 'lr': 0.01, 'agvm/phi/backbone': 0.6, 'agvm/mu/backbone': 1.0}
+    | {'agvm/phi/head': 0.2, 'agvm/mu/head': 1.3},
+]
+
+
+def test_curves_and_learning_rate_steps_are_read(tmp_path: Path):
+    write_log(tmp_path / 'run', *RECORDS)
+    records = logs.read_scalars(logs.find_log(tmp_path / 'run'))
+    assert records == RECORDS
+    assert logs.module_curves(records, logs.PHI_KEY) == {
+        'backbone': ([2, 3], [0.5, 0.6]),
+        'head': ([2, 3], [0.1, 0.2]),
+    }
+    assert logs.lr_drops(records) == [2]
+
+
+def test_latest_log_of_a_folder_is_found(tmp_path: Path):
+    first = write_log(tmp_path, *RECORDS)
+    other = write_log(tmp_path, name='20260102_000000')
+    os.utime(other, (0, 0))
+    assert logs.find_log(tmp_path) == first
+    os.utime(other)
+    assert logs.find_log(tmp_path) == other
+    assert logs.find_log(other) == other
+
+
+def test_folder_without_log_is_an_error(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match='scalars.json'):
+        logs.find_log(tmp_path)
+
+
+def test_log_of_resumed_run_is_joined(tmp_path: Path):
+    write_aged_log(tmp_path, 1, range(2, 11, 2))
+    write_aged_log(tmp_path, 2, [8, 10, 12])  # resumed after update 6
+    write_aged_log(tmp_path, 3, [])  # killed before it trained
+    records = logs.read_run(tmp_path)
+    assert [(record['step'], record['age']) for record in records] == [
+        (2, 1),
+        (4, 1),
+        (6, 1),
+        (8, 2),
+        (10, 2),
+        (12, 2),
+    ]
+    write_aged_log(tmp_path, 4, [2, 4])  # started again
+    assert [record['age'] for record in logs.read_run(tmp_path)] == [4, 4]
+    log = tmp_path / '2/vis_data/scalars.json'
+    assert [record['age'] for record in logs.read_run(log)] == [2, 2, 2]
+
+
+def test_last_result_is_nan_after_divergence_and_none_without_validation(
+    tmp_path: Path,
+):
+    write_log(tmp_path / 'good', {'loss': 2.0}, {'mAP': 0.1}, {'mAP': 0.3, 'step': 2})
+    write_log(tmp_path / 'diverged', {'mAP': 0.1}, {'loss': 2.0}, {'loss': math.inf})
+    write_log(tmp_path / 'recovered', {'loss': math.nan}, {'loss': 1.0, 'mAP': 0.2})
+    assert logs.last_result(tmp_path / 'good', 'mAP') == 0.3
+    assert math.isnan(logs.last_result(tmp_path / 'diverged', 'mAP'))
+    assert logs.last_result(tmp_path / 'recovered', 'mAP') == 0.2
+    assert logs.last_result(tmp_path / 'good', 'mIoU') is None
+    assert logs.last_result(tmp_path / 'nothing', 'mAP') is None
+
+
+def test_last_result_is_that_of_the_latest_log(tmp_path: Path):
+    first = write_log(tmp_path, {'mAP': 0.1})
+    write_log(tmp_path, {'mAP': 0.2}, name='20260102_000000')
+    os.utime(first, (0, 0))
+    assert logs.last_result(tmp_path, 'mAP') == 0.2
+
+
+def test_training_hours_count_each_update_once(tmp_path: Path):
+    folder = write_timed_run(tmp_path / 'run', 'mIoU', 30.0)
+    assert logs.training_hours(folder) == pytest.approx(0.1)
+    assert logs.training_hours(tmp_path / 'none') is None
+
+
+def test_repeated_measurement_counts_once():
+    records = [
+        {'step': step, 'agvm/phi/head': phi, 'agvm/mu/head': 1.0}
+        for step, phi in enumerate([0.5, 0.5, 0.5, 0.2, 0.2, 0.5])
+    ]
+    measured = logs.drop_repeats([{'step': 9}, *records])
+    assert [record['step'] for record in measured] == [0, 3, 5]
+
+
+def test_runs_are_named_by_the_path_part_that_differs():
+    assert logs.name_runs(['work_dirs/a']) == ['a']
+    assert logs.name_runs(['work_dirs/a', 'work_dirs/b']) == ['a', 'b']
+    paths = ['a/1/vis_data/scalars.json', 'b/1/vis_data/scalars.json']
+    assert logs.name_runs(paths) == ['a', 'b']

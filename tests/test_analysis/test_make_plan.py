@@ -1,0 +1,147 @@
+"""Plan of a run, against numbers worked out here."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agvm_mm import cli
+from agvm_mm.analysis import plan
+from agvm_mm.analysis.plan import Plan
+
+ROOT = Path(__file__).parents[2]
+AGVM_512 = ROOT / 'configs/faster_rcnn/faster-rcnn_r50_fpn_agvm-sgd_b512_16e_coco.py'
+AGVM_10K = ROOT / 'configs/retinanet/retinanet_r18_fpn_agvm-adamw_b10240_12e_coco.py'
+SWIN = ROOT / 'configs/upernet/upernet_swin-t_agvm-adamw_b1024_5k_ade20k-512x512.py'
+
+
+def make(
+    config: Path,
+    gpus: int,
+    images_per_gpu: int | None = None,
+    images: int | None = None,
+    **options: Any,
+) -> Plan:
+    cfg = cli.load_config(str(config), options)
+    return plan.make_plan(cfg, gpus, images_per_gpu, images)
+
+
+def test_faster_rcnn_at_512():
+    made = make(AGVM_512, 8)
+    assert (made.epoch, made.updates, made.micro_batches) == (230, 3680, 4)
+    # The released recipe: exponential warm-up from 1e-3 to 0.38 over 460 updates.
+    assert made.lr[0] == pytest.approx(0.38e-3)
+    assert made.lr[230] == pytest.approx(0.38 * 0.001**0.5)
+    assert made.lr[460] == pytest.approx(0.38)
+    assert made.lr[12 * 230 - 1] == pytest.approx(0.38)
+    assert made.lr[12 * 230] == pytest.approx(0.038)
+    assert made.lr[14 * 230] == pytest.approx(0.0038)
+    assert made.measurements == len([t for t in range(560, 3680) if t % 10 == 0])
+    # 41.5 million trainable parameters of 4 bytes.
+    assert made.gradient_bytes == pytest.approx(166e6, rel=0.01)
+    assert not made.problems and not made.warnings
+
+
+def test_swin_that_counts_iterations():
+    made = make(SWIN, 64)
+    assert made.updates == 5000
+    assert made.optimizer == 'AdamW'
+    assert set(made.modules) == {'backbone', 'decode_head', 'auxiliary_head'}
+    assert len(made.lr) == 5000 and max(made.lr) == pytest.approx(1e-4 * 8, rel=1e-3)
+
+
+def test_accumulation_by_mmengine_shortens_the_warmup(tmp_path: Path):
+    # mmengine #1308: 500 iterations of warm-up are 125 updates.
+    config = tmp_path / 'config.py'
+    config.write_text(
+        "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
+        'optim_wrapper = dict(accumulative_counts=4)\n'
+    )
+    made = make(config, 8)
+    assert made.total == 8 * 2 * 4
+    first = next(i for i, rate in enumerate(made.lr) if rate == max(made.lr))
+    assert first == pytest.approx(125, abs=1)
+
+
+def test_impossible_plan_has_a_problem():
+    (problem,) = make(AGVM_512, 7).problems
+    assert 'not a multiple of 7 rank(s) x 16 images per rank = 112' in problem
+    assert '448 and 560' in problem
+    (problem,) = make(AGVM_512, 1, 16, **{'train_cfg.total_batch_size': 16}).problems
+    assert 'this run has one rank and accumulative_counts=1' in problem
+    (problem,) = make(AGVM_512, 8, **{'train_cfg.max_epochs': 2}).problems
+    assert 'begins at update 560, the run ends after 460' in problem
+    (problem,) = make(AGVM_512, 8, **{'custom_hooks': []}).problems
+    assert 'go together' in problem
+
+
+@pytest.mark.parametrize(
+    'setting, value, message',
+    [
+        ('custom_hooks.0.estimator', 'halfs', "Did you mean 'halves'"),
+        ('custom_hooks.0.intervall', 5, "Did you mean 'interval'"),
+        ('optim_wrapper.anchor', 'backbon', "Did you mean 'backbone'"),
+        ('optim_wrapper.momentum', 1.5, 'momentum must be'),
+        ('optim_wrapper.modules', dict(a=['neck']), 'belong to no module'),
+        ('optim_wrapper.optimizer', dict(type='PMDLAMB', lr=0.1), 'is defined for'),
+        ('optim_wrapper.optimizer.typ', 'SGD', 'typ'),
+        ('model.backbone.type', 'ResNot', 'ResNot'),
+        ('optim_wrapper.accumulative_counts', 4, 'remove optim_wrapper.accumulative'),
+        ('auto_scale_lr', dict(enable=True, base_batch_size=16), 'does not know total'),
+        ('train_cfg.total_batchsize', 4, "Did you mean 'total_batch_size'"),
+        ('train_cfg.type', 'LargeBatchTrainLop', "Did you mean 'LargeBatchTrainLoop'"),
+        ('train_dataloader.dataset.ann_file', 'mine.json', 'give it by --images N'),
+    ],
+)
+def test_setting_that_a_run_rejects_is_an_error(setting: str, value: Any, message: str):
+    cfg = cli.load_config(str(AGVM_512), {setting: value})
+    if setting == 'optim_wrapper.optimizer':  # Replaced, not merged.
+        cfg.optim_wrapper.optimizer = value
+    with pytest.raises((KeyError, TypeError, ValueError), match=re.escape(message)):
+        plan.make_plan(cfg, 8, None, None)
+
+
+@pytest.mark.parametrize('momentum', [0.3, 0.5, 0.9, 0.97])
+def test_half_way_is_the_first_measurement_that_reaches_half(momentum: float):
+    measurements = plan.half_way(momentum)
+    assert 1 - momentum**measurements >= 0.5 - 1e-12
+    assert measurements == 1 or 1 - momentum ** (measurements - 1) < 0.5
+
+
+def test_mixed_precision_is_planned_without_a_gpu():
+    made = make(
+        AGVM_512,
+        8,
+        **{
+            'optim_wrapper.type': 'AGVMAmpOptimWrapper',
+            'optim_wrapper.loss_scale': 'dynamic',
+        },
+    )
+    assert not made.problems
+
+
+def test_doubtful_settings_are_warnings():
+    (warning,) = make(AGVM_10K, 64, 16, **{'custom_hooks.0.interval': 10}).warnings
+    assert '12 measurements take mu only 31% of the way' in warning
+    warnings = make(AGVM_512, 8, **{'custom_hooks.0.begin': 100}).warnings
+    assert any('within the warm-up' in warning for warning in warnings)
+    warnings = make(AGVM_512, 8, **{'train_cfg.max_epochs': 6}).warnings
+    assert any('more than a quarter' in warning for warning in warnings)
+
+
+def test_plan_is_formatted_as_a_block():
+    text = plan.describe(make(AGVM_512, 8))
+    assert text.startswith(
+        'batch       512 images = 8 GPU(s) x 16 images x 4 micro-batch(es)\n'
+    )
+    assert '0.00038 at 0, 0.38 at 460, 0.38 at 2759, 0.038 at 2760' in text
+    assert 'measured update: 166 MB more reduced' in text
+
+
+@pytest.mark.parametrize(
+    'count, text',
+    [(999, '999 B'), (1000, '1 kB'), (166e6, '166 MB'), (5e12, '5e+03 GB')],
+)
+def test_bytes_are_formatted_with_their_unit(count: float, text: str):
+    assert plan.format_bytes(count) == text
