@@ -1,41 +1,47 @@
-# Every target sets up what it needs; the second time that takes no time.
+# Every target sets up the environment first, which is quick once it is installed.
 TORCH ?= 2.13.0
+MMENGINE ?= 0.10.7
 ARGS ?=
-# Tests run side by side in this many processes.
+# Number of parallel test processes.
 WORKERS ?= 2
-# The default torch lives in .venv, any other in a folder of its own.
-VENV := $(if $(filter 2.13.0,$(TORCH)),.venv,.venv-torch$(TORCH))
+# The default versions are in .venv. Every other lane has its own environment, such as
+# .venv-torch2.1.2 or .venv-mmengine0.11.0rc3.
+VENV := .venv$(patsubst %,-torch%,$(filter-out 2.13.0,$(TORCH)))$(patsubst \
+	%,-mmengine%,$(filter-out 0.10.7,$(MMENGINE)))
 PY := $(VENV)/bin/python
 # For tools that call torchrun or python by name.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test data lint format clean
+.PHONY: help install demo test data docs lint format clean
 
-help:  ## this list
-	@echo 'make TARGET [ARGS="..."] [TORCH=$(TORCH)]'
+help:  ## list the targets
+	@echo 'make TARGET [ARGS="..."] [TORCH=$(TORCH)] [MMENGINE=$(MMENGINE)]'
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  \1\t/' | expand -t 14
 
-install:  ## create the environment, compile mmcv once (about 10 minutes on 2 cores)
-	@bash tools/install.sh $(TORCH) $(VENV)
+install:  ## create the environment; compiles mmcv once (about 10 minutes on 2 cores)
+	@bash tools/dev/install.sh $(TORCH) $(MMENGINE) $(VENV)
 
-demo: install  ## train, evaluate and picture a detector with AGVM on real digits
+demo: install  ## train and evaluate a detector with AGVM on real digits, draw figures
 	$(PY) tools/demo.py $(ARGS)
 
-test: lint  ## lint, then all tests; ARGS goes to pytest, as in ARGS="-k variance"
+test: lint  ## run lint and all tests; ARGS goes to pytest: ARGS="-k variance"
 	$(PY) -m pytest tests -n $(WORKERS) --dist loadfile $(ARGS)
 
 data: install  ## write the embedded handwritten-digits scenes
 	$(PY) -m agvm_mm.digits $(ARGS)
 
+docs: install  ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+
 lint: install  ## check style and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: install  ## repair style and formatting
+format: install  ## fix style and formatting
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-clean:  ## delete caches and build leftovers, neither the environment nor results
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+clean:  ## delete caches and build products, but no environments and no results
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name '.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

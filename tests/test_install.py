@@ -1,7 +1,7 @@
-"""tools/install.sh, with stand-ins for Python, the compiler and the disk.
+"""tools/dev/install.sh, with stand-ins for Python, the compiler and the disk.
 
-The stand-in for Python writes down how it is called and installs nothing, so
-that the whole flow runs offline in a moment.
+The stand-in for Python logs its calls and installs nothing, so the whole flow runs
+offline within seconds.
 """
 
 import os
@@ -18,9 +18,9 @@ TOOLS = (
     'awk basename bash cat cksum cp dirname flock getconf ln mkdir mv nproc rm sleep'
 ).split()
 
-# `mmcv._ext` imports once mmcv has been installed, pip works once the
-# environment has been created; PIP_WAIT makes one pip call hang, PIP_FAIL makes it
-# fail, and with DOCTOR_FAIL the doctor finds a problem.
+# `mmcv._ext` imports after mmcv has been installed, pip works after the environment has
+# been created. PIP_WAIT makes one pip call hang, PIP_FAIL makes it fail, and with
+# DOCTOR_FAIL the doctor finds a problem.
 FAKE_PYTHON = r"""#!/usr/bin/env bash
 here=$(dirname "$0")
 echo "$*" >>"$FAKE_LOG"
@@ -47,7 +47,19 @@ esac
 """
 
 
+def default_signals():
+    """Let a child die of a signal, also when this process ignores it.
+
+    Without job control a shell starts background jobs with SIGINT and SIGQUIT ignored,
+    and a shell script cannot undo that.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Sandbox:
+    """Copy of the checkout's installer with programs that only pretend to work."""
+
     def __init__(self, root):
         self.root = root / 'checkout'
         self.bin = root / 'bin'
@@ -87,12 +99,13 @@ class Sandbox:
     def start(self, *args, **env):
         self.log.write_text('')
         return subprocess.Popen(
-            [self.bin / 'bash', self.root / 'tools' / 'install.sh', *args],
+            [self.bin / 'bash', self.root / 'tools/dev/install.sh', *args],
             env={**self.env, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=default_signals,
         )
 
     def install(self, *args, **env):
@@ -101,7 +114,7 @@ class Sandbox:
         return process.returncode, output
 
     def await_pip(self, process):
-        """Return once the pip call that `PIP_WAIT` names hangs."""
+        """Wait until the pip call that `PIP_WAIT` names hangs."""
         while not Path(f'{self.log}.waits').exists():
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.02)
@@ -122,6 +135,7 @@ def test_second_run_does_nothing(sandbox):
     installs = sandbox.pip_installs()
     order = ['setuptools', 'torch-2.13.0.txt', 'mmcv', 'common.txt', 'panoptic', '-e .']
     assert len(installs) == len(order)
+    assert installs[3].endswith('-r tools/dev/pins/mmengine-0.10.7.txt')
     assert all(word in call for word, call in zip(order, installs, strict=True))
     assert '--no-build-isolation' in installs[2]
 
@@ -135,8 +149,10 @@ def test_second_run_does_nothing(sandbox):
         'setup.py',
         'agvm_mm/version.py',
         'agvm_mm/doctor.py',
-        'tools/install.sh',
-        'tools/pins/common.txt',
+        'tools/dev/install.sh',
+        'tools/dev/pins/common.txt',
+        'tools/dev/pins/torch-2.13.0.txt',
+        'tools/dev/pins/mmengine-0.10.7.txt',
     ],
 )
 def test_changed_input_installs_in_place(sandbox, name):
@@ -152,11 +168,27 @@ def test_changed_input_installs_in_place(sandbox, name):
     assert sandbox.install() == (0, '')
 
 
+def test_other_mmengine_is_another_lane(sandbox):
+    args = ('2.13.0', '0.11.0rc3', '.venv-mmengine0.11.0rc3')
+    code, output = sandbox.install(*args)
+    assert code == 0, output
+    assert not sandbox.venv.exists()
+    with_pins = [call for call in sandbox.pip_installs() if ' -c ' in call]
+    assert with_pins
+    for call in with_pins:
+        assert '-c tools/dev/pins/mmengine-0.11.0rc3.txt' in call
+        assert '0.10.7' not in call
+    assert sandbox.install(*args) == (0, '')
+    # The same environment for another MMEngine is completed in place.
+    sandbox.install('2.13.0', '0.10.7', args[2])
+    assert sandbox.pip_installs()
+
+
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_interrupted_run_is_not_trusted(sandbox, number):
     process = sandbox.start(PIP_WAIT='common.txt')
     sandbox.await_pip(process)
-    # A terminal sends its signals to the whole group, as this does.
+    # To the whole process group, as a terminal does.
     os.killpg(process.pid, number)
     process.communicate(timeout=60)
     assert process.returncode != 0
@@ -176,7 +208,7 @@ def test_interrupted_deletion_is_not_trusted(sandbox):
     (sandbox.venv / 'leftover').touch()
     real = sandbox.bin / 'rm'
     real.rename(sandbox.bin / 'real_rm')
-    # The state is the first file to go, then the power fails.
+    # The stamp is deleted first, then the power fails.
     sandbox.program(
         'rm',
         '#!/usr/bin/env bash\n[ ! -e "$2" ] && exit 0\n'
@@ -192,7 +224,7 @@ def test_interrupted_deletion_is_not_trusted(sandbox):
     assert not (sandbox.venv / 'leftover').exists()
 
 
-def test_starts_anew_while_activated(sandbox):
+def test_activated_environment_is_created_again(sandbox):
     """The first Python on the PATH is then the one that will be deleted."""
     sandbox.install()
     shutil.copy(sandbox.venv / 'bin' / 'python', sandbox.venv / 'bin' / 'python3.11')
@@ -212,7 +244,7 @@ def test_failed_step_is_completed_in_place(sandbox):
     assert (sandbox.venv / 'kept').exists()
 
 
-def test_the_doctor_has_the_last_word(sandbox):
+def test_problem_found_by_the_doctor_fails_the_installation(sandbox):
     code, output = sandbox.install(DOCTOR_FAIL='1')
     assert code == 1
     assert 'what the doctor found' in output and 'do not work together' in output
@@ -239,8 +271,8 @@ def test_environment_without_pip_is_completed(sandbox):
     assert code == 0, output
 
 
-def test_stale_operators_are_compiled_anew(sandbox):
-    """A cached wheel of another torch installs, but does not import."""
+def test_cached_operators_of_another_torch_are_compiled_again(sandbox):
+    """Such a wheel installs but does not import."""
     text = FAKE_PYTHON.replace("*' mmcv')", "*'--no-cache-dir'*' mmcv')")
     sandbox.program('python3.11', text)
     code, output = sandbox.install()
@@ -250,9 +282,9 @@ def test_stale_operators_are_compiled_anew(sandbox):
     assert '--no-cache-dir --force-reinstall --no-deps' in builds[1]
 
 
-def test_second_waits_for_the_first(sandbox):
+def test_second_installation_waits_for_the_first(sandbox):
     if not shutil.which('flock'):
-        pytest.skip('without flock, two at once are not kept apart')
+        pytest.skip('needs flock')
     first = sandbox.start(PIP_WAIT='-e .')
     sandbox.await_pip(first)
     second = sandbox.start()
@@ -311,7 +343,10 @@ def test_little_disk_space(sandbox):
     assert not sandbox.venv.exists()
 
 
-def test_unknown_torch_names_the_known(sandbox):
-    code, output = sandbox.install('1.0.0', '.venv-torch1.0.0')
+def test_unknown_versions_list_the_known_ones(sandbox):
+    code, output = sandbox.install('1.0.0')
     assert code == 1
     assert 'torch-2.13.0.txt' in output and 'torch-2.1.2.txt' in output
+    code, output = sandbox.install('2.13.0', '0.1.0')
+    assert code == 1
+    assert 'mmengine-0.10.7.txt' in output and 'mmengine-0.11.0rc3.txt' in output

@@ -1,31 +1,33 @@
 #!/usr/bin/env bash
-# Set up the environment: install.sh [TORCH [VENV]]. Safe to run at any time:
-# done work is not done again, interrupted work is not trusted.
+# Set up an environment: install.sh [TORCH [MMENGINE [VENV]]]. It can run at any time:
+# it skips finished work and does not trust interrupted work.
 #
 # $VENV/agvm_mm.stamp holds the state:
 #   a key        installed and checked for exactly this key
-#   unfinished   a run was killed in the middle: the environment starts anew
-#   no file      somebody's own environment, or a step failed: completed in place
-# pip keeps downloads and the compiled mmcv in its cache, so that starting anew
-# costs a minute or two and not another compilation.
+#   unfinished   a run was killed: the environment is created again
+#   no file      an environment of the user, or a step failed: completed in place
+# pip caches downloads and the compiled mmcv, so creating the environment again takes a
+# minute or two, without another compilation.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 TORCH=${1:-2.13.0}
-VENV=${2:-.venv}
-LANE=tools/pins/torch-$TORCH.txt
+MMENGINE=${2:-0.10.7}
+VENV=${3:-.venv}
+PINS=tools/dev/pins
+LANE=("$PINS/torch-$TORCH.txt" "$PINS/mmengine-$MMENGINE.txt")
 PY=$VENV/bin/python
 STAMP=$VENV/agvm_mm.stamp
 NEEDED_GB=4
 
 say() { printf '==> %s\n' "$*" >&2; }
 
-# Stop with a message. What this run has done stays, unless a signal ended it.
+# Stop with a message. Finished steps are kept, unless a signal ended the run.
 working= interrupted=
 trap 'interrupted=1' INT TERM
 die() {
   if [ -n "$interrupted" ]; then
-    say 'interrupted; the next run starts the environment anew'
+    say 'interrupted; the next run creates the environment again'
     exit 130
   fi
   [ -z "$working" ] || rm -f "$STAMP"
@@ -35,11 +37,11 @@ die() {
   exit 1
 }
 
-# What the environment depends on; the folder, because environments don't move.
+# Everything that the environment depends on, also the folder: environments cannot move.
 key() {
-  { cat tools/install.sh agvm_mm/doctor.py tools/pins/common.txt "$LANE" \
+  { cat tools/dev/install.sh agvm_mm/doctor.py "$PINS/common.txt" "${LANE[@]}" \
       setup.py agvm_mm/version.py
-    echo "$TORCH $PWD"
+    echo "$TORCH $MMENGINE $PWD"
     "$PY" -V; } 2>&1 | cksum
 }
 state() { cat "$STAMP" 2>/dev/null || true; }
@@ -56,8 +58,8 @@ find_python() {
     supported "$name" || continue
     found=${found:-$name}
     if "$name" -c 'import venv, ensurepip' 2>/dev/null; then
-      # The one behind it where this is an environment's, perhaps ours: an
-      # activated one comes first on the PATH, and may be deleted below.
+      # If this is the Python of an environment, use its base: an activated
+      # environment comes first on the PATH and may be the one deleted below.
       BASE=$("$name" -c 'import sys; print(sys._base_executable)')
       return
     fi
@@ -69,7 +71,7 @@ find_python() {
     'If it is not on the PATH: PYTHON=/path/to/python3.11 make install'
 }
 
-# What compiling mmcv takes. A C++17 compiler with its headers, not just a name.
+# mmcv needs a C++17 compiler that finds its headers, not just one with that name.
 check_toolchain() {
   local cxx=${CXX:-c++} include
   include=$("$BASE" -c 'import sysconfig; print(sysconfig.get_path("include"))')
@@ -91,36 +93,38 @@ check_disk() {
 pip() { "$PY" -m pip --disable-pip-version-check "$@"; }
 ops_load() { "$PY" -c 'import torch, mmcv._ext' 2>/dev/null; }
 
-[ -e "$LANE" ] || die "no pinned versions for torch $TORCH." \
-  "There are: $(cd tools/pins && echo torch-*.txt)"
+[ -e "${LANE[0]}" ] || die "no pinned versions for torch $TORCH." \
+  "There are: $(cd $PINS && echo torch-*.txt)"
+[ -e "${LANE[1]}" ] || die "no pinned versions for MMEngine $MMENGINE." \
+  "There are: $(cd $PINS && echo mmengine-*.txt)"
 if finished; then exit 0; fi
 
-# One installation at a time. The lock goes when the last child of its owner ends.
+# One installation at a time. The lock is released when its owner's last child ends.
 if command -v flock >/dev/null; then
-  exec 9<tools/install.sh
+  exec 9<tools/dev/install.sh
   flock -n 9 || { say 'another installation is running; waiting for it'; flock 9; }
   if finished; then exit 0; fi
 fi
 
-anew=
+again=
 if [ -e "$VENV" ]; then
   if [ "$(state)" = unfinished ]; then
-    anew='its installation was interrupted'
+    again='its installation was interrupted'
   elif ! "$PY" -c pass 2>/dev/null; then
-    anew='its Python does not run'
+    again='its Python does not run'
   elif ! supported "$PY"; then
     die "$VENV has $("$PY" -V 2>&1), but CPython 3.10, 3.11 or 3.12 is needed." \
       "Move or delete $VENV, then run this again."
   fi
 fi
-if [ -d "$VENV" ] && [ -z "$anew" ]; then BASE=$PY; else find_python; fi
-if [ -n "$anew" ] || ! ops_load; then
+if [ -d "$VENV" ] && [ -z "$again" ]; then BASE=$PY; else find_python; fi
+if [ -n "$again" ] || ! ops_load; then
   check_toolchain
   check_disk
 fi
 
-if [ -n "$anew" ]; then
-  say "$VENV starts anew: $anew"
+if [ -n "$again" ]; then
+  say "creating $VENV again: $again"
   # Renamed first: a deletion cut short must not leave half an environment.
   rm -rf "$VENV.old"
   mv "$VENV" "$VENV.old"
@@ -133,47 +137,47 @@ if ! pip --version >/dev/null 2>&1; then
   say "creating $VENV with $("$BASE" -V 2>&1)"
   "$BASE" -m venv "$VENV" || die "creating $VENV failed, see above."
 fi
-# mmcv's build looks for ninja on the PATH; without it, it takes twice as long.
+# mmcv's build looks for ninja on the PATH and takes twice as long without it.
 export PATH="$PWD/$VENV/bin:$PATH"
 
-failed='see the messages of pip above; run this again to go on.'
-pins=(-c tools/pins/common.txt -c "$LANE")
+failed='see the messages of pip above; run this again to continue.'
+pins=(-c "$PINS/common.txt" -c "${LANE[0]}" -c "${LANE[1]}")
 say "installing torch $TORCH"
 pip install "${pins[@]}" setuptools wheel ninja || die "$failed"
-pip install "${pins[@]}" -r "$LANE" || die "$failed"
+pip install "${pins[@]}" -r "${LANE[0]}" || die "$failed"
 
 if ! ops_load; then
-  # With a GPU in sight mmcv compiles for CUDA, which takes the toolkit.
+  # If torch sees a GPU, mmcv compiles for CUDA, which needs the toolkit.
   "$PY" -c 'import sys, torch
 from torch.utils.cpp_extension import CUDA_HOME
 sys.exit(torch.cuda.is_available() and torch.version.hip is None and CUDA_HOME is None)' ||
     die 'torch sees a GPU, but there is no CUDA toolkit (nvcc) to compile mmcv with.' \
       'Install the toolkit, set CUDA_HOME if it is not found, and run this again,' \
-      'or leave the GPU alone: CUDA_VISIBLE_DEVICES= make demo'
+      'or ignore the GPU: CUDA_VISIBLE_DEVICES= make demo'
   jobs=${MAX_JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
   say "compiling mmcv's operators with $jobs jobs: about 10 minutes on 2 cores, once"
-  # torch has to be visible to the build, hence no isolation: without torch
-  # mmcv installs without its operators and says nothing.
+  # No build isolation, because the build needs torch: without it mmcv silently
+  # installs without its operators.
   mmcv() { MAX_JOBS=$jobs MMCV_WITH_OPS=1 pip install "${pins[@]}" --no-build-isolation "$@" mmcv; }
   mmcv || die "$failed" 'Out of memory? MAX_JOBS=1 make install'
   if ! ops_load; then
-    say 'these operators belong to another torch (a wheel from the cache); compiling anew'
+    say 'the cached operators belong to another torch; compiling again'
     mmcv --no-cache-dir --force-reinstall --no-deps || die "$failed"
   fi
 fi
 
 say 'installing the other packages'
-pip install -q "${pins[@]}" -r tools/pins/common.txt || die "$failed"
-# Without what they ask for: numpy < 2, which panopticapi does not need, and a client
-# for data sets with an old setuptools, which nobody needs to train.
+pip install -q "${pins[@]}" -r "$PINS/common.txt" -r "${LANE[1]}" || die "$failed"
+# Without their requirements: panopticapi works with numpy 2, and openmim's client for
+# data sets pins an old setuptools and is not needed for training.
 pip install -q --no-deps panopticapi-lite==0.2.0 openmim==0.3.9 || die "$failed"
 pip install -q --no-deps --no-build-isolation -e . || die "$failed"
 
-# Packages can install without an error and not work together.
+# Packages can install without errors and still not work together.
 say 'checking'
 "$PY" -W ignore -m agvm_mm.doctor ||
   die 'the packages are installed but do not work together, see above.' \
-    "If it stays so: rm -rf $VENV, and run this again."
+    "If this remains: rm -rf $VENV, and run this again."
 [ -z "$interrupted" ] || die ''
 key >"$STAMP.new"
 mv "$STAMP.new" "$STAMP"
