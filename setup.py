@@ -6,8 +6,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-# What `mim` looks for in agvm_mm/.mim of an installed package. The tools that need
-# the repository (installation, demo, configs' generator) stay behind.
+# mim looks for these files in agvm_mm/.mim of an installed package. tools/demo.py and
+# tools/dev need the repository and are left out.
 MIM_FILES = (
     'model-index.yml',
     'configs/**/*.py',
@@ -32,44 +32,44 @@ def read(name):
 
 
 def read_version():
-    """The version without importing the package, which would need torch."""
+    """Return the version without importing the package, which would need torch."""
     return re.search(r"__version__ = '(.+)'", read('agvm_mm/version.py')).group(1)
 
 
 class BuildWithMim(build_py):
-    """Puts configs and tools into agvm_mm/.mim, as files rather than links."""
+    """Build step that copies configs and tools into agvm_mm/.mim."""
 
     def run(self):
-        """Build, then copy; an editable install has the repository itself."""
+        """Build and copy; an editable installation uses the repository instead."""
         super().run()
         if self.editable_mode:
             return
-        # An earlier build may have left files that are gone by now.
+        # An earlier build may have left files that no longer exist.
         shutil.rmtree(Path(self.build_lib, 'agvm_mm', '.mim'), ignore_errors=True)
         for source, target in self.mim_files():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
 
     def mim_files(self):
-        """Pairs of a file of the repository and its place in the build."""
+        """Return pairs of a file of the repository and its copy in the build."""
         root = ROOT.resolve()
         folder = Path(self.build_lib, 'agvm_mm', '.mim')
         sources = [path for name in MIM_FILES for path in sorted(root.glob(name))]
         return [(path, folder / path.relative_to(root)) for path in sources]
 
     def get_outputs(self, include_bytecode=True):
-        """Built files, for installers that record them."""
+        """Return the built files, for installers that record them."""
         outputs = super().get_outputs(include_bytecode)
         if self.editable_mode:
             return outputs
         return [*outputs, *(str(target) for _, target in self.mim_files())]
 
 
-# The OpenMMLab packages are extras, never requirements: maintained forks ship
-# the same modules under other names, and a requirement would install both.
-# mmcv is in no extra. Its operators have to be compiled against the installed
-# torch, which a plain `pip install` does not do: see tools/install.sh.
-# setuptools: mmengine 0.10 imports pkg_resources, which release 82 dropped.
+# The OpenMMLab packages are extras, never requirements: maintained forks ship the same
+# modules under other names, and a requirement would install both. mmcv is in no extra.
+# Its operators must be compiled against the installed torch, which a plain
+# `pip install` does not do: see tools/dev/install.sh. mmengine 0.10 imports
+# pkg_resources, which setuptools 82 dropped.
 mmengine = ['mmengine>=0.10.0,<1.0.0', 'setuptools<82']
 detection = [*mmengine, 'mmdet>=3.3.0,<4.0.0']
 segmentation = [*mmengine, 'mmsegmentation>=1.2.2,<2.0.0', 'ftfy', 'regex']
@@ -83,7 +83,8 @@ demo = [
     'tqdm',
 ]
 baselines = ['pytorch-optimizer>=4,<5']
-test = ['pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'scipy']
+docs = ['mkdocs<2', 'mkdocs-material', 'mkdocstrings[python]']
+test = [*docs, 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'scipy']
 
 setup(
     name='agvm_mm',
@@ -106,6 +107,7 @@ setup(
         'segmentation': segmentation,
         'demo': demo,
         'baselines': baselines,
+        'docs': docs,
         'test': test,
         'all': sorted({*detection, *segmentation, *demo, *baselines, *test}),
     },

@@ -1,29 +1,33 @@
-"""What README, docs and the other pages show is run, parsed or looked up.
+"""README, docs and the other pages: code blocks, links, the code map and the site.
 
-Fenced blocks are told apart by their info string:
+The info string of a fenced block says how it is checked:
 
-- ``python``: run, block after block of a page in one namespace;
-- ``python config``: lines for a config, tried on a stock config of MMDetection (or on
-  the ``_base_`` that they name) by building what they define;
-- ``bash``: each command is checked: files, options; what costs little is run;
-- ``text output``: what the block above it prints, to the letter;
+- ``python``: run, all blocks of a page in one namespace;
+- ``python config``: lines for a config, added to a stock config of MMDetection (or to
+  the ``_base_`` that they name); the objects that they define are built;
+- ``bash``: files and options of each command are checked; cheap commands are run;
+- ``text output``: the exact output of the block above;
 - ``text message``: an error or log message that the code can print;
-- ``text``: only shown.
+- ``text``: not checked.
 """
 
 import argparse
 import ast
 import inspect
 import io
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections import defaultdict
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -61,9 +65,9 @@ KINDS = {
     'text output',
     'text message',
 }
-# Printed the same wherever they run, within seconds.
+# These print the same everywhere, within seconds.
 CHEAP = {'tools/plan.py', 'tools/paper_tables.py'}
-# Not ours; only what they are asked to install or make is looked at.
+# Not ours; only the packages and targets in their arguments are checked.
 FOREIGN = {'git', 'cd', 'ln', 'mkdir', 'mim', 'pip', 'export'}
 PLACEHOLDER = re.compile(r'[A-Z][A-Z_]+')
 
@@ -83,6 +87,7 @@ class Block:
 
 @lru_cache
 def blocks_of(page: Path) -> tuple[Block, ...]:
+    """Return the fenced blocks of a page."""
     found, opened = [], None
     for number, line in enumerate(page.read_text().splitlines(), 1):
         if not line.startswith('```'):
@@ -109,12 +114,12 @@ def name_of(page: Path) -> str:
 
 
 def outside_blocks(page: Path) -> str:
-    """A page without its fenced blocks."""
+    """Return a page without its fenced blocks."""
     return re.sub(r'^```.*?^```$', '', page.read_text(), flags=re.DOTALL | re.M)
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """Return the anchor that GitHub gives a heading."""
     kept = re.sub(r'[^\w\- ]', '', heading.strip().lower())
     return kept.replace(' ', '-')
 
@@ -123,7 +128,7 @@ def slug(heading: str) -> str:
 
 
 @pytest.mark.parametrize('page', PAGES, ids=name_of)
-def test_blocks_links_and_paths(page):
+def test_links_and_paths_exist_and_blocks_have_a_known_kind(page):
     for block in blocks_of(page):
         assert block.kind in KINDS, f'{block}: what is {block.kind!r}?'
     text = outside_blocks(page)
@@ -144,11 +149,27 @@ def test_blocks_links_and_paths(page):
             assert (ROOT / quoted).exists(), f'{page.name} names {quoted}'
 
 
-def test_the_index_lists_every_page_once():
+def test_index_lists_every_page_once():
     index = (ROOT / 'docs/README.md').read_text()
     pages = sorted(p.name for p in (ROOT / 'docs').glob('*.md'))
     pages.remove('README.md')
     assert sorted(re.findall(r'\]\((\w+\.md)\)', index)) == pages
+
+
+def test_code_map_names_every_file_of_the_package():
+    text = (ROOT / 'CONTRIBUTING.md').read_text()
+    section = text.split('## Map of the code')[1].split('\n## ')[0]
+    named = re.findall(r'^\| `([^`]+)` \|', section, re.M)
+    assert len(named) == len(set(named))
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / 'agvm_mm').rglob('*.py')
+        # The __init__.py of a subpackage may only re-export.
+        if path.name != '__init__.py' or 'def ' in path.read_text()
+    }
+    assert not files - set(named)
 
 
 def test_citation_and_changelog_are_of_this_version():
@@ -175,7 +196,7 @@ def test_python_runs_and_prints_what_is_shown(page, tmp_path, monkeypatch):
         if block.kind != 'text output':
             printed = None
         if block.kind == 'python':
-            # As many lines down as in the page, so that a traceback points there.
+            # With the line numbers of the page, for tracebacks.
             code = compile('\n' * block.line + block.text, str(block), 'exec')
             with redirect_stdout(io.StringIO()) as output:
                 exec(code, namespace)
@@ -189,18 +210,18 @@ def test_python_runs_and_prints_what_is_shown(page, tmp_path, monkeypatch):
 
 @lru_cache
 def stock_network(base: str):
-    """The network of a stock config."""
+    """Build the network of a stock config."""
     return network(read_config(base, '').model)
 
 
 def read_config(base: str, lines: str) -> Config:
-    """Lines on top of a config."""
+    """Read a config with more lines added to it."""
     base = str(ROOT / base) if base.startswith('configs') else base
     return Config.fromstring(f'_base_ = {base!r}\n{lines}', '.py')
 
 
 def network(settings):
-    """A network of a config, without weights to download."""
+    """Build the network of a config without downloading weights."""
     import mmdet.models  # noqa: F401
     import mmseg.models  # noqa: F401
 
@@ -239,9 +260,9 @@ def test_lines_for_a_config_build(block):
 
 
 def build_wrapper(settings, model) -> None:
-    """An optimizer wrapper as the Runner would build it."""
+    """Build an optimizer wrapper as the Runner does."""
     assert OPTIM_WRAPPERS.get(settings.type)
-    if settings.type == 'AGVMAmpOptimWrapper':  # It wants an accelerator.
+    if settings.type == 'AGVMAmpOptimWrapper':  # It needs an accelerator.
         settings.type = 'AGVMOptimWrapper'
         settings.pop('loss_scale', None)
         settings.pop('dtype', None)
@@ -251,7 +272,7 @@ def build_wrapper(settings, model) -> None:
 
 
 def check_loop(settings) -> None:
-    """The loop exists and takes the arguments; it is not built, as it loads data."""
+    """Check that a loop has these arguments, without building it, which loads data."""
     loop = LOOPS.get(settings.type)
     known = {
         name
@@ -265,7 +286,7 @@ def check_loop(settings) -> None:
 
 
 def commands_of(block: Block) -> list[list[str]]:
-    """The words of each command, without comments and environment settings."""
+    """Return the words of each command without comments and environment settings."""
     found = []
     for line in block.text.replace('\\\n', ' ').splitlines():
         words = shlex.split(line, comments=True)
@@ -277,11 +298,11 @@ def commands_of(block: Block) -> list[list[str]]:
 
 
 class Parsed(Exception):
-    """A tool has parsed its command line, and would now begin."""
+    """A tool has parsed its command line and would now start."""
 
 
 def parse_command_line(script: str, arguments: list[str]) -> None:
-    """Let a tool's own parser read its arguments, and stop it there."""
+    """Run a tool until its own parser has read the arguments."""
     path = ROOT / script
     assert path.exists(), f'there is no {script}'
     parse_args = argparse.ArgumentParser.parse_args
@@ -295,18 +316,16 @@ def parse_command_line(script: str, arguments: list[str]) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [script, *arguments])
-        patch.syspath_prepend(path.parent)
         patch.setattr(argparse.ArgumentParser, 'parse_args', parse_and_stop)
         with pytest.raises(Parsed):
             runpy.run_path(str(path), run_name='__main__')
 
 
 def run_tool(script: str, arguments: list[str]) -> str:
-    """Run a tool in this process, and return what it prints."""
+    """Run a tool in this process and return its output."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
         patch.chdir(ROOT)
         patch.setattr(sys, 'argv', [script, *arguments])
-        patch.syspath_prepend(ROOT / 'tools')
         try:
             runpy.run_path(str(ROOT / script), run_name='__main__')
         except SystemExit as stop:
@@ -315,15 +334,18 @@ def run_tool(script: str, arguments: list[str]) -> str:
 
 
 def check_files(words: list[str]) -> None:
-    """Configs that a command names are there; CONFIG stands for any."""
+    """Check that the configs in a command exist; CONFIG is a placeholder."""
     for word in words:
         if word.startswith('configs/'):
             assert (ROOT / word).exists(), f'there is no {word}'
 
 
 def check_ranks_script(script: str, arguments: list[str]) -> None:
-    """dist_train.sh CONFIG RANKS ..., dist_test.sh CONFIG CHECKPOINT RANKS ..., or
-    Slurm's PARTITION JOB CONFIG WORK_DIR|CHECKPOINT ..."""
+    """Check the arguments of a script that starts ranks.
+
+    They are dist_train.sh CONFIG RANKS ..., dist_test.sh CONFIG CHECKPOINT RANKS ...,
+    or slurm_*.sh PARTITION JOB CONFIG WORK_DIR|CHECKPOINT ...
+    """
     assert (ROOT / script).exists(), f'there is no {script}'
     tool = 'tools/test.py' if script.endswith('_test.sh') else 'tools/train.py'
     if 'slurm' in script:
@@ -342,14 +364,14 @@ def check_command(words: list[str]) -> str | None:
     """Check a command as far as its cost allows.
 
     Returns:
-        str or None: What it printed if it was run.
+        Its output if it was run, else None.
     """
     program, *arguments = words
     check_files(arguments)
     if program == 'make':
         targets = re.findall(r'^(\w+):', (ROOT / 'Makefile').read_text(), re.M)
         for word in arguments:
-            assert word in targets or re.match(r'(ARGS|TORCH)=', word), word
+            assert word in targets or re.match(r'(ARGS|TORCH|MMENGINE)=', word), word
     elif program == 'bash':
         assert (ROOT / arguments[0]).exists()
     elif program.endswith('.sh'):
@@ -384,7 +406,7 @@ def check_command(words: list[str]) -> str | None:
 
 
 def check_mim(arguments: list[str]) -> None:
-    """`mim install` as pip; of `mim train agvm_mm` our tool reads the arguments."""
+    """Check `mim install` like pip, and `mim train agvm_mm` like our training tool."""
     command, *rest = arguments
     if command == 'install':
         check_pip(arguments)
@@ -396,7 +418,7 @@ def check_mim(arguments: list[str]) -> None:
         assert PLACEHOLDER.fullmatch(config) or (
             [path for path in (ROOT / 'configs').glob(f'[!_]*/{config}')]
         ), f'there is no {config}'
-        # What mim takes itself, and hands on in its own words.
+        # mim parses these itself and passes them on in another form.
         mims = {'--gpus', '--port'}
         while rest and rest[0] in mims:
             rest = rest[2:]
@@ -404,7 +426,7 @@ def check_mim(arguments: list[str]) -> None:
 
 
 def check_pip(arguments: list[str]) -> None:
-    """Requirements are spelt right, and local extras exist."""
+    """Check that requirements parse and that local extras exist."""
     assert arguments[0] == 'install', arguments
     for word in arguments[1:]:
         if word.startswith('-'):
@@ -417,7 +439,7 @@ def check_pip(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize('page', PAGES, ids=name_of)
-def test_commands(page):
+def test_commands_have_existing_files_and_options(page):
     above, printed = None, None
     for block in blocks_of(page):
         if block.kind == 'bash':
@@ -434,7 +456,7 @@ def test_commands(page):
 
 @lru_cache
 def messages() -> dict[str, set[str]]:
-    """Patterns of the texts in our source, with the exceptions that carry them."""
+    """Return patterns of the texts in our source with the exceptions that have them."""
     found = defaultdict(set)
     folders = ('agvm_mm', 'tools')
     for path in (p for folder in folders for p in (ROOT / folder).rglob('*.py')):
@@ -451,7 +473,7 @@ def messages() -> dict[str, set[str]]:
 
 
 def pattern(node: ast.AST) -> str:
-    """A regular expression for what a text can come to."""
+    """Return a regular expression that matches every value of a text."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.escape(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -462,6 +484,7 @@ def pattern(node: ast.AST) -> str:
 
 
 def constant(text: str) -> str:
+    """Return the constant part of a pattern."""
     return text.replace('(.*?)', '').replace('\\', '')
 
 
@@ -478,3 +501,74 @@ def test_messages_are_those_of_the_code(block):
     raised = set().union(*carriers) - {''}
     if kind and raised:
         assert kind in raised, f'{block}: not a {kind}'
+
+
+# ---------------------------------------------------------------------- site
+
+
+class Links(HTMLParser):
+    """Parser that collects the links and the anchors of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.anchors: set[str] = set()
+        self.loaded: set[str] = set()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Record the attributes of a tag."""
+        attributes = dict(attrs)
+        self.anchors.add(attributes.get('id'))
+        target = attributes.get('href' if tag in ('a', 'link') else 'src')
+        if target is not None:
+            self.links.add(target)
+            if tag != 'a':
+                self.loaded.add(target)
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    """The documentation site, built with warnings as errors."""
+    pytest.importorskip('mkdocs', reason='needs the extra "docs"')
+    folder = tmp_path_factory.mktemp('site')
+    done = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_site_has_no_broken_links_and_loads_nothing_from_the_web(site):
+    pages = {path: Links(path) for path in site.rglob('*.html')}
+    assert (site / 'index.html') in pages and (site / 'docs/tuning.html') in pages
+    for page, content in pages.items():
+        if page.name == '404.html':  # Its links are relative to the web server.
+            continue
+        for target in content.links:
+            if re.match(r'https?:', target):
+                assert target not in content.loaded, f'{page} loads {target}'
+                continue
+            path, _, anchor = unquote(target).partition('#')
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), f'{page} links {target}'
+            if anchor and linked.suffix == '.html':
+                assert anchor in pages[linked].anchors, f'{page} links {target}'
+
+
+def test_api_reference_has_every_module_with_public_names(site):
+    pages = [Links(path) for path in (site / 'docs/reference').glob('*.html')]
+    documented = set().union(*(page.anchors for page in pages))
+    expected = set()
+    for path in (ROOT / 'agvm_mm').rglob('*.py'):
+        public = (ast.ClassDef, ast.FunctionDef)
+        if path.stem != '__main__' and any(
+            isinstance(node, public) and not node.name.startswith('_')
+            for node in ast.parse(path.read_text()).body
+        ):
+            expected.add('.'.join(path.relative_to(ROOT).with_suffix('').parts))
+    assert {name.removesuffix('.__init__') for name in expected} <= documented

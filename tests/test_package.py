@@ -1,4 +1,4 @@
-"""What a user of the package meets before any of its code: its metadata."""
+"""Metadata of the package, and the import without the toolboxes."""
 
 import importlib.metadata
 import re
@@ -15,7 +15,7 @@ NO_CORE_REQUIREMENT = {'mmcv', 'mmdet', 'mmsegmentation', 'mmengine'}
 
 
 def requirements():
-    """(name, extra or None) of every requirement in the installed metadata."""
+    """Return (name, extra or None) of every requirement in the installed metadata."""
     found = []
     for line in importlib.metadata.requires('agvm_mm'):
         name = re.match(r'[\w.-]+', line).group().lower()
@@ -36,26 +36,34 @@ def test_only_torch_and_numpy_are_required():
     assert core == {'torch', 'numpy'}
 
 
-def test_extras():
+def test_extras_hold_what_they_are_for():
     extras = importlib.metadata.metadata('agvm_mm').get_all('Provides-Extra')
-    names = {'detection', 'segmentation', 'demo', 'baselines', 'test', 'all'}
+    names = {
+        'detection',
+        'segmentation',
+        'demo',
+        'baselines',
+        'docs',
+        'test',
+        'all',
+    }
     assert set(extras) == names
     by_extra = {e: {n for n, of in requirements() if of == e} for e in extras}
     assert 'mmdet' in by_extra['detection']
     assert {'mmsegmentation', 'ftfy', 'regex'} <= by_extra['segmentation']
     assert by_extra['all'] == set().union(*by_extra.values())
-    # pip would build it without torch in sight, hence without operators
+    # pip would build it without torch and so without operators.
     assert 'mmcv' not in by_extra['all']
 
 
-def test_python_range():
+def test_python_versions_are_limited_to_supported_ones():
     metadata = importlib.metadata.metadata('agvm_mm')
     assert set(metadata['Requires-Python'].split(',')) == {'>=3.10', '<3.13'}
 
 
 @pytest.mark.parametrize('blocked', ['mmcv mmdet mmseg', 'mmdet', 'mmseg'])
 def test_imports_without_the_toolboxes(blocked):
-    """torch and mmengine are enough, and nothing of them is replaced."""
+    """torch and mmengine are enough, and the import replaces nothing in them."""
     code = f"""
 import sys
 for name in {blocked.split()!r}:
@@ -75,7 +83,7 @@ print(agvm_mm.__version__)
 
 
 def test_committed_files_name_no_machine_paths():
-    """Nothing that belongs to the machine of whoever ran something last."""
+    """No file names a folder of the machine that wrote it."""
     files = subprocess.run(
         ['git', 'ls-files', '*.py', '*.sh', '*.md', '*.txt', '*.toml', 'Makefile'],
         cwd=ROOT,

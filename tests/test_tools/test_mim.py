@@ -1,4 +1,4 @@
-"""mim: what it needs is in the wheel, and it installs and trains."""
+"""mim: the wheel has the files that it needs, and it installs and trains."""
 
 import json
 import os
@@ -30,8 +30,8 @@ SOURCES = (
 
 
 @pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    """A copy of the repository: a build writes into it."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the repository, into which a build writes."""
     folder = tmp_path_factory.mktemp('source')
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -43,9 +43,9 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def installed(source, tmp_path_factory):
-    """The package as pip would lay it out."""
-    # Left over from a build of another day, when there was one file more.
+def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the package as pip would install it."""
+    # A file from an earlier build that no longer exists in the repository.
     stale = source / 'build/lib/agvm_mm/.mim/configs/digits/gone.py'
     stale.parent.mkdir(parents=True)
     stale.touch()
@@ -57,13 +57,13 @@ def installed(source, tmp_path_factory):
     )
     (wheel,) = folder.glob('agvm_mm-*.whl')
     with zipfile.ZipFile(wheel) as archive:
-        # Files, not links, so that they outlive the folder they were built from.
+        # Files, not links into the folder that they were built from.
         assert all((item.external_attr >> 28) in (0, 8) for item in archive.infolist())
         archive.extractall(folder / 'site')
     return folder / 'site' / 'agvm_mm'
 
 
-def files(folder):
+def files(folder: Path) -> set[str]:
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob('*')
@@ -71,7 +71,7 @@ def files(folder):
     }
 
 
-def test_configs_are_installed_as_they_are(installed, source):
+def test_configs_are_installed_unchanged(installed: Path, source: Path):
     configs = installed / '.mim' / 'configs'
     assert files(configs) == files(source / 'configs')
     for name in files(configs):
@@ -83,7 +83,7 @@ def test_configs_are_installed_as_they_are(installed, source):
     assert Config.fromfile(path).optim_wrapper.type == 'AGVMOptimWrapper'
 
 
-def test_the_model_index_leads_to_the_configs(installed):
+def test_model_index_lists_installed_configs(installed: Path):
     mim = installed / '.mim'
     index = yaml.safe_load((mim / 'model-index.yml').read_text())
     for metafile in index['Import']:
@@ -91,13 +91,10 @@ def test_the_model_index_leads_to_the_configs(installed):
             assert (mim / model['Config']).is_file(), model['Name']
 
 
-def test_the_tools_are_installed(installed, source):
+def test_tools_are_installed(installed: Path, source: Path):
     tools = files(installed / '.mim' / 'tools')
-    repository = {'demo.py', 'install.sh', 'make_configs.py'}
-    expected = {
-        name for name in files(source / 'tools') if not name.startswith('pins/')
-    }
-    assert tools == expected - repository
+    expected = {name for name in files(source / 'tools') if not name.startswith('dev/')}
+    assert tools == expected - {'demo.py'}
     # The extraction drops the mode, pip does not.
     script = installed / '.mim/tools/dist_train.sh'
     done = subprocess.run(['bash', script], capture_output=True, text=True)
@@ -105,14 +102,14 @@ def test_the_tools_are_installed(installed, source):
 
 
 @pytest.fixture(scope='module')
-def site(source, tmp_path_factory):
-    """What `mim install .` leaves behind."""
-    # Not among the extras: its own requirements would undo the environment.
+def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder into which `mim install .` has installed."""
+    # Not one of the extras: its requirements would break the environment.
     pytest.importorskip('mim')
     folder = tmp_path_factory.mktemp('site')
     subprocess.run(
         [sys.executable, '-m', 'mim', 'install', '.', '--target', folder]
-        # What it needs is there already; nothing is asked of any network.
+        # The requirements are installed; no network is used.
         + ['--no-deps', '--no-build-isolation', '--no-index', '-q'],
         cwd=source,
         env=dict(os.environ, MMCV_BASE_URL='http://127.0.0.1:9', PIP_RETRIES='0'),
@@ -122,7 +119,7 @@ def site(source, tmp_path_factory):
 
 
 @pytest.mark.parametrize('ranks', [1, 2])
-def test_mim_installs_and_trains(site, tmp_path, ranks):
+def test_mim_installs_and_trains(site: Path, tmp_path: Path, ranks: int):
     data = tmp_path / 'digits'
     write_digits(data, num_train=16, num_val=4, progress=False)
     pretrain_backbone(data, num_patches=64, epochs=1, progress=False)
@@ -139,7 +136,7 @@ def test_mim_installs_and_trains(site, tmp_path, ranks):
     }
     launcher = ['--launcher', 'pytorch', '--gpus', '2'] if ranks == 2 else []
     done = subprocess.run(
-        # By its name alone, from a folder that has nothing of this repository.
+        # Only the name, from a folder without anything of this repository.
         [sys.executable, '-m', 'mim', 'train', 'agvm_mm']
         + ['faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py', *launcher]
         + ['--work-dir', tmp_path / 'run', '--cfg-options']
@@ -165,7 +162,7 @@ def test_mim_installs_and_trains(site, tmp_path, ranks):
     assert 'coco/bbox_mAP' in rows[-1]
 
 
-def test_a_source_distribution_is_complete(source, tmp_path):
+def test_source_distribution_is_complete(source: Path, tmp_path: Path):
     code = (
         'from setuptools import build_meta; import sys; '
         'build_meta.build_sdist(*sys.argv[1:])'
@@ -184,7 +181,7 @@ def test_a_source_distribution_is_complete(source, tmp_path):
     assert set(SOURCES) <= names
 
 
-def test_an_editable_installation_gets_no_copies(source, tmp_path):
+def test_editable_installation_has_no_copies(source: Path, tmp_path: Path):
     code = (
         'from setuptools import build_meta; import sys; '
         'build_meta.build_editable(*sys.argv[1:])'
