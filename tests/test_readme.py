@@ -1,4 +1,4 @@
-"""The README's lines for a config do what it says, on a stock config."""
+"""The lines for a config in the README work on a stock config."""
 
 import re
 from pathlib import Path
@@ -15,14 +15,14 @@ def python_blocks():
     return re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
 
 
-def test_the_lines_for_a_config_on_a_stock_config(tmp_path):
+def test_lines_for_a_config_work_on_a_stock_config(tmp_path):
     lines, loop = python_blocks()
     path = tmp_path / 'config.py'
     path.write_text(
         f"_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n{lines}{loop}"
     )
     config = Config.fromfile(path)
-    # The optimizer of the stock config is still there.
+    # The optimizer of the stock config is kept.
     assert config.optim_wrapper.optimizer.type == 'SGD'
     assert config.train_cfg.total_batch_size == 256
     import mmdet.models  # noqa: F401
@@ -40,7 +40,7 @@ def test_the_lines_for_a_config_on_a_stock_config(tmp_path):
     assert (hook.schedule.begin, hook.schedule.interval) == (1020, 10)
 
 
-def test_what_is_linked_and_named_is_there():
+def test_linked_files_and_make_targets_exist():
     text = README.read_text()
     for target in re.findall(r'\]\((?!http)([^)#]+)\)', text):
         assert (README.parent / target).exists(), target
