@@ -1,9 +1,5 @@
 # SGD + AGVM at total batch 256. Numbers of the authors' released recipe.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_16e.py',
-]
+_base_ = ['../_base_/models/faster-rcnn_r50_fpn.py', '../_base_/schedules/coco_16e.py']
 train_cfg = dict(total_batch_size=256)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(

@@ -1,9 +1,5 @@
 # LAMB at total batch 32. Ours: lr square root from 0.005 at 512.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_12e.py',
-]
+_base_ = ['../_base_/models/faster-rcnn_r50_fpn.py', '../_base_/schedules/coco_12e.py']
 train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(

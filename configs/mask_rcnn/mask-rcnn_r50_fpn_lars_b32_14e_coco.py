@@ -1,9 +1,5 @@
 # LARS at total batch 32. Ours: lr 0.075 times the square root.
-_base_ = [
-    '../_base_/models/mask-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_14e.py',
-]
+_base_ = ['../_base_/models/mask-rcnn_r50_fpn.py', '../_base_/schedules/coco_14e.py']
 train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(

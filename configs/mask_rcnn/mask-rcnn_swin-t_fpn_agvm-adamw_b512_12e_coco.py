@@ -2,7 +2,6 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/mask-rcnn_swin-t_fpn.py',
-    'mmdet::_base_/datasets/coco_instance.py',
     '../_base_/schedules/coco_12e_swin.py',
 ]
 train_cfg = dict(total_batch_size=512)

@@ -1,10 +1,6 @@
 # SGD + AGVM at total batch 32. Ours: lr linear from 0.02 at 16 to 128, then square
 # root; AGVM begins 100 updates after the warm-up.
-_base_ = [
-    '../_base_/models/panoptic-fpn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_panoptic.py',
-    '../_base_/schedules/coco_14e.py',
-]
+_base_ = ['../_base_/models/panoptic-fpn_r50_fpn.py', '../_base_/schedules/coco_14e.py']
 train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(

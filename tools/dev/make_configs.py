@@ -51,21 +51,16 @@ class Arch:
     Args:
         title: Name in papers.
         task: Task in MIM's metafiles.
-        data: The toolbox's config of the data set.
+        dataset: A key of ``TRAIN_IMAGES``.
         paper: Title of the paper.
         url: Address of the paper.
     """
 
     title: str
     task: str
-    data: str
+    dataset: str
     paper: str
     url: str
-
-    @property
-    def dataset(self) -> str:
-        """Key of the data set in ``TRAIN_IMAGES``."""
-        return 'ade20k' if self.data == 'ade20k' else 'coco'
 
 
 FPN_PAPER = 'Panoptic Feature Pyramid Networks', 'https://arxiv.org/abs/1901.02446'
@@ -73,7 +68,7 @@ ARCHS = dict(
     faster_rcnn=Arch(
         'Faster R-CNN',
         'Object Detection',
-        'coco_detection',
+        'coco',
         'Faster R-CNN: Towards Real-Time Object Detection with Region Proposal '
         'Networks',
         'https://arxiv.org/abs/1506.01497',
@@ -81,13 +76,11 @@ ARCHS = dict(
     mask_rcnn=Arch(
         'Mask R-CNN',
         'Instance Segmentation',
-        'coco_instance',
+        'coco',
         'Mask R-CNN',
         'https://arxiv.org/abs/1703.06870',
     ),
-    panoptic_fpn=Arch(
-        'Panoptic FPN', 'Panoptic Segmentation', 'coco_panoptic', *FPN_PAPER
-    ),
+    panoptic_fpn=Arch('Panoptic FPN', 'Panoptic Segmentation', 'coco', *FPN_PAPER),
     upernet=Arch(
         'UperNet',
         'Semantic Segmentation',
@@ -99,14 +92,14 @@ ARCHS = dict(
     retinanet=Arch(
         'RetinaNet',
         'Object Detection',
-        'coco_detection',
+        'coco',
         'Focal Loss for Dense Object Detection',
         'https://arxiv.org/abs/1708.02002',
     ),
     cascade_mask_rcnn=Arch(
         'Cascade Mask R-CNN',
         'Instance Segmentation',
-        'coco_instance',
+        'coco',
         'Cascade R-CNN: High Quality Object Detection and Instance Segmentation',
         'https://arxiv.org/abs/1906.09756',
     ),
@@ -157,17 +150,17 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """Key of the data set in ``TRAIN_IMAGES``."""
+        """Data set, a key of ``TRAIN_IMAGES``."""
         return ARCHS[self.folder].dataset
 
     @property
     def is_agvm(self) -> bool:
-        """Whether AGVM changes the learning rates."""
+        """True if AGVM changes the learning rates."""
         return self.method.startswith('agvm-')
 
     @property
     def is_released(self) -> bool:
-        """Whether the numbers are from the authors' released recipe."""
+        """True if the numbers are from the authors' released recipe."""
         has_release = self.folder in ('faster_rcnn', 'mask_rcnn')
         return has_release and self.method == 'agvm-sgd' and self.batch in (256, 512)
 
@@ -268,6 +261,8 @@ def description(run: Run) -> str:
             text += ", at the 14 epochs of the paper's table"
     else:
         text += f'Ours: lr {learning_rate(run)[1]}'
+        if (run.dataset, run.batch) in RELEASED_WARMUP:
+            text += f"; the authors' {run.warmup} updates of warm-up"
         if run.is_agvm:
             text += f'; AGVM begins {run.gap} updates after the warm-up'
         if run.method == 'pmd-lamb':
@@ -315,7 +310,7 @@ def param_scheduler(run: Run) -> list[dict] | None:
 
 
 def variance_hook(run: Run) -> dict:
-    """Return the hook that measures: at every update only if that costs nothing."""
+    """Return the hook that measures. At every update this must cost nothing."""
     interval = 10 if run.batch <= 1024 else 5 if run.batch <= 2048 else 1
     hook = dict(type='VarianceSyncHook', interval=interval, begin=run.begin)
     return hook if interval > 1 else dict(hook, estimator='replicas')
@@ -323,7 +318,7 @@ def variance_hook(run: Run) -> dict:
 
 def loop_and_hooks(run: Run) -> tuple[dict, dict]:
     """Return ``train_cfg`` and ``default_hooks``, as far as the schedule's differ."""
-    hooks, log = {}, 50
+    hooks = {}
     if run.dataset == 'ade20k':
         every = run.updates // 10
         loop = dict(max_iters=run.updates, val_interval=every)
@@ -341,20 +336,13 @@ def loop_and_hooks(run: Run) -> tuple[dict, dict]:
 
 def leaf_text(run: Run) -> str:
     """Return the text of one config."""
-    arch = ARCHS[run.folder]
-    toolbox, schedule = 'mmdet', f'coco_{run.epochs}e'
-    if run.dataset == 'ade20k':
-        toolbox, schedule = 'mmseg', 'ade20k'
+    schedule = f'coco_{run.epochs}e' if run.epochs else 'ade20k'
     if 'swin' in run.model:
         schedule += '_swin'
-    bases = [
-        f'../_base_/models/{run.model}.py',
-        f'{toolbox}::_base_/datasets/{arch.data}.py',
-        f'../_base_/schedules/{schedule}.py',
-    ]
+    bases = [f'models/{run.model}.py', f'schedules/{schedule}.py']
     train_cfg, default_hooks = loop_and_hooks(run)
     settings = dict(
-        _base_=bases,
+        _base_=[f'../_base_/{base}' for base in bases],
         train_cfg=train_cfg,
         train_dataloader=dict(batch_size=run.images_per_rank),
         optim_wrapper=optim_wrapper(run),
@@ -392,8 +380,9 @@ def layout(head: str, value: object, indent: str = '', end: str = '') -> list[st
     opening, items, closing = parts(value)
     inner = indent + '    '
     body = [inner + ', '.join(key + inline(item) for key, item in items)]
-    if len(body[0]) > WIDTH:
-        comma = ',' if len(items) > 1 else ''
+    several = len(items) > 1
+    if len(body[0]) > WIDTH or (several and isinstance(value, list)):
+        comma = ',' if several else ''
         body = [line for item in items for line in layout(*item, inner, comma)]
     return [f'{indent}{head}{opening}', *body, f'{indent}{closing}{end}']
 

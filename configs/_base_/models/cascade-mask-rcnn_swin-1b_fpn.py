@@ -1,7 +1,10 @@
 # Cascade Mask R-CNN with about one billion parameters, nearly all of them in a Swin
 # Transformer twice as wide as Swin-L. The paper's UniNet-G is not in MMDetection. There
 # are no pretrained weights of this size; set backbone.init_cfg to your own.
-_base_ = 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py'
+_base_ = [
+    'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+]
 
 model = dict(
     backbone=dict(

@@ -1,7 +1,10 @@
 # MMDetection's Faster R-CNN with the changes of the AGVM authors' released recipe: a
 # backbone with SyncBN, a softmax RPN and SmoothL1 losses. SmoothL1's gradient shrinks
 # near the target, which a large learning rate needs.
-_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
+_base_ = [
+    'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+]
 
 model = dict(
     backbone=dict(

@@ -1,6 +1,9 @@
 # MMDetection's Faster R-CNN with Swin-T, and the softmax RPN and SmoothL1 losses of
 # faster-rcnn_r50_fpn.py.
-_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
+_base_ = [
+    'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+]
 
 # ImageNet-1K weights of the Swin Transformer's authors.
 swin_t = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth'  # noqa: E501

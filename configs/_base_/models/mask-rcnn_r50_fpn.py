@@ -1,6 +1,9 @@
 # MMDetection's Mask R-CNN with the changes of the AGVM authors' released recipe: a
 # backbone with SyncBN, a softmax RPN and SmoothL1 losses.
-_base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+]
 
 model = dict(
     backbone=dict(

@@ -1,5 +1,8 @@
 # MMDetection's Panoptic FPN on the Mask R-CNN of mask-rcnn_r50_fpn.py.
-_base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_panoptic.py',
+]
 
 model = dict(
     type='PanopticFPN',

@@ -1,6 +1,9 @@
 # MMDetection's RetinaNet with ResNet-18 and, as in the AGVM authors' recipe for the
 # R-CNNs, SyncBN in the backbone.
-_base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+]
 
 model = dict(
     backbone=dict(

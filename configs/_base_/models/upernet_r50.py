@@ -1,5 +1,8 @@
 # MMSegmentation's UperNet for the 150 classes of ADE20K.
-_base_ = 'mmseg::_base_/models/upernet_r50.py'
+_base_ = [
+    'mmseg::_base_/models/upernet_r50.py',
+    'mmseg::_base_/datasets/ade20k.py',
+]
 
 model = dict(
     data_preprocessor=dict(size=(512, 512)),

@@ -1,5 +1,6 @@
 # ADE20K with SGD. MMSegmentation counts updates, not epochs: the leaf gives the total
 # batch size, the number of updates, the intervals, the learning rate and its schedule.
+# The warm-up takes 20 of about 253 epochs.
 _base_ = 'mmseg::_base_/default_runtime.py'
 custom_imports = dict(imports=['agvm_mm'])
 

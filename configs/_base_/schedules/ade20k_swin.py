@@ -1,6 +1,6 @@
 # ADE20K with AdamW for Swin Transformers: no weight decay on normalization and
-# position. MMSegmentation counts updates, not epochs: the leaf gives the total batch
-# size, the number of updates, the intervals, the learning rate and its schedule.
+# position. As in ade20k.py, the leaf gives the total batch size, the number of updates,
+# the intervals, the learning rate and its schedule.
 _base_ = 'mmseg::_base_/default_runtime.py'
 custom_imports = dict(imports=['agvm_mm'])
 

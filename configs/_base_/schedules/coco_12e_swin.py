@@ -25,17 +25,9 @@ param_scheduler = [
         start_factor=0.001,
         by_epoch=True,
         convert_to_iter_based=True,
-        begin=0,
         end=2,
     ),
-    dict(
-        type='MultiStepLR',
-        by_epoch=True,
-        begin=0,
-        end=12,
-        milestones=[8, 11],
-        gamma=0.1,
-    ),
+    dict(type='MultiStepLR', by_epoch=True, end=12, milestones=[8, 11], gamma=0.1),
 ]
 
 default_hooks = dict(checkpoint=dict(type='AtomicCheckpointHook'))
