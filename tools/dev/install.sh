@@ -155,7 +155,7 @@ sys.exit(torch.cuda.is_available() and torch.version.hip is None and CUDA_HOME i
       'Install the toolkit, set CUDA_HOME if it is not found, and run this again,' \
       'or ignore the GPU: CUDA_VISIBLE_DEVICES= make demo'
   jobs=${MAX_JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
-  say "compiling mmcv's operators with $jobs jobs: about 10 minutes on 2 cores, once"
+  say "installing mmcv; compiling its operators takes about 10 minutes on 2 cores, once"
   # No build isolation, because the build needs torch: without it mmcv silently
   # installs without its operators.
   mmcv() { MAX_JOBS=$jobs MMCV_WITH_OPS=1 pip install "${pins[@]}" --no-build-isolation "$@" mmcv; }
