@@ -386,44 +386,31 @@ def find_warnings(plan: Plan) -> list[str]:
 def describe(plan: Plan) -> str:
     """Format a plan as a block of text."""
     gradient = format_bytes(plan.gradient_bytes)
-    moments = MOMENTS.get(plan.optimizer)
-    state = (
-        format_bytes(plan.gradient_bytes * moments)
-        if moments
-        else f'not known for {plan.optimizer}'
-    )
-    rows = [
-        (
-            'batch',
-            f'{plan.total} images = {plan.gpus} GPU(s) x {plan.images_per_gpu} '
-            f'images x {plan.micro_batches} micro-batch(es)',
-        ),
-        (
-            'updates',
-            f'{plan.epoch} in an epoch of {plan.images:,} images, '
-            f'{plan.updates:,} in all',
-        ),
-        ('lr', format_rates(plan.lr)),
-        *(
-            ('module', f'{module}: {count:,} trainable parameters')
-            for module, count in plan.modules.items()
-        ),
-        (
-            'memory',
-            f'on each GPU, float32: parameters {gradient}, gradient {gradient}, '
-            f'moments {state}; activations come on top',
-        ),
-        ('traffic', f'plain update: {gradient} reduced'),
-        *_agvm_rows(plan),
-        *(('warning', text) for text in plan.warnings),
-        *(('PROBLEM', text) for text in plan.problems),
+    state = f'not known for {plan.optimizer}'
+    if plan.optimizer in MOMENTS:
+        state = format_bytes(plan.gradient_bytes * MOMENTS[plan.optimizer])
+    modules = [
+        f'module      {module}: {count:,} trainable parameters'
+        for module, count in plan.modules.items()
     ]
-    return '\n'.join(f'{label:<12}{text}' for label, text in rows)
+    lines = [
+        f'batch       {plan.total} images = {plan.gpus} GPU(s) x '
+        f'{plan.images_per_gpu} images x {plan.micro_batches} micro-batch(es)',
+        f'updates     {plan.epoch} in an epoch of {plan.images:,} images, '
+        f'{plan.updates:,} in all',
+        f'lr          {format_rates(plan.lr)}',
+        *modules,
+        f'memory      on each GPU, float32: parameters {gradient}, gradient '
+        f'{gradient}, moments {state}; activations come on top',
+        f'traffic     plain update: {gradient} reduced',
+        *(_agvm_lines(plan, plan.schedule) if plan.schedule else ()),
+        *(f'warning     {text}' for text in plan.warnings),
+        *(f'PROBLEM     {text}' for text in plan.problems),
+    ]
+    return '\n'.join(lines)
 
 
-def _agvm_rows(plan: Plan) -> list[tuple[str, str]]:
-    if plan.schedule is None:
-        return []
+def _agvm_lines(plan: Plan, schedule: MeasurementSchedule) -> list[str]:
     gradient = format_bytes(plan.gradient_bytes)
     if plan.gpus == 1:
         extra = f'nothing reduced, one copy of the gradient ({gradient})'
@@ -431,19 +418,13 @@ def _agvm_rows(plan: Plan) -> list[tuple[str, str]]:
         extra = f'{gradient} more reduced, one copy of each bucket in flight'
     else:
         extra = f'{2 * len(plan.modules)} scalars more reduced'
-    schedule = plan.schedule
     end = '' if schedule.end is None else f' to {schedule.end:,}'
+    half = half_way(plan.momentum)
     return [
-        ('', f'measured update: {extra}'),
-        (
-            'AGVM',
-            f'from update {schedule.begin:,}{end}, every {schedule.interval}: '
-            f'{plan.measurements:,} measurements by {plan.estimator}',
-        ),
-        (
-            '',
-            f'mu goes half of its way in {half_way(plan.momentum)} measurement(s)',
-        ),
+        f'            measured update: {extra}',
+        f'AGVM        from update {schedule.begin:,}{end}, every {schedule.interval}: '
+        f'{plan.measurements:,} measurements by {plan.estimator}',
+        f'            mu goes half of its way in {half} measurement(s)',
     ]
 
 
