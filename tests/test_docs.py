@@ -130,7 +130,7 @@ def slug(heading: str) -> str:
 @pytest.mark.parametrize('page', PAGES, ids=name_of)
 def test_links_and_paths_exist_and_blocks_have_a_known_kind(page):
     for block in blocks_of(page):
-        assert block.kind in KINDS, f'{block}: what is {block.kind!r}?'
+        assert block.kind in KINDS, f'{block}: unknown kind {block.kind!r}'
     text = outside_blocks(page)
     for target in re.findall(r'\]\(([^)\s]+)\)', text):
         if target.startswith(('http://', 'https://')):
@@ -397,7 +397,7 @@ def check_command(words: list[str]) -> str | None:
         else:
             return run_tool(script, rest)
     else:
-        assert program in FOREIGN, f'what is {program}?'
+        assert program in FOREIGN, f'unknown program {program}'
         if program == 'pip':
             check_pip(arguments)
         elif program == 'mim':
@@ -447,7 +447,7 @@ def test_commands_have_existing_files_and_options(page):
         elif block.kind == 'text output' and above == 'bash':
             assert printed == block.text, f'{block}: {printed}'
         elif block.kind == 'text output':
-            assert above == 'python', f'{block}: the output of what?'
+            assert above == 'python', f'{block}: no command above'
         above = block.kind
 
 
