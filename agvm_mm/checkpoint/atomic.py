@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -91,7 +92,9 @@ class AtomicCheckpointHook(StepCheckpointHook):
         ... )
     """
 
-    def __init__(self, *args, backend_args: dict | None = None, **kwargs) -> None:
+    def __init__(
+        self, *args: Any, backend_args: dict | None = None, **kwargs: Any
+    ) -> None:
         if backend_args is None:
             backend_args = dict(backend='agvm_atomic')
         super().__init__(*args, backend_args=backend_args, **kwargs)

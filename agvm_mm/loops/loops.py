@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import LOOPS, OPTIM_WRAPPERS
@@ -68,7 +69,7 @@ class LargeBatchMixin:
         dataloader: DataLoader | dict,
         *,
         total_batch_size: int,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         check_resume(runner)
         self._allow_resume_mismatch = pop_resume_switch(runner.optim_wrapper)
@@ -128,7 +129,7 @@ class LargeBatchMixin:
     def _replace_dataloader(self, dataloader: UpdateDataLoader) -> None:
         self.dataloader = dataloader
 
-    def run_iter(self, *args) -> None:
+    def run_iter(self, *args: Any) -> None:
         """Run one optimizer update.
 
         Args:
@@ -199,7 +200,9 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         runner: The runner.
         dataloader: Yields the micro-batches, or its config.
         total_batch_size: Images of one update over all ranks.
-        max_epochs: Epochs of training; further arguments as in MMEngine's
+
+    Keyword Args:
+        max_epochs (int): Epochs of training. Other arguments are those of MMEngine's
             ``EpochBasedTrainLoop``.
 
     Raises:
@@ -241,7 +244,9 @@ class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
         runner: The runner.
         dataloader: Yields the micro-batches, or its config.
         total_batch_size: Images of one update over all ranks.
-        max_iters: Updates of training; further arguments as in MMEngine's
+
+    Keyword Args:
+        max_iters (int): Updates of training. Other arguments are those of MMEngine's
             ``IterBasedTrainLoop``.
 
     Raises:

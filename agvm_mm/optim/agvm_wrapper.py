@@ -278,10 +278,6 @@ class AGVMOptimWrapper(AGVMMixin, OptimWrapper):
     it measures. Method: Xue et al., NeurIPS 2022 (arXiv 2210.11078).
 
     Args:
-        optimizer: SGD, Adam or AdamW; its groups have the key 'module'.
-        accumulative_counts: Micro-batches of one update. Defaults to 1.
-        clip_grad: As in MMEngine's ``OptimWrapper``; gradients are clipped after they
-            have been measured. Defaults to None.
         anchor: Module whose gradient variance the others are matched to; its multiplier
             is 1. Defaults to 'backbone'.
         momentum: Weight of the past in the moving average of the multipliers, in
@@ -293,6 +289,12 @@ class AGVMOptimWrapper(AGVMMixin, OptimWrapper):
         allow_resume_mismatch: Whether to resume a checkpoint of another batch size,
             anchor, module split, optimizer or learning rate instead of raising.
             Defaults to False.
+
+    Keyword Args:
+        optimizer (Optimizer): SGD, Adam or AdamW; its groups have the key 'module'.
+        accumulative_counts (int): Micro-batches of one update. Defaults to 1.
+        clip_grad (dict | None): As in MMEngine's ``OptimWrapper``; gradients are
+            clipped after they have been measured. Defaults to None.
 
     Raises:
         ValueError: If it was not built by the constructor, the anchor has no trainable
