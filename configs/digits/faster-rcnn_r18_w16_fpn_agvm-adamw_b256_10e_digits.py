@@ -8,9 +8,6 @@ optim_wrapper = dict(
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=0.001, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=10),
-    anchor='backbone',
-    momentum=0.97,
-    ratio_bounds=(0.5, 10.0),
 )
 # Every update from epoch 4 on, after the warm-up.
 custom_hooks = [dict(type='VarianceSyncHook', interval=1, begin=64, estimator='halves')]

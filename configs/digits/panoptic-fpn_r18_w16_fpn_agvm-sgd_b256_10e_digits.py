@@ -8,9 +8,6 @@ optim_wrapper = dict(
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
     clip_grad=dict(max_norm=2),
-    anchor='backbone',
-    momentum=0.97,
-    ratio_bounds=(0.5, 10.0),
 )
 # Every update from epoch 4 on, after the warm-up.
 custom_hooks = [dict(type='VarianceSyncHook', interval=1, begin=64, estimator='halves')]

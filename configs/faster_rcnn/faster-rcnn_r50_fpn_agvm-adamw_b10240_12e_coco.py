@@ -7,9 +7,6 @@ optim_wrapper = dict(
     type='AGVMOptimWrapper',
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=1e-4 * (10240 / 16) ** 0.5),
-    anchor='backbone',
-    momentum=0.97,
-    ratio_bounds=(0.5, 10.0),
 )
 custom_hooks = [
     dict(type='VarianceSyncHook', interval=1, begin=30, estimator='replicas')

@@ -7,8 +7,5 @@ optim_wrapper = dict(
     type='AGVMOptimWrapper',
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=1e-4 * (512 / 16) ** 0.5),
-    anchor='backbone',
-    momentum=0.97,
-    ratio_bounds=(0.5, 10.0),
 )
 custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=560)]

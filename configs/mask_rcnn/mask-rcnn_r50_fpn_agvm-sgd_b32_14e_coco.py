@@ -7,8 +7,5 @@ optim_wrapper = dict(
     type='AGVMOptimWrapper',
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=0.02 * 32 / 16),
-    anchor='backbone',
-    momentum=0.97,
-    ratio_bounds=(0.5, 10.0),
 )
 custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=7430)]

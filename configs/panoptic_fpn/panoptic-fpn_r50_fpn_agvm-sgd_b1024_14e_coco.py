@@ -7,9 +7,6 @@ optim_wrapper = dict(
     type='AGVMOptimWrapper',
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=0.16 * (1024 / 128) ** 0.5),
-    anchor='backbone',
-    momentum=0.97,
-    ratio_bounds=(0.5, 10.0),
     clip_grad=dict(max_norm=1.0),
     clip_window=(172, 288),
 )

@@ -7,9 +7,6 @@ optim_wrapper = dict(
     type='AGVMOptimWrapper',
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=1e-4 * (32 / 16) ** 0.5),
-    anchor='backbone',
-    momentum=0.97,
-    ratio_bounds=(0.5, 10.0),
 )
 param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=12632),

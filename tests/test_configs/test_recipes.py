@@ -3,6 +3,7 @@
 import ast
 import copy
 import importlib
+import inspect
 import math
 
 import pytest
@@ -24,6 +25,8 @@ from zoo import (
     warmup_of,
 )
 
+from agvm_mm.optim.agvm_wrapper import AGVMMixin
+
 # (lr, warm-up, begin, clipping from, to) of the authors' released configs.
 RELEASED = {
     ('faster_rcnn', 256): (0.2263, 920, 1020, 820, 1020),
@@ -31,6 +34,7 @@ RELEASED = {
     ('mask_rcnn', 256): (0.2263, 920, 1020, 820, 1020),
     ('mask_rcnn', 512): (0.32, 460, 560, 360, 560),
 }
+AUTHORS_DEFAULTS = dict(anchor='backbone', momentum=0.97, ratio_bounds=(0.5, 10.0))
 # Batches and methods of the zoo by folder and model.
 TABLE = {
     ('faster_rcnn', 'faster-rcnn_r50_fpn'): (
@@ -174,8 +178,14 @@ def test_agvm_begins_after_warmup(leaf):
     # mu covers at least 80% of the way to the measured value.
     assert 1 - 0.97 ** ((updates - hook.begin) / hook.interval) > 0.8
     assert wrapper.constructor == 'AGVMOptimWrapperConstructor'
-    assert (wrapper.anchor, wrapper.momentum) == ('backbone', 0.97)
-    assert tuple(wrapper.ratio_bounds) == (0.5, 10.0)
+    # Anchor, momentum and bounds are the defaults, which are the authors' values.
+    assert not {'anchor', 'momentum', 'ratio_bounds'} & wrapper.keys()
+
+
+def test_defaults_are_the_authors_values():
+    parameters = inspect.signature(AGVMMixin).parameters
+    found = {name: parameters[name].default for name in AUTHORS_DEFAULTS}
+    assert found == AUTHORS_DEFAULTS
 
 
 @pytest.mark.parametrize(

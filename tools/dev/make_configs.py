@@ -286,9 +286,6 @@ def optim_wrapper(run: Run) -> dict:
         type='AGVMOptimWrapper',
         constructor='AGVMOptimWrapperConstructor',
         optimizer=optimizer,
-        anchor='backbone',
-        momentum=0.97,
-        ratio_bounds=(0.5, 10.0),
     )
     if run.method == 'agvm-sgd' and run.batch >= 256:
         wrapper['clip_grad'] = dict(max_norm=1.0)
