@@ -196,7 +196,7 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
     """Set up a config for a launcher, also where there is no accelerator.
 
     Call it before the Runner is built: without an accelerator it starts the process
-    group, since MMEngine's own start needs CUDA.
+    group, since that of MMEngine needs CUDA.
 
     Args:
         cfg: Changed in place.
@@ -313,7 +313,7 @@ def dump_predictions(cfg: Config, path: str) -> None:
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, list | tuple):
         evaluators = [evaluators]
-    # MMDetection's own compresses masks.
+    # MMDetection's metric compresses masks.
     detection = cfg.get('default_scope') == 'mmdet'
     kind = 'DumpDetResults' if detection else 'DumpResults'
     cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]

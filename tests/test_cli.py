@@ -196,7 +196,7 @@ def test_predictions_are_drawn_and_dumped():
 def test_run_flags_are_those_of_mmdetection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv('LOCAL_RANK', '')  # so that the end of the test restores it
+    monkeypatch.setenv('LOCAL_RANK', '')  # recorded, to be restored after the test
     monkeypatch.delenv('LOCAL_RANK')
     (tmp_path / 'some.py').write_text('x = dict(y=1)')
     parser = ArgumentParser()

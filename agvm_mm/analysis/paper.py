@@ -183,7 +183,7 @@ def training_command(config: str, metadata: dict | None, ranks: int) -> str:
         return command
     on_each, rest = divmod(metadata['Total Batch Size'], ranks)
     images = metadata['Images per GPU']
-    # Either no number of images fits these ranks, or the config's own does.
+    # Either no number of images fits these ranks, or that of the config does.
     if rest or on_each % images == 0:
         return command
     images = max(n for n in range(1, images) if on_each % n == 0)

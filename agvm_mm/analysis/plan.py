@@ -252,7 +252,7 @@ def trainable_parameters(cfg: Config, model: nn.Module) -> dict[str, int]:
 def learning_rates(
     cfg: Config, epoch: int, updates: int, accumulation: int
 ) -> list[float]:
-    """Compute the learning rate at each update with the config's own schedulers.
+    """Compute the learning rate at each update with the schedulers of the config.
 
     Args:
         cfg: The config.
@@ -300,7 +300,7 @@ def _only_warnings() -> Iterator[None]:
 
 
 def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
-    """Build the optimizer wrapper and AGVM's hook, which check their own settings.
+    """Build the optimizer wrapper and AGVM's hook, which check their settings.
 
     Args:
         cfg: The config.

@@ -73,16 +73,22 @@ def plot_runs(
     axes[0, 0].set_ylabel('gradient variance $\\Phi$')
     axes[0, 0].set_ylim(bottom=0)
     axes[1, 0].set_ylabel('learning-rate multiplier $\\mu$')
+    _add_legend(figure, styles, any(map(lr_drops, runs.values())))
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _add_legend(
+    figure: Figure, styles: Mapping[str, dict[str, Any]], has_lr_steps: bool
+) -> None:
     handles = [
         Line2D([], [], label=module, markersize=5, **style)
         for module, style in styles.items()
     ]
-    if any(lr_drops(records) for records in runs.values()):
+    if has_lr_steps:
         handles.append(Line2D([], [], label='learning-rate step', **LR_STEP))
     figure.legend(handles=handles, loc='outside lower center', ncols=5, frameon=False)
-    if title:
-        figure.suptitle(title)
-    return figure
 
 
 def _module_names(runs: Mapping[str, Sequence[Record]]) -> list[str]:
