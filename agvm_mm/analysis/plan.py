@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from agvm_mm import cli
 from agvm_mm.analysis.paper import TRAIN_IMAGES
 from agvm_mm.hooks import VarianceSyncHook
-from agvm_mm.loops import LargeBatchMixin
+from agvm_mm.loops import LargeBatchMixin, pop_resume_switch
 from agvm_mm.modulator import MeasurementSchedule
 from agvm_mm.modules import assign_modules
 from agvm_mm.preflight import (
@@ -313,6 +313,7 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
         Exception: Any error that the run would raise.
     """
     settings = copy.deepcopy(cfg.optim_wrapper)
+    pop_resume_switch(settings)  # As a large-batch loop does.
     # Mixed precision needs a GPU, and the plan does not.
     for full, mixed in cli.AMP_WRAPPERS.items():
         if settings.get('type') == mixed:

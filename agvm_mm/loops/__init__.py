@@ -4,6 +4,12 @@ from agvm_mm.loops.loops import (
     LargeBatchIterTrainLoop,
     LargeBatchMixin,
     LargeBatchTrainLoop,
+    pop_resume_switch,
 )
 
-__all__ = ['LargeBatchIterTrainLoop', 'LargeBatchMixin', 'LargeBatchTrainLoop']
+__all__ = [
+    'LargeBatchIterTrainLoop',
+    'LargeBatchMixin',
+    'LargeBatchTrainLoop',
+    'pop_resume_switch',
+]
