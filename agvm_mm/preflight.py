@@ -1,6 +1,6 @@
 """Checks before training: everything that refuses a run is here.
 
-The functions know nothing about the rest of the package. Whoever builds a part of a run
+The functions do not know the rest of the package. The code that builds a part of a run
 hands them its values.
 """
 

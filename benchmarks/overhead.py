@@ -1,4 +1,4 @@
-"""What AGVM costs: seconds, bytes reduced and memory, against a plain OptimWrapper.
+"""Cost of AGVM: seconds, reduced bytes and memory against a plain OptimWrapper.
 
     python benchmarks/overhead.py --model faster-rcnn_r50 --rounds 12
 
@@ -46,8 +46,8 @@ TARGETS = {
     ('replicas', 'unmeasured'): 1.01,
     ('halves', 'measured'): 1.35,
     ('replicas', 'measured'): 1.05,
-    ('halves', 'amortised'): 1.04,
-    ('replicas', 'amortised'): 1.01,
+    ('halves', 'amortized'): 1.04,
+    ('replicas', 'amortized'): 1.01,
 }
 
 
@@ -224,7 +224,7 @@ def compare_ratio(
     """Compare a target with the ratio that was found.
 
     Args:
-        updates: 'unmeasured', 'measured' or 'amortised'.
+        updates: 'unmeasured', 'measured' or 'amortized'.
         target: Highest ratio that meets the target.
         ratios: Quartiles of the ratio of unmeasured and of measured updates.
         rounds: Rounds that the quartiles are from.
@@ -236,7 +236,7 @@ def compare_ratio(
     (low, low_error), (high, high_error) = (
         median_and_error(ratio, rounds) for ratio in ratios
     )
-    if updates == 'amortised':
+    if updates == 'amortized':
         share = 1 / INTERVAL
         value = (1 - share) * low + share * high
         error = math.hypot((1 - share) * low_error, share * high_error)
@@ -336,7 +336,7 @@ def describe(result: dict) -> str:
             'twice: how far theirs lie from 1 is the noise of this machine. CPU time '
             'is that of all threads of all ranks; other programs hardly lengthen it, '
             'but it knows nothing of waiting.',
-            f'Amortised: {INTERVAL - 1} updates without a measurement and one with.',
+            f'Amortized: {INTERVAL - 1} updates without a measurement and one with.',
             report.table(TARGET_COLUMNS, result['targets']),
             memory_table,
         ]

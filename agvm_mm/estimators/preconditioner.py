@@ -1,4 +1,4 @@
-"""How an optimizer rescales a gradient before it steps along it.
+"""Rescaling of gradients, as the optimizer does it before it steps.
 
 SGD steps along the gradient itself. Adam and AdamW rescale it elementwise, and AGVM
 measures the variance of the rescaled gradient.

@@ -91,7 +91,7 @@ class AGVMMixin(ConditionalClipping):
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """The mu in effect, by module name."""
+        """Multipliers (mu) in effect, by module name."""
         schedule = self._schedule
         if schedule is not None and not schedule.is_active(self.num_updates):
             return dict.fromkeys(self.modulator.multipliers, 1.0)
@@ -99,7 +99,7 @@ class AGVMMixin(ConditionalClipping):
 
     @property
     def variances(self) -> dict[str, float]:
-        """The last measured Phi, by module name."""
+        """Last measured variances (Phi), by module name."""
         return dict(self._variances)
 
     def attach(

@@ -133,16 +133,16 @@ def test_overhead_compares_targets_with_both_clocks(overhead_run: Printed):
     found = {(t['variant'], t['quantity']): t for t in result['targets']}
     assert list(found) == [
         (variant, f'ratio, {updates}')
-        for updates in ('unmeasured', 'measured', 'amortised')
+        for updates in ('unmeasured', 'measured', 'amortized')
         for variant in ('halves', 'replicas')
     ]
     for clock in ('clock', 'cpu_time'):
         for variant in ('halves', 'replicas'):
-            unmeasured, measured, amortised = (
+            unmeasured, measured, amortized = (
                 found[variant, f'ratio, {updates}'][clock]['found']
-                for updates in ('unmeasured', 'measured', 'amortised')
+                for updates in ('unmeasured', 'measured', 'amortized')
             )
-            assert amortised == pytest.approx((9 * unmeasured + measured) / 10)
+            assert amortized == pytest.approx((9 * unmeasured + measured) / 10)
         for row in found.values():
             value, error = row[clock]['found'], row[clock]['uncertainty']
             if row[clock]['met'] is None:
