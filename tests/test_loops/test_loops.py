@@ -53,9 +53,7 @@ def test_other_attributes_belong_to_the_dataloader():
 
 
 def test_indivisible_total_names_nearest_multiples():
-    with pytest.raises(
-        ValueError, match='total_batch_size=13.*are 12 and 16'
-    ):
+    with pytest.raises(ValueError, match='total_batch_size=13.*are 12 and 16'):
         windows(24, 4, 13)
     with pytest.raises(ValueError, match='total_batch_size=2 .*multiples are 4'):
         windows(24, 4, 2)

@@ -137,9 +137,7 @@ def test_non_finite_measurement_does_not_change_multipliers(bad, estimator):
 
 @pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-def test_saved_and_loaded_training_is_exact(
-    optimizer, estimator, tmp_path
-):
+def test_saved_and_loaded_training_is_exact(optimizer, estimator, tmp_path):
     model, wrapper = make(optimizer, estimator, schedule=dict(interval=2, begin=1))
     run_updates(model, wrapper, 7)
     path = tmp_path / 'state.pth'
