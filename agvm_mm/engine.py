@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.optim import _ParamScheduler as ParamScheduler
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
+from torch.utils.data import Sampler
 
 __all__ = ['ParamScheduler']
 
@@ -44,25 +45,38 @@ def accumulative_counts(optim_wrapper: OptimWrapper) -> int:
 
 
 def backward_passes_left(optim_wrapper: OptimWrapper) -> int:
-    """Return the number of backward passes of an update that is about to begin.
+    """Return the number of backward passes until the next step.
 
-    MMEngine accumulates ``accumulative_counts`` of them, and at the end of the
-    training the rest.
+    MMEngine accumulates ``accumulative_counts`` of them. There are fewer at the end of
+    the training, and after resuming in the middle of an update.
     """
-    counts = optim_wrapper._accumulative_counts
+    counts, done = optim_wrapper._accumulative_counts, optim_wrapper._inner_count
+    left = counts - done % counts
     if optim_wrapper._max_counts < 0:
-        return counts
-    return min(counts, optim_wrapper._max_counts - optim_wrapper._inner_count)
+        return left
+    return min(left, optim_wrapper._max_counts - done)
+
+
+def backward_passes(optim_wrapper: OptimWrapper) -> int:
+    """Return the number of backward passes of this update so far."""
+    return optim_wrapper._inner_count
+
+
+def expect_last_pass(optim_wrapper: OptimWrapper) -> None:
+    """Make the next backward pass the one that synchronizes the ranks."""
+    optim_wrapper._accumulative_counts = optim_wrapper._inner_count + 1
 
 
 @contextmanager
 def one_update(optim_wrapper: OptimWrapper, micro_batches: int) -> Iterator[None]:
-    """Make a wrapper take its next micro-batches as one update.
+    """Make a wrapper count the backward passes of one update.
 
     MMEngine fixes the number of micro-batches for the whole training and keeps counting
     across epochs. In a large-batch loop each update has its own number.
     """
-    optim_wrapper._accumulative_counts = micro_batches
+    # Above the number of passes, so that none of them counts as the last one until
+    # expect_last_pass says so.
+    optim_wrapper._accumulative_counts = micro_batches + 1
     optim_wrapper._inner_count = 0
     optim_wrapper._max_counts = -1
     try:
@@ -99,6 +113,26 @@ def is_resuming(runner: Runner) -> bool:
 def has_rank_seeds(runner: Runner) -> bool:
     """Return whether each rank has a seed of its own (``diff_rank_seed``)."""
     return runner._randomness_cfg.get('diff_rank_seed', False)
+
+
+def auto_scaling(runner: Runner) -> dict | None:
+    """Return ``auto_scale_lr`` of a Runner or FlexibleRunner."""
+    if hasattr(runner, 'auto_scale_lr'):
+        return runner.auto_scale_lr
+    return runner._auto_scale_lr
+
+
+# Samplers
+
+
+def is_endless(batch_sampler: Sampler) -> bool:
+    """Return whether a batch sampler never ends.
+
+    MMEngine's InfiniteSampler and MMDetection's samplers of several sources share a
+    private method.
+    """
+    samplers = (batch_sampler, getattr(batch_sampler, 'sampler', None))
+    return any(hasattr(sampler, '_infinite_indices') for sampler in samplers)
 
 
 # Training loops

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from agvm_mm.validation import check_number
 
@@ -106,6 +107,25 @@ def check_clip_window(window: object, clips: bool) -> None:
         raise ValueError(
             f'clip_window={tuple(window)} without clip_grad clips nothing; add '
             'clip_grad=dict(max_norm=1.0)'
+        )
+
+
+def check_update_params(loop: str, optim_wrapper: OptimWrapper) -> None:
+    """Check that a large-batch loop can close the updates of an optimizer wrapper.
+
+    Args:
+        loop: Name of the loop.
+        optim_wrapper: The optimizer wrapper of the run.
+
+    Raises:
+        TypeError: If its ``update_params`` is not MMEngine's.
+    """
+    kind = type(optim_wrapper)
+    if kind.update_params is not OptimWrapper.update_params:
+        raise TypeError(
+            f'{loop} calls backward and step of the optimizer wrapper itself, but '
+            f'{kind.__name__} overrides update_params; use a loop of MMEngine with '
+            'optim_wrapper.accumulative_counts'
         )
 
 
@@ -243,21 +263,79 @@ def check_ranks_agree(fingerprint: Mapping[str, object]) -> None:
 # Batch
 
 
-def check_images_per_rank(size: int | None, batch_sampler: object) -> None:
-    """Check that a dataloader has a fixed batch size.
+def check_index_batches(dataloader: DataLoader) -> None:
+    """Check that a dataloader draws index batches, from which updates are planned.
 
     Args:
-        size: Images of one micro-batch, or None.
+        dataloader: Dataloader of the training.
+
+    Raises:
+        TypeError: If it has no batch sampler.
+    """
+    if dataloader.batch_sampler is None:
+        raise TypeError(
+            'a large-batch loop plans updates on the batch sampler of '
+            f'train_dataloader, and that of {type(dataloader.dataset).__name__} has '
+            'none; use a map-style dataset with a batch_size'
+        )
+
+
+def check_images_per_rank(size: object, batch_sampler: object) -> None:
+    """Check that a dataloader has one batch size.
+
+    Args:
+        size: Images of one micro-batch.
         batch_sampler: Batch sampler of the dataloader.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it has none, or several.
     """
-    if size is None:
+    if not isinstance(size, int):
+        found = 'no batch_size' if size is None else f'several batch sizes, {size}'
         raise ValueError(
-            'train_dataloader has no batch_size, and neither has its batch_sampler '
-            f'{type(batch_sampler).__name__}; the number of images of an update cannot '
-            'be counted'
+            f'train_dataloader with {type(batch_sampler).__name__} has {found}; the '
+            'images of an update can be counted only if all micro-batches have the '
+            'same batch_size'
+        )
+
+
+def check_total_fits(total: int, dataloader: DataLoader, ranks: int) -> None:
+    """Check that there are enough images for one full update.
+
+    Args:
+        total: Images of one update over all ranks.
+        dataloader: Dataloader of the training.
+        ranks: Number of ranks.
+
+    Raises:
+        ValueError: If an epoch has fewer images than an update.
+    """
+    batch_sampler = dataloader.batch_sampler
+    sampler = getattr(batch_sampler, 'sampler', dataloader.sampler)
+    images = len(sampler) * ranks
+    if images < total:
+        raise ValueError(
+            f'total_batch_size={total}, but an epoch has only {images} images; lower '
+            'total_batch_size'
+        )
+
+
+def check_loop_ends(loop: str, other: str, endless: bool, sampler: object) -> None:
+    """Check that a loop that counts epochs has a sampler that ends.
+
+    Args:
+        loop: Name of the loop.
+        other: Name of the loop that counts iterations.
+        endless: Whether the sampler never ends.
+        sampler: Sampler of the dataloader.
+
+    Raises:
+        ValueError: If it never ends.
+    """
+    if endless:
+        raise ValueError(
+            f'{loop} counts epochs, but {type(sampler).__name__} never ends one; use '
+            f"train_cfg=dict(type='{other}', max_iters=..., total_batch_size=...)"
         )
 
 

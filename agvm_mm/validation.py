@@ -5,7 +5,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter
 from numbers import Integral, Real
 from typing import Any
@@ -105,7 +105,11 @@ def argument_names(target: Callable) -> set[str] | None:
 
 
 def check_arguments(
-    name: str, given: Iterable[str], known: set[str], settings: Iterable[str] = ()
+    name: str,
+    given: Iterable[str],
+    known: set[str],
+    settings: Iterable[str] = (),
+    advice: Mapping[str, str] | None = None,
 ) -> None:
     """Check the names of keyword arguments.
 
@@ -114,20 +118,25 @@ def check_arguments(
         given: Names given by the user.
         known: Names that the class or function accepts.
         settings: Further names to suggest. Defaults to none.
+        advice: Sentences for certain unknown names, instead of a suggestion. Defaults
+            to None.
 
     Raises:
         TypeError: If a name is unknown; the message suggests the nearest known one.
     """
     for wrong in given:
         if wrong not in known:
+            nearest = did_you_mean(wrong, known.union(settings))
+            sentence = (advice or {}).get(wrong)
             raise TypeError(
                 f'{name} has no argument {wrong!r}; it has: '
-                f'{", ".join(sorted(known))}.'
-                f'{did_you_mean(wrong, known.union(settings))}'
+                f'{", ".join(sorted(known))}.{f" {sentence}" if sentence else nearest}'
             )
 
 
-def suggests_arguments(*settings: str) -> Callable:
+def suggests_arguments(
+    *settings: str, advice: Mapping[str, str] | None = None
+) -> Callable:
     """Return a decorator that refuses unknown arguments and suggests the nearest name.
 
     Python's own message lists no arguments, and it names a base class if a subclass
@@ -136,6 +145,7 @@ def suggests_arguments(*settings: str) -> Callable:
     Args:
         settings: Further keys of the same part of a config that are removed before
             the call. They are suggested but not accepted.
+        advice: See :func:`check_arguments`.
 
     Returns:
         Decorator for a function or for a class, whose ``__init__`` it wraps.
@@ -152,7 +162,7 @@ def suggests_arguments(*settings: str) -> Callable:
 
         @functools.wraps(call)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            check_arguments(target.__name__, kwargs, known, settings)
+            check_arguments(target.__name__, kwargs, known, settings, advice)
             return call(*args, **kwargs)
 
         if not isinstance(target, type):

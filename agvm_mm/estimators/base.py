@@ -108,15 +108,19 @@ class VarianceEstimator(ABC):
         self.measuring = self.begin(micro_batches)
         return self.measuring
 
-    def finish(self) -> dict[str, float]:
+    def finish(self) -> dict[str, float] | None:
         """Finish a measured update. This is its only host synchronization.
 
         Returns:
             Phi by module name, without modules that had no gradient; may be not
-            finite. The same on every rank.
+            finite. None if there was nothing to compare. The same on every rank.
         """
         self.measuring = False
         return self.collect()
+
+    def cancel(self) -> None:
+        """Stop measuring an update that does not end."""
+        self.measuring = False
 
     @abstractmethod
     def begin(self, micro_batches: int) -> bool:
@@ -136,7 +140,7 @@ class VarianceEstimator(ABC):
         """
 
     @abstractmethod
-    def collect(self) -> dict[str, float]:
+    def collect(self) -> dict[str, float] | None:
         """Return Phi by module name, see :meth:`finish`."""
 
     def new_table(self, like: Tensor, *, per_parameter: bool = False) -> Tensor:

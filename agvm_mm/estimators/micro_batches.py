@@ -1,4 +1,8 @@
-"""One process: the replicas are the micro-batches of an accumulated update."""
+"""One process: the replicas are the micro-batches of an accumulated update.
+
+The number of backward passes that an update announces is a plan. What counts is what
+came: a model may skip a micro-batch.
+"""
 
 from torch import Tensor
 
@@ -31,8 +35,11 @@ class MicroBatchHalves(VarianceEstimator):
                 for parameter in self.rows.parameters
             ]
 
-    def collect(self) -> dict[str, float]:
+    def collect(self) -> dict[str, float] | None:
         second_weight = self._total_weight - self._first_weight
+        if self._passes_left >= 0:  # Nothing came after the first half.
+            self._first = []
+            return None
         table = None
         for parameter, first in zip(self.rows.parameters, self._first, strict=True):
             total = parameter.grad
@@ -54,6 +61,10 @@ class MicroBatchHalves(VarianceEstimator):
         self._first = []
         return {} if table is None else self.by_name(*self.statistics.variances(table))
 
+    def cancel(self) -> None:
+        super().cancel()
+        self._first = []
+
 
 class MicroBatchReplicas(VarianceEstimator):
     """Compares all micro-batches of an update through their norms.
@@ -68,32 +79,59 @@ class MicroBatchReplicas(VarianceEstimator):
     statistics_type = ReplicasStatistics
 
     def begin(self, micro_batches: int) -> bool:
-        self._replicas = micro_batches
-        self._passes_left = micro_batches
+        self._replicas = 0
+        self._planned = micro_batches
+        self._total_weight = 0.0
         self._sums: list[Tensor | None] = [None] * len(self.rows.parameters)
         self._table: Tensor | None = None
         return micro_batches >= 2
 
     def after_backward(self, weight: float) -> None:
-        self._passes_left -= 1
-        for index, parameter in enumerate(self.rows.parameters):
-            own, so_far = parameter.grad, self._sums[index]
-            if own is not None:
-                if self._table is None:
-                    self._table = self.new_table(own)
-                row = self._table[self.rows.of(parameter).module]
-                # own is weight * g_r.
-                self.statistics.add_replica(row, parameter, own, 1 / weight)
-                so_far = own if so_far is None else so_far.add_(own)
-            self._sums[index] = so_far
-            parameter.grad = so_far if self._passes_left == 0 else None
+        self._replicas += 1
+        self._total_weight += weight
+        for index, own in enumerate(self._take_gradients()):
+            if own is None:
+                continue
+            parameter, so_far = self.rows.parameters[index], self._sums[index]
+            if self._table is None:
+                self._table = self.new_table(own)
+            row = self._table[self.rows.of(parameter).module]
+            # own is weight * g_r.
+            self.statistics.add_replica(row, parameter, own, 1 / weight)
+            self._sums[index] = own if so_far is None else so_far.add_(own)
 
-    def collect(self) -> dict[str, float]:
-        self._sums = []
+    def collect(self) -> dict[str, float] | None:
+        self._put_back()
+        if self._replicas < 2:
+            return None
         if self._table is None:
             return {}
         for parameter in self.rows.parameters:
             if parameter.grad is not None:
                 row = self._table[self.rows.of(parameter).module]
                 self.statistics.add_mean(row, parameter, parameter.grad)
+        if self._replicas < self._planned:
+            # The weights of those that came add up to less than 1.
+            self._table[:, 0] /= self._total_weight
+            self._table[:, 1] /= self._total_weight**2
         return self.by_name(*self.statistics.variances(self._table, self._replicas))
+
+    def cancel(self) -> None:
+        if self.measuring:
+            self._put_back()
+        super().cancel()
+
+    def _take_gradients(self) -> list[Tensor | None]:
+        taken = []
+        for parameter in self.rows.parameters:
+            taken.append(parameter.grad)
+            parameter.grad = None
+        return taken
+
+    def _put_back(self) -> None:
+        for parameter, total in zip(self.rows.parameters, self._sums, strict=True):
+            if parameter.grad is None:
+                parameter.grad = total
+            elif total is not None:  # A pass was interrupted.
+                parameter.grad = total.add_(parameter.grad)
+        self._sums = []

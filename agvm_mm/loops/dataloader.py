@@ -1,14 +1,18 @@
 """Dataloader that is iterated by optimizer updates."""
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache, partial
+from itertools import islice
 
-from mmengine.dataset import InfiniteSampler
 from torch.utils.data import DataLoader, Sampler
 
-from agvm_mm.loops.batch_size import divide_total
+from agvm_mm.engine import is_endless
+from agvm_mm.loops.batch_size import BatchSize, divide_total
+from agvm_mm.loops.update import RandomStream
+from agvm_mm.preflight import check_index_batches, check_total_fits
 
 
 class UpdateWindow:
@@ -19,7 +23,7 @@ class UpdateWindow:
         sizes: Images of each micro-batch of this update.
     """
 
-    def __init__(self, batches: Iterator, sizes: Sequence[int]) -> None:
+    def __init__(self, batches: Iterator, sizes: list[int]) -> None:
         self._batches = batches
         self._taken = 0
         self.sizes = tuple(sizes)
@@ -48,65 +52,167 @@ class UpdateWindow:
             pass
 
 
-class UpdateDataLoader:
-    """Dataloader that yields the window of one optimizer update at a time.
+class PlannedPass:
+    """One pass through a batch sampler that is drawn update by update.
 
-    Its length counts updates, so schedules, logs and checkpoints do as well. All other
-    attributes are those of the wrapped dataloader.
+    A DataLoader iterates it. It may draw ahead, as workers prefetch.
 
     Args:
-        dataloader: Yields the micro-batches of this rank.
-        total_batch_size: Images of one update over all ranks.
+        batch_sampler: Yields the indices of one micro-batch at a time.
+        micro_batches: Micro-batches of a full update.
+        stream: Random numbers of this pass; samplers may use the global generators.
+    """
+
+    def __init__(
+        self, batch_sampler: Sampler, micro_batches: int, stream: RandomStream
+    ) -> None:
+        self._micro_batches = micro_batches
+        self._stream = stream
+        self._indices: deque[list] = deque()
+        self._sizes: deque[list[int]] = deque()
+        with stream:
+            self._iterator = iter(batch_sampler)
+
+    def __iter__(self) -> Iterator[list]:
+        return self
+
+    def __next__(self) -> list:
+        if not self._indices:
+            self._draw()
+        if not self._indices:
+            raise StopIteration
+        return self._indices.popleft()
+
+    def next_sizes(self) -> list[int] | None:
+        """Return the images of each micro-batch of the next update; None at the end."""
+        if not self._sizes:
+            self._draw()
+        return self._sizes.popleft() if self._sizes else None
+
+    def _draw(self) -> None:
+        with self._stream:
+            batches = list(islice(self._iterator, self._micro_batches))
+        if batches:
+            self._indices.extend(batches)
+            self._sizes.append([len(batch) for batch in batches])
+
+
+class UpdatePlan:
+    """Index sampler of a DataLoader: each iteration starts a :class:`PlannedPass`.
+
+    Attributes:
+        current: The pass that was started last.
+        next_pass: Number of the pass to start next; it seeds samplers that use the
+            global random generators. A loop that counts epochs sets it.
+    """
+
+    def __init__(self, batch_sampler: Sampler, micro_batches: int, seed: int) -> None:
+        self.batch_sampler = batch_sampler
+        self.micro_batches = micro_batches
+        self.seed = seed
+        self.next_pass = 0
+        self.current: PlannedPass | None = None
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> PlannedPass:
+        stream = RandomStream(self.seed, self.next_pass, 0)
+        self.next_pass += 1
+        self.current = PlannedPass(self.batch_sampler, self.micro_batches, stream)
+        return self.current
+
+
+class UpdateDataLoader(DataLoader):
+    """DataLoader whose items are the windows of optimizer updates.
+
+    Its length counts updates, so schedules, logs and checkpoints do as well. Built by
+    :func:`load_by_updates` from the DataLoader of a run, which stays the same object:
+    all that a hook sets on it reaches the workers.
 
     Attributes:
         batch: The batch size and how it is divided.
-
-    Raises:
-        ValueError: If the total is not a multiple of ranks x images per rank.
+        plan: Yields the index batches.
     """
 
-    def __init__(self, dataloader: DataLoader, total_batch_size: int) -> None:
-        self.dataloader = dataloader
-        self.batch = divide_total(total_batch_size, dataloader)
+    batch: BatchSize
+    plan: UpdatePlan
 
-    def __getattr__(self, name: str) -> object:
-        if name == 'dataloader':  # Not set yet while being unpickled.
-            raise AttributeError(name)
-        return getattr(self.dataloader, name)
+    @property
+    def batch_size(self) -> int:
+        """Images of one update on this rank, which one iteration of the loop takes."""
+        return self.batch.images_per_rank * self.batch.micro_batches
+
+    @property
+    def _index_sampler(self) -> UpdatePlan:
+        return self.plan
 
     def __len__(self) -> int:
-        if self._is_infinite:
-            return math.ceil(len(self.dataloader.dataset) / self.batch.total)
-        return math.ceil(len(self.dataloader) / self.batch.micro_batches)
+        if is_endless(self.batch_sampler):
+            return math.ceil(len(self.dataset) / self.batch.total)
+        return math.ceil(len(self.batch_sampler) / self.batch.micro_batches)
 
     def __iter__(self) -> Iterator[UpdateWindow]:
-        batches = iter(self.dataloader)
-        for sizes in self._window_sizes():
+        # Workers get their base seed here.
+        with RandomStream(self.plan.seed, self.plan.next_pass, 1):
+            batches = super().__iter__()
+        current = self.plan.current
+        while (sizes := current.next_sizes()) is not None:
             window = UpdateWindow(batches, sizes)
             yield window
             window.skip()
 
-    @property
-    def _is_infinite(self) -> bool:
-        return isinstance(self._sampler, InfiniteSampler)
 
-    @property
-    def _sampler(self) -> Sampler:
-        # A custom batch sampler wraps the sampler that knows the length.
-        return getattr(
-            self.dataloader.batch_sampler, 'sampler', self.dataloader.sampler
-        )
+@cache
+def _update_class(kind: type[DataLoader]) -> type[UpdateDataLoader]:
+    if kind is DataLoader:
+        return UpdateDataLoader
+    return type(f'Update{kind.__name__}', (UpdateDataLoader, kind), {})
 
-    def _window_sizes(self) -> Iterator[list[int]]:
-        images, count = self.batch.images_per_rank, self.batch.micro_batches
-        if self._is_infinite:
-            yield from itertools.repeat([images] * count)
-            return
-        sizes = [images] * len(self.dataloader)
-        # Only the last micro-batch of an epoch can be smaller, unless the dataloader
-        # drops it.
-        missing = len(sizes) * images - len(self._sampler)
-        if missing > 0:
-            sizes[-1] -= missing
-        for start in range(0, len(sizes), count):
-            yield sizes[start : start + count]
+
+def load_by_updates(
+    dataloader: DataLoader, total_batch_size: int, seed: int
+) -> UpdateDataLoader:
+    """Make a DataLoader yield one optimizer update at a time.
+
+    Args:
+        dataloader: Yields the micro-batches of this rank. Changed in place.
+        total_batch_size: Images of one update over all ranks.
+        seed: Seed of samplers that use the global random generators.
+
+    Raises:
+        TypeError: If it has no batch sampler.
+        ValueError: If the total is not a multiple of ranks x images per rank, or there
+            are not so many images.
+    """
+    check_index_batches(dataloader)
+    batch = divide_total(total_batch_size, dataloader)
+    if not is_endless(dataloader.batch_sampler):
+        check_total_fits(total_batch_size, dataloader, batch.ranks)
+    dataloader.batch = batch
+    dataloader.plan = UpdatePlan(dataloader.batch_sampler, batch.micro_batches, seed)
+    # Not a wrapper: hooks of the toolboxes set private attributes of the DataLoader.
+    dataloader.__class__ = _update_class(type(dataloader))
+    return dataloader
+
+
+def set_seed(dataloader: UpdateDataLoader, seed: int, *, sampler: bool) -> None:
+    """Give samplers and workers a new seed; the dataset stays as it is.
+
+    Args:
+        dataloader: Its iteration has not started yet.
+        seed: Seed of the run.
+        sampler: Whether samplers have the seed of the run, not one of their own.
+    """
+    plan = dataloader.plan
+    if plan.seed == seed:
+        return
+    plan.seed = seed
+    if sampler:
+        batch_sampler = dataloader.batch_sampler
+        for owner in (batch_sampler, getattr(batch_sampler, 'sampler', None)):
+            if hasattr(owner, 'seed'):
+                owner.seed = seed
+    worker_init_fn = dataloader.worker_init_fn
+    if isinstance(worker_init_fn, partial) and 'seed' in worker_init_fn.keywords:
+        dataloader.worker_init_fn = partial(worker_init_fn, seed=seed)

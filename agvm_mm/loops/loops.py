@@ -8,24 +8,30 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import LOOPS, OPTIM_WRAPPERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from agvm_mm import engine
 from agvm_mm.checkpoint.loading import check_resume
 from agvm_mm.checkpoint.match import check_batch_size
-from agvm_mm.loops.dataloader import UpdateDataLoader, UpdateWindow
+from agvm_mm.loops.dataloader import UpdateWindow, load_by_updates, set_seed
 from agvm_mm.loops.summary import describe_run
-from agvm_mm.loops.update import WeightedOptimWrapper, seed_update
+from agvm_mm.loops.update import Update, reset_update, seed_update
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
 from agvm_mm.preflight import (
     check_accumulation,
     check_auto_scaling,
+    check_loop_ends,
     check_one_optimizer,
+    check_update_params,
 )
 from agvm_mm.validation import suggests_arguments
 
 # In the message hub, which is part of a checkpoint.
 IMAGES_OF_EPOCH = 'agvm_images_of_epoch'
+ITERATIONS_ADVICE = (
+    "For a training that counts iterations use type='LargeBatchIterTrainLoop' with "
+    'max_iters in optimizer updates.'
+)
 
 
 def pop_resume_switch(settings: object) -> bool:
@@ -63,6 +69,9 @@ class LargeBatchMixin:
         batch: The batch size and how it is divided.
     """
 
+    counts_epochs = True
+    """Whether the loop needs a sampler that ends."""
+
     def __init__(
         self,
         runner: Runner,
@@ -73,27 +82,19 @@ class LargeBatchMixin:
     ) -> None:
         check_resume(runner)
         self._allow_resume_mismatch = pop_resume_switch(runner.optim_wrapper)
-        self._dataloader_cfg = dataloader
-        self._total_batch_size = total_batch_size
-        updates = self._build_dataloader(runner)
-        self.batch = updates.batch
-        super().__init__(runner, updates, **kwargs)
-
-    def _build_dataloader(
-        self, runner: Runner, dataset: Dataset | None = None
-    ) -> UpdateDataLoader:
-        dataloader = self._dataloader_cfg
-        self._built_for_seed = runner.seed
+        self._last_time: float | None = None
         if isinstance(dataloader, dict):
-            if dataset is not None:
-                dataloader = dict(dataloader, dataset=dataset)
             # As MMEngine's BaseLoop builds it.
             dataloader = runner.build_dataloader(
                 dataloader,
                 seed=runner.seed,
                 diff_rank_seed=engine.has_rank_seeds(runner),
             )
-        return UpdateDataLoader(dataloader, self._total_batch_size)
+        updates = load_by_updates(dataloader, total_batch_size, runner.seed)
+        if self.counts_epochs:
+            self._check_ends(updates, engine.is_endless(updates.batch_sampler))
+        self.batch = updates.batch
+        super().__init__(runner, updates, **kwargs)
 
     def run(self) -> nn.Module:
         """Launch training.
@@ -104,30 +105,33 @@ class LargeBatchMixin:
                 size.
             TypeError: If there are several optimizer wrappers.
         """
+        self._prepare()
+        return super().run()
+
+    def _prepare(self) -> None:
+        """Check the run before its first update, and start it clean."""
         runner, name, total = self.runner, type(self).__name__, self.batch.total
         wrapper = runner.optim_wrapper
         check_one_optimizer(name, wrapper)
+        check_update_params(name, wrapper)
         check_accumulation(name, total, engine.accumulative_counts(wrapper))
-        check_auto_scaling(runner.auto_scale_lr, total)
+        check_auto_scaling(engine.auto_scaling(runner), total)
         is_agvm = isinstance(wrapper, AGVMMixin)
         if not is_agvm:
             wrapper.allow_resume_mismatch = self._allow_resume_mismatch
         check_batch_size(runner, total)
         if self.iter == 0:  # An earlier run of this process may have left images here.
             runner.message_hub.update_info(IMAGES_OF_EPOCH, 0)
-        if runner.seed != self._built_for_seed:
-            # Resumed: the order of the images follows the checkpoint's seed.
-            self._replace_dataloader(
-                self._build_dataloader(runner, self.dataloader.dataset)
-            )
+        # An interrupted update of this process may have left gradients.
+        reset_update(wrapper)
+        # A resumed run has the seed of its checkpoint.
+        set_seed(
+            self.dataloader, runner.seed, sampler=not engine.has_rank_seeds(runner)
+        )
         if not is_agvm:
             # With AGVM, VarianceSyncHook prints it.
             runner.logger.info(describe_run(runner, self.batch))
         self._last_time = time.perf_counter()
-        return super().run()
-
-    def _replace_dataloader(self, dataloader: UpdateDataLoader) -> None:
-        self.dataloader = dataloader
 
     def run_iter(self, *args: Any) -> None:
         """Run one optimizer update.
@@ -137,23 +141,25 @@ class LargeBatchMixin:
                 :class:`UpdateWindow`.
         """
         *index, window = args
+        if self._last_time is None:  # A subclass has a `run` of its own.
+            self._prepare()
         runner, batch_idx = self.runner, index[0] if index else self.iter
-        seed_update(runner.seed + self._rank_offset, self.iter)
+        seed_update(runner.seed, get_rank(), self.iter)
         micro_batches = iter(window)
         data_batch = next(micro_batches)
         runner.call_hook(
             'before_train_iter', batch_idx=batch_idx, data_batch=data_batch
         )
         outputs: dict = {}
-        with engine.one_update(runner.optim_wrapper, len(window)):
+        update = Update(runner.model, runner.optim_wrapper, len(window))
+        with update:
             for weight in window.weights:
-                losses = runner.model.train_step(
-                    data_batch,
-                    optim_wrapper=WeightedOptimWrapper(runner.optim_wrapper, weight),
-                )
-                for name, value in losses.items():
+                losses = update.train_step(data_batch, weight)
+                # A model may skip a micro-batch and return nothing.
+                for name, value in (losses or {}).items():
                     outputs[name] = outputs.get(name, 0) + value * float(weight)
                 data_batch = next(micro_batches, data_batch)
+            update.step()
         self._report(window)
         if index:
             self._count_images_of_epoch(index[0], window.images)
@@ -165,10 +171,13 @@ class LargeBatchMixin:
         )
         engine.count_iteration(self)
 
-    @property
-    def _rank_offset(self) -> int:
-        # As in MMEngine's set_random_seed.
-        return get_rank() if engine.has_rank_seeds(self.runner) else 0
+    def _check_ends(self, dataloader: DataLoader, endless: bool) -> None:
+        check_loop_ends(
+            type(self).__name__,
+            'LargeBatchIterTrainLoop',
+            endless,
+            dataloader.batch_sampler.sampler,
+        )
 
     def _count_images_of_epoch(self, index: int, images: int) -> None:
         hub = self.runner.message_hub
@@ -187,7 +196,7 @@ class LargeBatchMixin:
 
 
 @LOOPS.register_module()
-@suggests_arguments()
+@suggests_arguments(advice={'max_iters': ITERATIONS_ADVICE})
 class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
     """Epoch-based training whose iterations are updates on ``total_batch_size``.
 
@@ -225,8 +234,11 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         hub = self.runner.message_hub
         # In images: a run that resumes one of another batch has other updates.
         images = hub.runtime_info.get(IMAGES_OF_EPOCH, 0)
-        done = math.ceil(images / self._total_batch_size)
+        done = math.ceil(images / self.batch.total)
+        self.dataloader.plan.next_pass = self.epoch
         for idx, window in enumerate(self.dataloader):
+            # No batch sampler is so far off its length.
+            self._check_ends(self.dataloader, idx > 2 * len(self.dataloader))
             if idx >= done:
                 self.run_iter(idx, window)
         # Before the hooks, one of which saves the checkpoint of a whole epoch.
@@ -253,6 +265,4 @@ class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
         ValueError: If the total is not a multiple of ranks x images per rank.
     """
 
-    def _replace_dataloader(self, dataloader: UpdateDataLoader) -> None:
-        super()._replace_dataloader(dataloader)
-        self.dataloader_iterator = type(self.dataloader_iterator)(dataloader)
+    counts_epochs = False

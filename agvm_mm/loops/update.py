@@ -1,60 +1,211 @@
-"""One update of a large-batch loop: its seed and the weights of its losses."""
+"""One update of a large-batch loop: random numbers, weights of losses, its end."""
 
+import logging
 import random
 from fractions import Fraction
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from agvm_mm.engine import accumulative_counts
+from agvm_mm import engine
 
 
-def seed_update(seed: int, update: int) -> None:
-    """Make the random numbers of an update depend on its number only.
+def derive_seed(*key: int) -> int:
+    """Return a seed of 32 bits that depends on all of a key."""
+    return np.random.SeedSequence(key).generate_state(1).tolist()[0]
+
+
+def seed_update(seed: int, rank: int, update: int) -> None:
+    """Make the random numbers of an update depend on rank and number only.
 
     A run that resumes before an update then draws the same numbers as a run that was
-    not interrupted.
+    not interrupted. Ranks draw different numbers, so that dropout and sampled proposals
+    average over them.
 
     Args:
         seed: Seed of the run.
+        rank: Rank of this process.
         update: Number of the update, from 0.
     """
-    (seed,) = np.random.SeedSequence([seed, update]).generate_state(1).tolist()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    derived = derive_seed(seed, rank, update)
+    random.seed(derived)
+    np.random.seed(derived)
+    torch.manual_seed(derived)
+
+
+class RandomStream:
+    """Context in which the global generators of the CPU continue a stream of their own.
+
+    Args:
+        key: Seeds the stream.
+    """
+
+    def __init__(self, *key: int) -> None:
+        self._seed = derive_seed(*key)
+        self._inside: tuple | None = None
+        self._outside: tuple | None = None
+
+    def __enter__(self) -> None:
+        self._outside = self._state()
+        if self._inside is not None:
+            self._restore(self._inside)
+            return
+        random.seed(self._seed)
+        np.random.seed(self._seed)
+        # torch.manual_seed would reset the generators of GPUs as well.
+        torch.default_generator.manual_seed(self._seed)
+
+    def __exit__(self, *_: object) -> None:
+        self._inside = self._state()
+        self._restore(self._outside)
+
+    @staticmethod
+    def _state() -> tuple:
+        return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+    @staticmethod
+    def _restore(state: tuple) -> None:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
 
 
 class WeightedOptimWrapper:
     """Optimizer wrapper as a model sees it during one micro-batch of an update.
 
-    MMEngine gives each micro-batch the weight 1 / count. The last one of an epoch may
-    have fewer images and gets a smaller weight here: an update follows the mean over
-    its images. All other attributes are those of the wrapped optimizer wrapper.
+    An update follows the mean over its images, so a micro-batch with fewer of them has
+    a smaller weight. All other attributes are those of the wrapped optimizer wrapper.
 
     Args:
         optim_wrapper: The optimizer wrapper of the run.
         weight: Share of the micro-batch in the images of the update.
+
+    Attributes:
+        step_kwargs: Arguments of ``step`` that the model asked for.
+        zero_kwargs: Arguments of ``zero_grad`` that the model asked for.
     """
 
     def __init__(self, optim_wrapper: OptimWrapper, weight: Fraction) -> None:
         self._optim_wrapper = optim_wrapper
         self._weight = weight
+        self.step_kwargs: dict = {}
+        self.zero_kwargs: dict = {}
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._optim_wrapper, name)
 
-    def update_params(self, loss: Tensor, *args, **kwargs) -> None:
-        """Run ``OptimWrapper.update_params`` on the weighted loss."""
-        wrapper = self._optim_wrapper
-        # OptimWrapper.scale_loss divides by the count. The fraction is exact, so
-        # micro-batches of the same size leave the loss as it is.
-        relative = float(self._weight * accumulative_counts(wrapper))
+    def update_params(
+        self,
+        loss: Tensor,
+        step_kwargs: dict | None = None,
+        zero_kwargs: dict | None = None,
+    ) -> None:
+        """Back-propagate the weighted loss; the loop steps at the end of the update."""
+        self.step_kwargs, self.zero_kwargs = step_kwargs or {}, zero_kwargs or {}
         # AGVM divides gradients by it.
-        wrapper.loss_weight = float(self._weight)
+        self._optim_wrapper.loss_weight = float(self._weight)
         try:
-            wrapper.update_params(loss * relative, *args, **kwargs)
+            # As OptimWrapper.scale_loss: k micro-batches of the same size divide by k.
+            self._optim_wrapper.backward(loss / float(1 / self._weight))
         finally:
-            wrapper.loss_weight = None
+            self._optim_wrapper.loss_weight = None
+
+
+class Update:
+    """Context that runs the micro-batches of one update and closes it.
+
+    A model may skip a micro-batch, on a loss that is not finite for example. The update
+    then follows the mean over the images of the others.
+
+    Args:
+        model: As the runner trains it.
+        optim_wrapper: The optimizer wrapper of the run.
+        micro_batches: Micro-batches of the update on this rank.
+    """
+
+    def __init__(
+        self, model: nn.Module, optim_wrapper: OptimWrapper, micro_batches: int
+    ) -> None:
+        self._model = model
+        self._optim_wrapper = optim_wrapper
+        self._left = micro_batches
+        self._weight = Fraction(0)
+        self._last_came = False
+        self._view: WeightedOptimWrapper | None = None
+        self._counting = engine.one_update(optim_wrapper, micro_batches)
+
+    def __enter__(self) -> 'Update':
+        self._counting.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._counting.__exit__(*error)
+
+    def train_step(self, data_batch: object, weight: Fraction) -> dict | None:
+        """Run ``train_step`` of the model on one micro-batch.
+
+        Args:
+            data_batch: The micro-batch.
+            weight: Its share in the images of the update.
+
+        Returns:
+            Losses to log.
+        """
+        wrapper = self._optim_wrapper
+        self._left -= 1
+        if self._left == 0:
+            engine.expect_last_pass(wrapper)
+        before = engine.backward_passes(wrapper)
+        view = WeightedOptimWrapper(wrapper, weight)
+        losses = self._model.train_step(data_batch, optim_wrapper=view)
+        self._last_came = engine.backward_passes(wrapper) > before
+        if self._last_came:
+            self._view = view
+            self._weight += weight
+        return losses
+
+    def step(self) -> None:
+        """Step on the gradients of this update, or drop it."""
+        wrapper = self._optim_wrapper
+        reduced = self._last_came or not isinstance(
+            self._model, DistributedDataParallel
+        )
+        if not self._weight or not reduced:
+            print_log(
+                'dropped an update: '
+                + (
+                    'its last micro-batch, which reduces the gradients of all ranks, '
+                    'had no backward pass'
+                    if self._weight
+                    else 'none of its micro-batches had a backward pass'
+                ),
+                logger='current',
+                level=logging.WARNING,
+            )
+            reset_update(wrapper, dropped=True)
+            return
+        if self._weight != 1:
+            if hasattr(wrapper, 'finish_measurement'):
+                wrapper.finish_measurement()
+            for group in wrapper.optimizer.param_groups:
+                for parameter in group['params']:
+                    if parameter.grad is not None:
+                        parameter.grad /= float(self._weight)
+        wrapper.step(**self._view.step_kwargs)
+        wrapper.zero_grad(**self._view.zero_kwargs)
+
+
+def reset_update(optim_wrapper: OptimWrapper, *, dropped: bool = False) -> None:
+    """Clear the gradients of an unfinished update.
+
+    Args:
+        optim_wrapper: The optimizer wrapper of the run.
+        dropped: Whether the update counts as done. Defaults to False.
+    """
+    if hasattr(optim_wrapper, 'reset_update'):
+        optim_wrapper.reset_update(dropped=dropped)
+    optim_wrapper.zero_grad()

@@ -155,12 +155,32 @@ class AGVMMixin(ConditionalClipping):
         rates of the parameter groups are what they were, even if the step raises.
         """
         self._check_attached()
-        if self._estimator.measuring:
-            self._update_multipliers(self._estimator.finish())
+        self.finish_measurement()
         with self._modulated_lr():
             super().step(**kwargs)
         self.num_updates += 1
         self._in_update = False
+
+    def finish_measurement(self) -> None:
+        """Update the multipliers if this update is measured.
+
+        The gradients are complete afterwards. :meth:`step` does the same.
+        """
+        if self._estimator.measuring:
+            variances = self._estimator.finish()
+            if variances is not None:
+                self._update_multipliers(variances)
+
+    def reset_update(self, *, dropped: bool) -> None:
+        """Forget an update that was begun.
+
+        Args:
+            dropped: Whether it counts as an update.
+        """
+        self._in_update = False
+        self.num_updates += int(dropped)
+        if self._estimator is not None:
+            self._estimator.cancel()
 
     def clips_now(self) -> bool:
         """Return whether this update lies in ``clip_window``."""
@@ -226,9 +246,7 @@ class AGVMMixin(ConditionalClipping):
         self.num_measurements = saved['num_measurements']
         self.num_skipped_measurements = saved['num_skipped_measurements']
         self.effective_batch_size = saved['effective_batch_size']
-        self._in_update = False
-        if self._estimator is not None:
-            self._estimator.measuring = False
+        self.reset_update(dropped=False)
 
     def _check_attached(self) -> None:
         if self._estimator is None:

@@ -5,14 +5,14 @@ import torch
 from runners import ImageDataset, make_runner
 from torch.utils.data import DataLoader
 
-from agvm_mm.loops.dataloader import UpdateDataLoader
+from agvm_mm.loops.dataloader import load_by_updates
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
 
 
 def windows(images, batch_size, total, **kwargs):
     loader = DataLoader(ImageDataset(images), batch_size=batch_size, **kwargs)
-    return UpdateDataLoader(loader, total)
+    return load_by_updates(loader, total, 0)
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,12 @@ def test_unread_window_is_skipped():
     assert [b[0][:, 0].tolist() for b in next(loader)] == first[1]
 
 
-def test_other_attributes_belong_to_the_dataloader():
-    loader = windows(24, 4, 12)
-    assert loader.batch_size == 4
-    assert len(loader.dataset) == 24
-    assert loader.sampler is loader.dataloader.sampler
+def test_dataloader_stays_the_same_object():
+    loader = DataLoader(ImageDataset(24), batch_size=4)
+    sampler = loader.sampler
+    assert load_by_updates(loader, 12, 0) is loader
+    assert isinstance(loader, DataLoader) and loader.sampler is sampler
+    assert loader.batch_size == 12 and len(loader) == 2
 
 
 def test_indivisible_total_names_nearest_multiples():
@@ -114,14 +115,15 @@ def test_iterations_with_infinite_sampler(tmp_path):
 def test_logged_loss_is_mean_over_the_update(tmp_path):
     runner = make_runner(
         tmp_path,
-        PLAIN,
+        dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.0)),
         images=18,
         batch_size=4,
-        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=20),
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=12),
         shuffle=False,
     )
     runner.train()
-    inputs, targets = ImageDataset(18).tensors
+    # The second update has 6 images in micro-batches of 4 and 2.
+    inputs, targets = (tensor[12:] for tensor in ImageDataset(18).tensors)
     expected = type(runner.model)()(inputs, targets)['loss']
     logged = runner.message_hub.get_scalar('train/loss').current()
     assert float(logged) == pytest.approx(expected.item(), abs=1e-12)
