@@ -1,0 +1,321 @@
+"""Updates are planned on what the batch sampler yields, in the run's own DataLoader."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.datasets.samplers import AspectRatioBatchSampler, MultiSourceSampler
+from mmdet.engine.hooks import PipelineSwitchHook
+from mmengine.dataset import DefaultSampler
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, LOOPS, MODELS, TRANSFORMS
+from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
+from runners import ImageDataset, make_runner
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+)
+
+from agvm_mm.loops import LargeBatchTrainLoop
+from agvm_mm.loops.dataloader import load_by_updates
+
+PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05))
+AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
+
+
+@MODELS.register_module(force=True)
+class SeenModel(BaseModel):
+    """Model that records its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(1, 1)
+        self.head = nn.Linear(1, 1)
+        self.seen = []
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        inputs = torch.as_tensor(inputs).flatten()
+        self.seen.append(inputs.tolist())
+        return dict(loss=self.head(self.backbone(inputs[:, None].float())).mean())
+
+
+@TRANSFORMS.register_module(force=True)
+class AddHundred:
+    def __call__(self, results):
+        return dict(inputs=results['inputs'] + 100)
+
+
+@DATASETS.register_module(force=True)
+class NumberDataset(Dataset):
+    """Numbers from 0 on, as a pipeline returns them."""
+
+    metainfo = {}
+
+    def __init__(self, images, first=0):
+        self.images, self.first = images, first
+        self.pipeline = dict
+
+    def __len__(self):
+        return self.images
+
+    def __getitem__(self, index):
+        return self.pipeline(dict(inputs=self.first + index))
+
+    def get_data_info(self, index):
+        return dict(width=1 + index % 3, height=2)
+
+
+def train(work_dir, train_cfg, dataloader, *, optim_wrapper=PLAIN, **kwargs):
+    """Train a SeenModel and return the runner."""
+    runner = Runner(
+        model=dict(type='SeenModel'),
+        work_dir=str(work_dir),
+        train_dataloader=dict(collate_fn=dict(type='default_collate')) | dataloader,
+        optim_wrapper=optim_wrapper,
+        train_cfg=train_cfg,
+        randomness=dict(seed=0),
+        experiment_name=f'{work_dir.name}-{torch.randint(10**9, ()).item()}',
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=-1)),
+        **kwargs,
+    )
+    runner.train()
+    return runner
+
+
+def numbers(images, batch_size, **kwargs):
+    return (
+        dict(
+            dataset=dict(type='NumberDataset', images=images),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=batch_size,
+            num_workers=0,
+        )
+        | kwargs
+    )
+
+
+@pytest.mark.parametrize('persistent', [True, False])
+def test_pipeline_switch_reaches_the_workers_as_in_mmengine(tmp_path, persistent):
+    loader = numbers(8, 4, num_workers=2, persistent_workers=persistent)
+    seen = []
+    for name, cfg in (
+        ('theirs', dict(type='EpochBasedTrainLoop', max_epochs=4)),
+        ('ours', dict(type='LargeBatchTrainLoop', max_epochs=4, total_batch_size=4)),
+    ):
+        hook = dict(
+            type=PipelineSwitchHook,
+            switch_epoch=2,
+            switch_pipeline=[dict(type='AddHundred')],
+        )
+        runner = train(tmp_path / name, cfg, copy.deepcopy(loader), custom_hooks=[hook])
+        seen.append(runner.model.seen)
+    assert seen[0] == seen[1]
+    assert [value >= 100 for batch in seen[1] for value in batch] == [
+        *[False] * 16,
+        *[True] * 16,
+    ]
+
+
+def sources():
+    return ConcatDataset([NumberDataset(7), NumberDataset(16, first=1000)])
+
+
+def multi_source(batch_size):
+    return dict(
+        dataset=sources(),
+        sampler=dict(
+            type=MultiSourceSampler, batch_size=batch_size, source_ratio=[1, 4]
+        ),
+        batch_size=batch_size,
+        num_workers=0,
+    )
+
+
+def test_endless_sampler_of_several_sources_gives_full_updates(tmp_path):
+    cfg = dict(type='IterBasedTrainLoop', max_iters=14)
+    theirs = train(tmp_path / 'theirs', cfg, multi_source(5))
+    cfg = dict(type='LargeBatchIterTrainLoop', max_iters=7, total_batch_size=10)
+    ours = train(tmp_path / 'ours', cfg, multi_source(5))
+    assert ours.model.seen == theirs.model.seen
+    assert ours.message_hub.get_scalar('train/batch_size').data[0].tolist() == [10] * 7
+
+
+def test_endless_sampler_in_the_epoch_loop_names_the_other_loop(tmp_path):
+    cfg = dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=10)
+    with pytest.raises(ValueError, match='MultiSourceSampler never.*LargeBatchIterT'):
+        train(tmp_path, cfg, multi_source(5))
+    with pytest.raises(ValueError, match='InfiniteSampler never.*LargeBatchIterTrain'):
+        train(tmp_path, cfg, numbers(20, 5, sampler=dict(type='InfiniteSampler')))
+
+
+class UnknownEndlessSampler(DefaultSampler):
+    def __iter__(self):
+        while True:
+            yield from super().__iter__()
+
+
+def test_endless_sampler_of_unknown_kind_is_found(tmp_path):
+    cfg = dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=10)
+    loader = numbers(20, 5, sampler=UnknownEndlessSampler(NumberDataset(20)))
+    with pytest.raises(ValueError, match='UnknownEndlessSampler never ends'):
+        train(tmp_path, cfg, loader)
+
+
+def test_batch_sampler_may_yield_fewer_batches_than_its_length(tmp_path):
+    loader = numbers(
+        20, 4, batch_sampler=dict(type=AspectRatioBatchSampler, drop_last=True)
+    )
+    seen = []
+    for name, cfg in (
+        ('theirs', dict(type='EpochBasedTrainLoop', max_epochs=2)),
+        ('ours', dict(type='LargeBatchTrainLoop', max_epochs=2, total_batch_size=8)),
+    ):
+        runner = train(tmp_path / name, cfg, copy.deepcopy(loader))
+        seen.append(runner.model.seen)
+    # Groups of 14 and 6 images: 3 + 1 batches of 4, of 5 that the length gives.
+    assert len(seen[0]) == 8
+    assert seen[0] == seen[1]
+    assert runner.iter == 4
+
+
+class TwoSizes(BatchSampler):
+    """Batch sampler with a batch size for each source, as MMDetection has them."""
+
+    def __init__(self, sampler, batch_size):
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def __iter__(self):
+        yield from ([0, 1, 2, 3], [4, 5])
+
+    def __len__(self):
+        return 2
+
+
+@pytest.mark.parametrize(
+    'train_cfg, optim_wrapper, hooks',
+    [
+        (
+            dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=4),
+            PLAIN,
+            [],
+        ),
+        (
+            dict(type='EpochBasedTrainLoop', max_epochs=1),
+            dict(AGVM, accumulative_counts=2),
+            [dict(type='VarianceSyncHook')],
+        ),
+    ],
+)
+def test_several_batch_sizes_are_refused(tmp_path, train_cfg, optim_wrapper, hooks):
+    loader = numbers(8, [4, 2], batch_sampler=dict(type=TwoSizes))
+    with pytest.raises(ValueError, match=r'TwoSizes has several batch sizes, \[4, 2\]'):
+        train(
+            tmp_path,
+            train_cfg,
+            loader,
+            optim_wrapper=optim_wrapper,
+            custom_hooks=hooks,
+        )
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(8))
+
+
+def test_iterable_dataset_is_refused():
+    with pytest.raises(TypeError, match='that of Stream has none'):
+        load_by_updates(DataLoader(Stream(), batch_size=None), 8, 0)
+
+
+@pytest.mark.parametrize('total', [128, 1024])
+def test_total_larger_than_the_data_is_refused(tmp_path, total):
+    cfg = dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=total)
+    with pytest.raises(
+        ValueError, match=f'total_batch_size={total}, .* only 64 images'
+    ):
+        train(tmp_path, cfg, numbers(64, 4))
+
+
+def test_epoch_loop_with_max_iters_names_the_other_loop():
+    with pytest.raises(TypeError, match="'max_iters'.*LargeBatchIterTrainLoop"):
+        LargeBatchTrainLoop(None, None, total_batch_size=8, max_iters=10)
+
+
+@LOOPS.register_module(force=True)
+class OwnRunLoop(LargeBatchTrainLoop):
+    """Loop that copies ``run`` of MMEngine."""
+
+    def run(self):
+        return EpochBasedTrainLoop.run(self)
+
+
+@pytest.mark.parametrize('optim_wrapper', [PLAIN, AGVM], ids=['plain', 'agvm'])
+def test_subclass_with_its_own_run_is_checked_as_well(tmp_path, optim_wrapper):
+    cfg = dict(type='OwnRunLoop', max_epochs=2, total_batch_size=8)
+    hooks = [dict(type='VarianceSyncHook')] if optim_wrapper is AGVM else []
+    runner = train(
+        tmp_path,
+        cfg,
+        numbers(16, 4),
+        optim_wrapper=optim_wrapper,
+        custom_hooks=hooks,
+    )
+    assert runner.iter == 4
+    with pytest.raises(ValueError, match='remove optim_wrapper.accumulative_counts=2'):
+        train(
+            tmp_path / 'twice',
+            cfg,
+            numbers(16, 4),
+            optim_wrapper=dict(optim_wrapper, accumulative_counts=2),
+            custom_hooks=hooks,
+        )
+
+
+def test_collate_function_set_by_a_hook_reaches_the_loader():
+    loader = load_by_updates(DataLoader(ImageDataset(8), batch_size=2), 4, 0)
+    loader.collate_fn = len
+    assert [list(window) for window in loader] == [[2, 2], [2, 2]]
+
+
+@pytest.mark.parametrize('optim_wrapper', [PLAIN, AGVM], ids=['plain', 'agvm'])
+def test_flexible_runner(tmp_path, optim_wrapper):
+    cfg = dict(
+        model=dict(type='ToyDetector'),
+        train_dataloader=dict(
+            dataset=dict(type='ImageDataset', images=24),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=4,
+            num_workers=0,
+            collate_fn=dict(type='default_collate'),
+        ),
+        optim_wrapper=optim_wrapper,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=2, total_batch_size=12),
+        randomness=dict(seed=0),
+        custom_hooks=[dict(type='VarianceSyncHook')] if optim_wrapper is AGVM else [],
+    )
+    flexible = FlexibleRunner(
+        work_dir=str(tmp_path / 'flexible'),
+        experiment_name=f'flexible-{torch.randint(10**9, ()).item()}',
+        **copy.deepcopy(cfg),
+    )
+    flexible.train()
+    runner = make_runner(
+        tmp_path / 'plain',
+        optim_wrapper,
+        images=24,
+        batch_size=4,
+        train_cfg=cfg['train_cfg'],
+        hooks=cfg['custom_hooks'],
+        shuffle=False,
+    )
+    runner.train()
+    assert flexible.iter == runner.iter == 4
+    for p, q in zip(
+        flexible.model.parameters(), runner.model.parameters(), strict=True
+    ):
+        assert torch.equal(p, q)

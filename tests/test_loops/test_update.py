@@ -1,0 +1,335 @@
+"""Updates close themselves; random numbers depend on seed, rank and update."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import DATA_SAMPLERS, HOOKS, MODEL_WRAPPERS, MODELS
+from ranks import run_on_ranks
+from runners import ImageDataset, make_runner
+from torch.utils.data import RandomSampler
+from toy import ToyDetector
+
+from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+
+SGD = dict(type='SGD', lr=0.05, momentum=0.9)
+PLAIN = dict(type='OptimWrapper', optimizer=SGD)
+AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
+ESTIMATORS = ['halves', 'replicas']
+
+
+def on_ranks(wrapper='MMDistributedDataParallel'):
+    """Return arguments of a Runner on the ranks of the process group."""
+    cfg = dict(model_wrapper_cfg=dict(type=wrapper, device_ids=None))
+    return dict(launcher='pytorch', cfg=cfg)
+
+
+@MODELS.register_module(force=True)
+class FaultyModel(ToyDetector):
+    """Model that skips some of its micro-batches or is interrupted at one."""
+
+    def __init__(self, skipped=(), interrupted=None):
+        super().__init__()
+        self.skipped, self.interrupted = skipped, interrupted
+        self.calls = 0
+
+    def count_call(self):
+        call, self.calls = self.calls, self.calls + 1
+        if call == self.interrupted:
+            raise KeyboardInterrupt
+        return call in self.skipped
+
+    def train_step(self, data, optim_wrapper):
+        if self.count_call():
+            return dict(loss=torch.tensor(float('nan')))
+        return super().train_step(data, optim_wrapper)
+
+
+@HOOKS.register_module(force=True)
+class RecordGradients(Hook):
+    """Hook that records the gradients of each step."""
+
+    steps: list = []
+
+    def before_train(self, runner):
+        type(self).steps = []
+        model = getattr(runner.model, 'module', runner.model)
+        runner.optim_wrapper.optimizer.register_step_pre_hook(
+            lambda *_: self.steps.append([p.grad.clone() for p in model.parameters()])
+        )
+
+
+@MODEL_WRAPPERS.register_module(force=True)
+class FaultyDDP(MMDistributedDataParallel):
+    """DDP that skips the micro-batches that its model skips."""
+
+    def train_step(self, data, optim_wrapper):
+        if self.module.count_call():
+            return dict(loss=torch.tensor(float('nan')))
+        return super().train_step(data, optim_wrapper)
+
+
+def make(
+    work_dir, wrapper, *, train_cfg=None, estimator='replicas', model=(), **kwargs
+):
+    """Build a run of two updates with four micro-batches of 4 images each."""
+    hooks = [dict(type='RecordGradients')]
+    if wrapper['type'] == 'AGVMOptimWrapper':
+        hooks.append(dict(type='VarianceSyncHook', interval=1, estimator=estimator))
+    runner = make_runner(
+        work_dir,
+        wrapper,
+        images=32,
+        batch_size=4,
+        train_cfg=train_cfg
+        or dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=16),
+        hooks=hooks,
+        shuffle=False,
+        model='FaultyModel',
+        **kwargs,
+    )
+    model_of(runner).__dict__.update(model)
+    return runner
+
+
+def model_of(runner):
+    return getattr(runner.model, 'module', runner.model)
+
+
+def gradient(model, kept):
+    """Return the mean gradient over some micro-batches of 4 images."""
+    inputs, targets = ImageDataset(32).tensors
+    images = [4 * k + i for k in kept for i in range(4)]
+    loss = model(inputs[images], targets[images])['loss']
+    return torch.autograd.grad(loss, list(model.parameters()))
+
+
+def assert_equal(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def expected_phi(kept, estimator):
+    """Return Phi of the backbone over some micro-batches of the first update."""
+    model = ToyDetector()
+    count = len(list(model.backbone.parameters()))
+    own = torch.stack(
+        [torch.cat([g.flatten() for g in gradient(model, [k])[:count]]) for k in kept]
+    )
+    if estimator == 'halves':
+        # Four micro-batches were announced: the first two that come are one half.
+        a, b = own[:2].mean(0), own[2:].mean(0)
+        return (1 - a @ b / a.norm() / b.norm()).item()
+    local, mean = own.square().sum(1).mean(), own.mean(0).square().sum()
+    return (2 * (local - mean) / ((len(own) - 2) * mean + local)).item()
+
+
+@pytest.mark.parametrize('skipped', [(0,), (3,), (1, 2), (0, 1, 3)])
+@pytest.mark.parametrize('estimator', [None, *ESTIMATORS])
+def test_update_is_the_mean_over_the_micro_batches_that_came(
+    tmp_path, estimator, skipped
+):
+    wrapper = AGVM if estimator else PLAIN
+    runner = make(tmp_path, wrapper, estimator=estimator, model=dict(skipped=skipped))
+    runner.train()
+    kept = [k for k in range(4) if k not in skipped]
+    assert runner.iter == len(RecordGradients.steps) == 2
+    assert_equal(RecordGradients.steps[0], gradient(ToyDetector(), kept))
+    if estimator is None:
+        return
+    # Halves need a micro-batch after the second, replicas two.
+    measured = len(kept) > (2 if estimator == 'halves' else 1)
+    wrapper = runner.optim_wrapper
+    assert (wrapper.num_updates, wrapper.num_measurements) == (2, 1 + measured)
+    assert wrapper.num_skipped_measurements == 0
+    if measured:
+        logged = runner.message_hub.get_scalar('train/agvm/phi/backbone').data[0]
+        assert logged[0] == pytest.approx(expected_phi(kept, estimator), abs=1e-12)
+
+
+@pytest.mark.parametrize('wrapper', [PLAIN, AGVM], ids=['plain', 'agvm'])
+def test_update_without_any_backward_pass_is_dropped_and_counted(tmp_path, wrapper):
+    runner = make(tmp_path, wrapper, model=dict(skipped=range(4)))
+    before = [p.clone() for p in runner.model.parameters()]
+    runner.train()
+    assert runner.iter == 2 and len(RecordGradients.steps) == 1
+    expected = FaultyModel()
+    assert_equal(before, expected.parameters())
+    assert_equal(RecordGradients.steps[0], gradient(expected, [4, 5, 6, 7]))
+    if wrapper is AGVM:
+        assert runner.optim_wrapper.num_updates == 2
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'dropped an update: none of its micro-batches' in log.read_text()
+
+
+def skipping_rank(folder):
+    """Skip the first, then the last micro-batch of an update on both ranks."""
+    results = []
+    for skipped in ((0,), (1,)):
+        runner = make(
+            Path(folder, str(skipped), str(dist.get_rank())),
+            AGVM,
+            model=dict(skipped=skipped),
+            **on_ranks('FaultyDDP'),
+        )
+        runner.train()
+        results.append((RecordGradients.steps, runner.optim_wrapper.num_updates))
+    return results
+
+
+def test_skipped_micro_batches_on_ranks(tmp_path):
+    for first, last in run_on_ranks(skipping_rank, 2, str(tmp_path)):
+        assert first[1] == last[1] == 2
+        # The two micro-batches of a rank are every other image of 0..7 and of 8..15.
+        assert len(first[0]) == 2
+        assert_equal(first[0][0], gradient(FaultyModel(), [2, 3]))
+        # The last micro-batch reduces the gradients: without it there is no update.
+        assert len(last[0]) == 1
+
+
+@pytest.mark.parametrize('interrupted', [1, 3, 6])
+@pytest.mark.parametrize('estimator', [None, *ESTIMATORS])
+def test_training_after_an_interruption_starts_a_clean_update(
+    tmp_path, estimator, interrupted
+):
+    wrapper = AGVM if estimator else PLAIN
+    runner = make(
+        tmp_path, wrapper, estimator=estimator, model=dict(interrupted=interrupted)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    done = runner.iter
+    weights = FaultyModel()
+    weights.load_state_dict(runner.model.state_dict())
+    runner.train()
+    assert runner.iter == 2
+    first = range(4 * done, 4 * done + 4)
+    assert_equal(RecordGradients.steps[0], gradient(weights, first))
+    if estimator:
+        assert runner.optim_wrapper.num_updates == 2
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+@pytest.mark.parametrize('resumed_at', [2, 3])
+def test_resuming_within_an_update_of_mmengine(tmp_path, estimator, resumed_at):
+    """MMEngine loses the gradients before; the step is on those that come."""
+    allow_runner_checkpoints()
+    cfg = dict(type='IterBasedTrainLoop', max_iters=8)
+    steps = []
+    for name, wrapper in (('plain', PLAIN), ('agvm', AGVM)):
+        folder = tmp_path / name
+        settings = dict(wrapper, accumulative_counts=4)
+        checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=1)
+        make(
+            folder, settings, train_cfg=cfg, estimator=estimator, checkpoint=checkpoint
+        ).train()
+        runner = make(
+            folder,
+            settings,
+            train_cfg=cfg,
+            estimator=estimator,
+            load_from=str(folder / f'iter_{resumed_at}.pth'),
+            resume=True,
+        )
+        runner.train()
+        steps.append(RecordGradients.steps)
+    # AGVM changes the learning rates, so only the first step is the same.
+    assert_equal(steps[1][0], steps[0][0])
+    wrapper = runner.optim_wrapper
+    assert wrapper.num_skipped_measurements == 0
+    assert all(0 < phi < 2 for phi in wrapper.variances.values())
+
+
+@MODELS.register_module(force=True)
+class RandomModel(ToyDetector):
+    """Model that records the random numbers of its micro-batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        self.drawn.append(torch.rand(()).item())
+        self.images = inputs
+        return super().forward(inputs, data_samples, mode)
+
+
+def random_rank(folder):
+    runner = make_runner(
+        Path(folder, str(dist.get_rank())),
+        PLAIN,
+        images=32,
+        batch_size=4,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=2, total_batch_size=16),
+        model='RandomModel',
+        **on_ranks(),
+    )
+    runner.train()
+    return runner.model.module.drawn
+
+
+def test_ranks_draw_different_random_numbers(tmp_path):
+    first, second = run_on_ranks(random_rank, 2, str(tmp_path))
+    assert len(first) == 8
+    assert len({*first, *second}) == 16
+
+
+@MODELS.register_module(force=True)
+class ImagesModel(ToyDetector):
+    """Model that records its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        self.seen += inputs[:, 0].tolist()
+        return super().forward(inputs, data_samples, mode)
+
+
+@DATA_SAMPLERS.register_module(force=True)
+class GlobalRandomSampler(RandomSampler):
+    """Sampler of a plain DataLoader with ``shuffle=True``."""
+
+    def __init__(self, dataset, shuffle, seed):
+        super().__init__(dataset)
+
+
+@pytest.mark.parametrize('stop', [3, 4, 7])
+@pytest.mark.parametrize(
+    'train_cfg',
+    [
+        dict(type='LargeBatchTrainLoop', max_epochs=3),
+        dict(type='LargeBatchIterTrainLoop', max_iters=9),
+    ],
+    ids=['epochs', 'iterations'],
+)
+def test_sampler_with_global_random_numbers_resumes_exactly(tmp_path, train_cfg, stop):
+    """The shuffling of a plain DataLoader draws from the global generator."""
+
+    def make(folder, **kwargs):
+        return make_runner(
+            folder,
+            PLAIN,
+            images=24,
+            batch_size=4,
+            train_cfg=dict(train_cfg, total_batch_size=8),
+            sampler='GlobalRandomSampler',
+            model='ImagesModel',
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
+            **kwargs,
+        )
+
+    whole = make(tmp_path)
+    whole.train()
+    assert len(set(whole.model.seen[:24])) == 24
+    assert whole.model.seen[:24] != whole.model.seen[24:48]
+    torch.manual_seed(stop)
+    resumed = make(tmp_path, load_from=str(tmp_path / f'iter_{stop}.pth'), resume=True)
+    resumed.train()
+    assert resumed.model.seen == whole.model.seen[8 * stop :]
+    for p, q in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(p, q)
