@@ -300,16 +300,15 @@ class GlobalRandomSampler(RandomSampler):
 
 @pytest.mark.parametrize('stop', [3, 4, 7])
 @pytest.mark.parametrize(
-    'train_cfg',
+    'train_cfg, sampler',
     [
-        dict(type='LargeBatchTrainLoop', max_epochs=3),
-        dict(type='LargeBatchIterTrainLoop', max_iters=9),
+        # Its shuffling draws from the global generator.
+        (dict(type='LargeBatchTrainLoop', max_epochs=3), 'GlobalRandomSampler'),
+        (dict(type='LargeBatchIterTrainLoop', max_iters=9), 'GlobalRandomSampler'),
+        (dict(type='LargeBatchIterTrainLoop', max_iters=9), 'InfiniteSampler'),
     ],
-    ids=['epochs', 'iterations'],
 )
-def test_sampler_with_global_random_numbers_resumes_exactly(tmp_path, train_cfg, stop):
-    """The shuffling of a plain DataLoader draws from the global generator."""
-
+def test_resumed_run_sees_the_same_images(tmp_path, train_cfg, sampler, stop):
     def make(folder, **kwargs):
         return make_runner(
             folder,
@@ -317,7 +316,7 @@ def test_sampler_with_global_random_numbers_resumes_exactly(tmp_path, train_cfg,
             images=24,
             batch_size=4,
             train_cfg=dict(train_cfg, total_batch_size=8),
-            sampler='GlobalRandomSampler',
+            sampler=sampler,
             model='ImagesModel',
             checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
             **kwargs,
