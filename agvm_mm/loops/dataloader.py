@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from agvm_mm.engine import is_endless
 from agvm_mm.loops.batch_size import BatchSize, divide_total
-from agvm_mm.loops.update import RandomStream
+from agvm_mm.loops.update import RandomStream, derive_seed
 from agvm_mm.preflight import check_index_batches, check_total_fits
 
 
@@ -153,6 +153,7 @@ class UpdateDataLoader(DataLoader):
         return math.ceil(len(self.batch_sampler) / self.batch.micro_batches)
 
     def __iter__(self) -> Iterator[UpdateWindow]:
+        self._seed_workers(self.plan.next_pass)
         # Workers get their base seed here.
         with RandomStream(self.plan.seed, self.plan.next_pass, 1):
             batches = super().__iter__()
@@ -161,6 +162,18 @@ class UpdateDataLoader(DataLoader):
             window = UpdateWindow(batches, sizes)
             yield window
             window.skip()
+
+    def _seed_workers(self, number: int) -> None:
+        """Seed the workers of a pass by its number.
+
+        MMEngine gives new workers the same seed in every epoch, which repeats the
+        random augmentations.
+        """
+        init = self.worker_init_fn
+        if isinstance(init, partial) and 'seed' in init.keywords:
+            # Below 2^31: MMEngine adds the worker's number, and NumPy takes 32 bits.
+            seed = derive_seed(self.plan.seed, number, 2) // 2
+            self.worker_init_fn = partial(init, seed=seed)
 
 
 @cache
@@ -197,7 +210,7 @@ def load_by_updates(
 
 
 def set_seed(dataloader: UpdateDataLoader, seed: int, *, sampler: bool) -> None:
-    """Give samplers and workers a new seed; the dataset stays as it is.
+    """Give samplers and workers a new seed. The dataset stays as it is.
 
     Args:
         dataloader: Its iteration has not started yet.
@@ -213,6 +226,3 @@ def set_seed(dataloader: UpdateDataLoader, seed: int, *, sampler: bool) -> None:
         for owner in (batch_sampler, getattr(batch_sampler, 'sampler', None)):
             if hasattr(owner, 'seed'):
                 owner.seed = seed
-    worker_init_fn = dataloader.worker_init_fn
-    if isinstance(worker_init_fn, partial) and 'seed' in worker_init_fn.keywords:
-        dataloader.worker_init_fn = partial(worker_init_fn, seed=seed)

@@ -27,6 +27,9 @@ PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05))
 AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
 
 
+NO_CHECKPOINT = dict(checkpoint=dict(type='CheckpointHook', interval=-1))
+
+
 @MODELS.register_module(force=True)
 class SeenModel(BaseModel):
     """Model that records its batches."""
@@ -79,8 +82,7 @@ def train(work_dir, train_cfg, dataloader, *, optim_wrapper=PLAIN, **kwargs):
         train_cfg=train_cfg,
         randomness=dict(seed=0),
         experiment_name=f'{work_dir.name}-{torch.randint(10**9, ()).item()}',
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=-1)),
-        **kwargs,
+        **dict(default_hooks=NO_CHECKPOINT) | kwargs,
     )
     runner.train()
     return runner
@@ -319,3 +321,27 @@ def test_flexible_runner(tmp_path, optim_wrapper):
         flexible.model.parameters(), runner.model.parameters(), strict=True
     ):
         assert torch.equal(p, q)
+
+
+@TRANSFORMS.register_module(force=True)
+class AddNoise:
+    def __call__(self, results):
+        return dict(inputs=results['inputs'] + torch.rand(()).item())
+
+
+def test_new_workers_draw_other_augmentations_in_each_epoch(tmp_path):
+    def make(folder, **kwargs):
+        dataset = NumberDataset(8)
+        dataset.pipeline = AddNoise()
+        return train(
+            folder,
+            dict(type='LargeBatchTrainLoop', max_epochs=3, total_batch_size=8),
+            numbers(8, 4, dataset=dataset, num_workers=2),
+            **kwargs,
+        )
+
+    checkpoint = dict(type='CheckpointHook', interval=1)
+    seen = make(tmp_path, default_hooks=dict(checkpoint=checkpoint)).model.seen
+    assert len({value for batch in seen for value in batch}) == 24
+    resumed = make(tmp_path, load_from=str(tmp_path / 'epoch_1.pth'), resume=True)
+    assert resumed.model.seen == seen[2:]
