@@ -178,7 +178,8 @@ def test_citation_and_changelog_are_of_this_version():
     assert {'title', 'message', 'authors', 'preferred-citation'} <= citation.keys()
     assert citation['version'] == agvm_mm.__version__
     versions = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.M)
-    assert agvm_mm.__version__ == versions[0]
+    assert versions[0] == 'Unreleased'
+    assert agvm_mm.__version__ == versions[1]
 
 
 # ------------------------------------------------------------ python, output
