@@ -4,18 +4,19 @@ The functions do not know the rest of the package. The code that builds a part o
 hands them its values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import torch
 from mmengine.dist import all_gather_object, get_world_size
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from agvm_mm.validation import check_number
+from agvm_mm.validation import check_number, did_you_mean, type_name
 
 # Optimizer wrapper
 
@@ -33,10 +34,10 @@ def check_wrapper_type(
     Raises:
         TypeError: If it does not.
     """
-    if found is not None and issubclass(found, expected):
+    if isinstance(found, type) and issubclass(found, expected):
         return
     hint = ''
-    if kind == 'AmpOptimWrapper':
+    if type_name(kind) == 'AmpOptimWrapper':
         hint = (
             '. The --amp flag of MMDetection and MMSegmentation overwrites the type: '
             "drop the flag and set type='AGVMAmpOptimWrapper', or use --amp of "
@@ -46,6 +47,95 @@ def check_wrapper_type(
         'AGVMOptimWrapperConstructor builds AGVMOptimWrapper or AGVMAmpOptimWrapper, '
         f'got optim_wrapper.type={kind!r}{hint}'
     )
+
+
+def check_base_constructor(kind: str | type, found: Callable | None, own: type) -> None:
+    """Check the constructor whose parameter groups are split by module.
+
+    Args:
+        kind: ``optim_wrapper.base_constructor`` of the config.
+        found: The class that it names, or None.
+        own: The constructor that splits them.
+
+    Raises:
+        KeyError: If there is no such constructor.
+        ValueError: If it is the one that splits them.
+    """
+    if found is None:
+        registries = (OPTIM_WRAPPER_CONSTRUCTORS,)
+        registries += tuple(OPTIM_WRAPPER_CONSTRUCTORS.children.values())
+        known = {name for registry in registries for name in registry.module_dict}
+        known.discard(own.__name__)
+        raise KeyError(
+            f'optim_wrapper.base_constructor={kind!r} is not registered; there are: '
+            f'{", ".join(sorted(known))}.{did_you_mean(kind, known)}'
+        )
+    if isinstance(found, type) and issubclass(found, own):
+        raise ValueError(
+            f'optim_wrapper.base_constructor={kind!r} is the constructor that splits '
+            'the groups of another one; name the constructor that the config has '
+            'without AGVM, or leave it out'
+        )
+
+
+# Options of DefaultOptimWrapperConstructor. Others derive from it and may ignore some:
+# RTMDet's config with a ConvNeXt has options of both.
+PARAMWISE_OPTIONS = {
+    'bias_decay_mult',
+    'bias_lr_mult',
+    'bypass_duplicate',
+    'custom_keys',
+    'dcn_offset_lr_mult',
+    'dwconv_decay_mult',
+    'flat_decay_mult',
+    'norm_decay_mult',
+}
+
+
+def check_options_are_read(
+    constructor: str, given: Sequence[str], asked: Set[str]
+) -> None:
+    """Check that no unknown key of ``paramwise_cfg`` was ignored.
+
+    Args:
+        constructor: Name of the constructor that it was given to.
+        given: The keys.
+        asked: The keys that the constructor looked up.
+
+    Raises:
+        ValueError: If it did not look up a key, which is no option of MMEngine either.
+    """
+    known = PARAMWISE_OPTIONS | asked
+    unread = [key for key in given if key not in known]
+    if unread:
+        raise ValueError(
+            f'paramwise_cfg: {constructor} does not read {", ".join(unread)}; it reads '
+            f'{", ".join(sorted(asked))}.{did_you_mean(unread[0], asked)} If the '
+            'config had another constructor before AGVMOptimWrapperConstructor, such '
+            'as LearningRateDecayOptimizerConstructor, name that one as '
+            'optim_wrapper.base_constructor'
+        )
+
+
+def check_several_modules(module_of_name: Mapping[str, str]) -> None:
+    """Check that there are modules to compare with the anchor.
+
+    Args:
+        module_of_name: Module name by parameter name.
+
+    Raises:
+        ValueError: If there are fewer than two modules.
+    """
+    modules = set(module_of_name.values())
+    if len(modules) < 2:
+        names = list(module_of_name)
+        parts = dict.fromkeys('.'.join(name.split('.')[:2]) for name in names)
+        raise ValueError(
+            'AGVM compares modules of the network with the anchor, but there is '
+            f'{", ".join(modules) or "none"} only. Name parts of it: '
+            f'optim_wrapper.modules=dict(NAME=[PREFIX, ...], ...) with prefixes such '
+            f'as {", ".join(list(parts)[:5])}'
+        )
 
 
 def check_one_optimizer(owner: str, optim_wrapper: object) -> None:

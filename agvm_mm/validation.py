@@ -69,6 +69,32 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         )
 
 
+def type_name(kind: str | Callable | None) -> str:
+    """Return the name of a ``type`` in a config, without scope or package.
+
+    Args:
+        kind: A name ('BN'), one with a scope ('mmdet.X', 'mmdet::X') or a package
+            ('torch.optim.SGD'), or a class, as in configs in pure Python. None for ''.
+    """
+    if isinstance(kind, str):
+        return kind.replace(':', '.').rpartition('.')[2]
+    return getattr(kind, '__name__', '' if kind is None else repr(kind))
+
+
+def resolve_type(kind: str | Callable | None, registry: Any) -> Callable | None:
+    """Return the class of a ``type`` in a config, None if a name is not registered.
+
+    Args:
+        kind: See :func:`type_name`.
+        registry: Registry of MMEngine that names are looked up in.
+    """
+    if not isinstance(kind, str):
+        return kind
+    # The default scope may be that of a toolbox.
+    with registry.switch_scope_and_registry(None) as registry:
+        return registry.get(kind.replace('::', '.'))
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return " Did you mean 'X'?" for the nearest known name, or '' if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)

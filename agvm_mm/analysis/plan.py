@@ -284,7 +284,7 @@ def learning_rates(
 
 
 @contextmanager
-def _only_warnings() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Raise the level of MMEngine's logger for a while.
 
     Its constructor logs a line for each option of each parameter, with a Swin
@@ -320,7 +320,7 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
             settings.type = full
             for name in ('loss_scale', 'dtype'):
                 settings.pop(name, None)
-    with _only_warnings():
+    with quiet():
         build_optim_wrapper(model, settings)
     hooks = [
         HOOKS.build(hook)

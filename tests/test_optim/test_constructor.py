@@ -2,11 +2,16 @@
 
 import pytest
 import torch
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.config import ConfigDict
+from mmengine.optim import (
+    DefaultOptimWrapperConstructor,
+    OptimWrapper,
+    OptimWrapperDict,
+)
 from toy import ToyDetector, make_wrapper
 
 from agvm_mm.optim import AGVMOptimWrapperConstructor
-from agvm_mm.optim.constructor import merge_groups
+from agvm_mm.optim.constructor import split_groups
 
 OPTIMIZER = dict(type='SGD', lr=0.1, weight_decay=0.01)
 PARAMWISE = dict(
@@ -60,15 +65,21 @@ def test_one_group_for_each_module_and_setting():
 
 def test_only_groups_with_equal_settings_are_merged():
     a, b, c = (torch.nn.Parameter(torch.zeros(1)) for _ in range(3))
-    merged = merge_groups(
+    groups = split_groups(
         [
-            dict(params=[a], lr=0.1, module='neck'),
-            dict(params=[b], lr=0.1, module='head'),
-            dict(params=[c], module='neck', lr=0.1),
-        ]
+            dict(params=[a, b], lr=0.1, param_names=['a', 'b']),
+            dict(params=[c], param_names=['c'], lr=0.1),
+        ],
+        {id(a): 'neck', id(b): 'head', id(c): 'neck'},
     )
-    assert [g['module'] for g in merged] == ['neck', 'head']
-    assert merged[0]['params'][0] is a and merged[0]['params'][1] is c
+    assert [g['module'] for g in groups] == ['neck', 'head']
+    assert groups[0]['params'][0] is a and groups[0]['params'][1] is c
+    assert [g['param_names'] for g in groups] == [['a', 'c'], ['b']]
+    a_and_c = dict(params=[a, c], lr=0.1)
+    assert len(split_groups([a_and_c], {id(a): 'neck', id(c): 'neck'})) == 1
+    other_rate = dict(params=[b], lr=0.1 + 1e-12)
+    modules = dict.fromkeys(map(id, (a, b, c)), 'neck')
+    assert len(split_groups([a_and_c, other_rate], modules)) == 2
 
 
 def test_frozen_parameters_stay_in_optimizer_as_in_mmengine():
@@ -90,6 +101,122 @@ def test_ddp_model_is_unwrapped_and_custom_modules_are_used():
         modules=dict(backbone=['backbone'], head=['neck', 'roi_head']),
     )
     assert list(wrapper.multipliers) == ['backbone', 'head']
+
+
+class SharedHeads(ToyDetector):
+    """Heads that share one layer, as RTMDet's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.roi_head['bbox_head'].shared = self.roi_head['mask_head']
+
+
+def build(constructor, model, paramwise_cfg, kind='AGVMOptimWrapper', **settings):
+    settings = dict(type=kind, optimizer=dict(OPTIMIZER), **settings)
+    return constructor(settings, paramwise_cfg)(model)
+
+
+@pytest.mark.parametrize(
+    'constructor, kind',
+    [
+        (AGVMOptimWrapperConstructor, 'AGVMOptimWrapper'),
+        (DefaultOptimWrapperConstructor, 'OptimWrapper'),
+    ],
+)
+def test_shared_parameters_are_stepped_once_or_refused_as_in_mmengine(
+    constructor, kind
+):
+    shared = SharedHeads()
+    with pytest.raises(ValueError, match='in more than one parameter group'):
+        build(constructor, shared, dict(bias_lr_mult=2.0), kind)
+    for options in (None, dict(bias_lr_mult=2.0, bypass_duplicate=True)):
+        wrapper = build(constructor, shared, options, kind)
+        parameters = [p for g in wrapper.optimizer.param_groups for p in g['params']]
+        assert len(parameters) == len({id(p) for p in parameters}) == 9
+
+
+def test_unread_options_are_refused():
+    for key, hint in (
+        ('decay_rate', 'optim_wrapper.base_constructor'),
+        ('bias_lr_mul', "Did you mean 'bias_lr_mult'"),
+    ):
+        with pytest.raises(ValueError, match=f'does not read {key}.*{hint}'):
+            build(AGVMOptimWrapperConstructor, ToyDetector(), {key: 0.5})
+    with pytest.raises(ValueError, match='does not read by_width'):
+        build(
+            AGVMOptimWrapperConstructor,
+            ToyDetector(),
+            dict(by_depth=0.5, by_width=2.0, norm_decay_mult=0.0),
+            base_constructor=ByDepth,
+        )
+
+
+class ByDepth(DefaultOptimWrapperConstructor):
+    """Constructor that reads a copy of its options, as attributes of the config."""
+
+    def add_params(self, params, module, **kwargs):
+        """Add one group for each depth."""
+        factor = self.paramwise_cfg.by_depth
+        groups = {}
+        for name, parameter in module.named_parameters():
+            depth = name.count('.')
+            group = groups.setdefault(
+                depth, dict(params=[], param_names=[], lr=self.base_lr * factor**depth)
+            )
+            group['params'].append(parameter)
+            group['param_names'].append(name)
+        params.extend(groups.values())
+
+
+def test_groups_of_the_base_constructor_are_split_by_module():
+    model = ToyDetector()
+    wrapper = build(
+        AGVMOptimWrapperConstructor,
+        model,
+        dict(by_depth=0.5),
+        base_constructor=ByDepth,
+    )
+    theirs = build(ByDepth, model, ConfigDict(by_depth=0.5), 'OptimWrapper')
+    assert settings_by_parameter(model, wrapper) == settings_by_parameter(model, theirs)
+    by_name = dict(model.named_parameters())
+    for group in wrapper.optimizer.param_groups:
+        for name, parameter in zip(group['param_names'], group['params'], strict=True):
+            assert by_name[name] is parameter
+            assert group['module'] in name
+
+
+@pytest.mark.parametrize(
+    'base, error, message',
+    [
+        ('LayerDecay', KeyError, "base_constructor='LayerDecay' is not registered"),
+        ('AGVMOptimWrapperConstructor', ValueError, 'splits the groups of another'),
+        (AGVMOptimWrapperConstructor, ValueError, 'splits the groups of another'),
+    ],
+)
+def test_unusable_base_constructor_is_refused(base, error, message):
+    with pytest.raises(error, match=message):
+        make_wrapper(ToyDetector(), OPTIMIZER, base_constructor=base)
+
+
+def test_several_optimizers_are_refused():
+    class Several:
+        def __init__(self, optim_wrapper_cfg, paramwise_cfg):
+            pass
+
+        def __call__(self, model):
+            return OptimWrapperDict(
+                a=OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+            )
+
+    with pytest.raises(TypeError, match='does not support OptimWrapperDict'):
+        make_wrapper(ToyDetector(), OPTIMIZER, base_constructor=Several)
+
+
+def test_one_module_is_refused_with_the_prefixes_of_its_parts():
+    model = torch.nn.Module()
+    model.student = ToyDetector()
+    with pytest.raises(ValueError, match=r'student only.*student\.backbone'):
+        make_wrapper(model, OPTIMIZER, modules=dict(student=['student']))
 
 
 def test_unknown_prefix_is_refused():
