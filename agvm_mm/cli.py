@@ -17,7 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from agvm_mm.checkpoint.loading import allow_runner_checkpoints
-from agvm_mm.validation import did_you_mean
+from agvm_mm.validation import did_you_mean, package_of, type_name
 
 AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
@@ -25,7 +25,7 @@ AMP_WRAPPERS = {
 }
 """The mixed-precision counterpart of each optimizer wrapper."""
 
-SYNC_BN_TYPES = ('SyncBN', 'MMSyncBN')
+SYNC_BN_TYPES = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +151,7 @@ def enable_amp(cfg: Config) -> None:
         ValueError: If the wrapper has no counterpart in :data:`AMP_WRAPPERS`.
     """
     wrapper = cfg.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
+    kind = type_name(wrapper.get('type', 'OptimWrapper'))
     if kind in AMP_WRAPPERS.values():
         return
     if kind not in AMP_WRAPPERS:
@@ -242,8 +242,10 @@ def use_cpu_ranks(cfg: Config) -> None:
 def revert_sync_bn(settings: Any) -> Any:
     """Return a copy of a (nested) config with BatchNorm in place of SyncBN."""
     if isinstance(settings, dict):
-        copy = {key: revert_sync_bn(value) for key, value in settings.items()}
-        if copy.get('type') in SYNC_BN_TYPES:
+        # A ConfigDict's own items() imports the classes of a config in pure Python,
+        # which MMEngine cannot write to a file then.
+        copy = {key: revert_sync_bn(value) for key, value in dict.items(settings)}
+        if type_name(settings.get('type')) in SYNC_BN_TYPES:
             copy['type'] = 'BN'
         return ConfigDict(copy)
     if isinstance(settings, list | tuple):
@@ -297,7 +299,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
             "dict(type='DetVisualizationHook')"
         )
     hook.draw = True
-    if hook.type == 'SegVisualizationHook':
+    if type_name(hook.type) == 'SegVisualizationHook':
         cfg.visualizer.save_dir = os.path.join(cfg.work_dir, folder)
     else:
         hook.test_out_dir = folder
@@ -313,7 +315,7 @@ def dump_predictions(cfg: Config, path: str) -> None:
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, list | tuple):
         evaluators = [evaluators]
+    packages = [cfg.get('default_scope'), *(package_of(e.type) for e in evaluators)]
     # MMDetection's metric compresses masks.
-    detection = cfg.get('default_scope') == 'mmdet'
-    kind = 'DumpDetResults' if detection else 'DumpResults'
+    kind = 'mmdet.DumpDetResults' if 'mmdet' in packages else 'DumpResults'
     cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]

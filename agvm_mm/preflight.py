@@ -4,7 +4,7 @@ The functions do not know the rest of the package. The code that builds a part o
 hands them its values.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 import torch
 from mmengine.dist import all_gather_object, get_world_size
@@ -171,6 +171,42 @@ def check_optim_wrapper(optim_wrapper: object, expected: type) -> None:
             'VarianceSyncHook needs optim_wrapper=dict(type="AGVMOptimWrapper", '
             'constructor="AGVMOptimWrapperConstructor", ...) or AGVMAmpOptimWrapper, '
             f'got {type(optim_wrapper).__name__}'
+        )
+
+
+def check_still_frozen(parameters: Iterable[nn.Parameter]) -> None:
+    """Check that parameters without a module, which are not modulated, are frozen.
+
+    Args:
+        parameters: Parameters that were frozen when the optimizer was built.
+
+    Raises:
+        RuntimeError: If one is trained now.
+    """
+    unfrozen = [tuple(p.shape) for p in parameters if p.requires_grad]
+    if unfrozen:
+        raise RuntimeError(
+            f'{len(unfrozen)} parameters, the first of shape {unfrozen[0]}, were '
+            'frozen when the optimizer was built and are trained now. AGVM would not '
+            'scale their learning rate: let them require gradients before the Runner '
+            'builds the optimizer, or unfreeze them in a second run with load_from'
+        )
+
+
+def check_one_hook(hook: str, count: int) -> None:
+    """Check that a run has one hook of a kind.
+
+    Args:
+        hook: Name of the hook.
+        count: Number of such hooks.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    if count > 1:
+        raise ValueError(
+            f'there are {count} hooks {hook}, and each would measure; keep one, in '
+            f"default_hooks=dict(agvm=dict(type='{hook}', ...)) or in custom_hooks"
         )
 
 

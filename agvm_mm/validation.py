@@ -81,6 +81,15 @@ def type_name(kind: str | Callable | None) -> str:
     return getattr(kind, '__name__', '' if kind is None else repr(kind))
 
 
+def package_of(kind: str | Callable) -> str:
+    """Return the scope or package of a ``type`` in a config, '' for a plain name."""
+    if not isinstance(kind, str):
+        kind = kind.__module__
+    elif kind == type_name(kind):
+        return ''
+    return kind.replace(':', '.').partition('.')[0]
+
+
 def resolve_type(kind: str | Callable | None, registry: Any) -> Callable | None:
     """Return the class of a ``type`` in a config, None if a name is not registered.
 

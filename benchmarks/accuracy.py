@@ -75,10 +75,9 @@ class Run:
             'optim_wrapper.optimizer.lr': cfg.optim_wrapper.optimizer.lr * factor,
             'param_scheduler.0.end': warmup.end // config_epoch * epoch,
         }
-        for index, hook in enumerate(cfg.get('custom_hooks', [])):
-            if hook.type == 'VarianceSyncHook':
-                begin = hook.begin // config_epoch * epoch
-                settings[f'custom_hooks.{index}.begin'] = begin
+        if hook := cfg.default_hooks.get('agvm'):
+            begin = hook.begin // config_epoch * epoch
+            settings['default_hooks.agvm.begin'] = begin
         return settings
 
     def cell(self, metric: str, ranks: int) -> paper.Cell:

@@ -188,7 +188,10 @@ def test_predictions_are_drawn_and_dumped():
     hook = cfg.default_hooks.visualization
     assert hook.draw and hook.test_out_dir == 'pictures'
     cli.dump_predictions(cfg, 'out.pkl')
-    assert [e['type'] for e in cfg.test_evaluator] == ['CocoMetric', 'DumpDetResults']
+    assert [e['type'] for e in cfg.test_evaluator] == [
+        'CocoMetric',
+        'mmdet.DumpDetResults',
+    ]
     with pytest.raises(ValueError, match='visualization'):
         cli.draw_predictions(config(), 'pictures')
 

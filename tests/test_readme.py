@@ -35,7 +35,9 @@ def test_lines_for_a_config_work_on_a_stock_config(tmp_path):
     wrapper = Runner.build_optim_wrapper(runner, config.optim_wrapper)
     assert type(wrapper).__name__ == 'AGVMOptimWrapper'
     assert list(wrapper.multipliers) == ['backbone', 'neck', 'rpn_head', 'bbox_head']
-    (hook,) = (HOOKS.build(settings) for settings in config.custom_hooks)
+    # The hooks of the stock config are kept.
+    assert config.default_hooks.checkpoint.type == 'CheckpointHook'
+    hook = HOOKS.build(config.default_hooks.agvm)
     assert isinstance(hook, Hook)
     assert (hook.schedule.begin, hook.schedule.interval) == (1020, 10)
 

@@ -25,5 +25,5 @@ METRICS = {
 
 def variance_hooks(twin: str) -> list[ConfigDict]:
     """Return the settings of each VarianceSyncHook of a config."""
-    hooks = load(twin).get('custom_hooks', [])
+    hooks = load(twin).default_hooks.values()
     return [hook for hook in hooks if hook.type == 'VarianceSyncHook']

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import (
     HOOKS,
     LOOPS,
     MODELS,
+    OPTIM_WRAPPERS,
     PARAM_SCHEDULERS,
     init_default_scope,
 )
@@ -31,13 +32,21 @@ from agvm_mm.hooks import VarianceSyncHook
 from agvm_mm.loops import LargeBatchMixin, pop_resume_switch
 from agvm_mm.modulator import MeasurementSchedule
 from agvm_mm.modules import assign_modules
+from agvm_mm.optim.agvm_wrapper import AGVMMixin
 from agvm_mm.preflight import (
     check_accumulation,
     check_auto_scaling,
+    check_one_hook,
     check_replicas,
     check_total_batch_size,
 )
-from agvm_mm.validation import argument_names, check_arguments, did_you_mean
+from agvm_mm.validation import (
+    argument_names,
+    check_arguments,
+    did_you_mean,
+    resolve_type,
+    type_name,
+)
 
 COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
 MOMENTS = {
@@ -65,6 +74,7 @@ class Plan:
         lr: Learning rate at each update.
         modules: Trainable parameters by module.
         optimizer: Type of the optimizer.
+        precision: 'float32' or 'mixed'.
         schedule: AGVM's schedule, None without AGVM.
         estimator: AGVM's estimator.
         momentum: Momentum of the multipliers.
@@ -81,6 +91,7 @@ class Plan:
     lr: list[float]
     modules: dict[str, int]
     optimizer: str
+    precision: str
     schedule: MeasurementSchedule | None = None
     estimator: str = 'halves'
     momentum: float = 0.97
@@ -146,7 +157,8 @@ def make_plan(
         updates=updates,
         lr=learning_rates(cfg, epoch, updates, accumulation),
         modules=trainable_parameters(cfg, model),
-        optimizer=cfg.optim_wrapper.optimizer.type,
+        optimizer=type_name(cfg.optim_wrapper.optimizer.type),
+        precision='mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32',
     )
     hook = build_settings(cfg, model)
     if hook is not None:
@@ -172,18 +184,18 @@ def check_loop(cfg: Config) -> None:
     kind = settings.pop('type', None)
     if kind is None:  # MMEngine chooses by `by_epoch`.
         return
-    loop = LOOPS.get(kind)
+    loop, name = resolve_type(kind, LOOPS), type_name(kind)
     if loop is None:
-        near = did_you_mean(kind, LOOPS.module_dict)
+        near = did_you_mean(name, LOOPS.module_dict)
         raise KeyError(f'train_cfg.type={kind!r} is not registered.{near}')
     known = argument_names(loop) - {'runner', 'dataloader'}
-    check_arguments(kind, settings, known)
+    check_arguments(name, settings, known)
     if issubclass(loop, LargeBatchMixin):
         if 'total_batch_size' not in settings:
-            raise ValueError(f'train_cfg: {kind} needs total_batch_size')
+            raise ValueError(f'train_cfg: {name} needs total_batch_size')
         total = settings['total_batch_size']
         counts = cfg.optim_wrapper.get('accumulative_counts', 1)
-        check_accumulation(kind, total, counts)
+        check_accumulation(name, total, counts)
         check_auto_scaling(cfg.get('auto_scale_lr'), total)
 
 
@@ -196,12 +208,13 @@ def training_images(cfg: Config) -> int:
     dataset = cfg.train_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    if dataset.type == 'ADE20KDataset':
+    kind = type_name(dataset.type)
+    if kind == 'ADE20KDataset':
         return TRAIN_IMAGES['ade20k']
     file = str(dataset.get('ann_file', '')).rpartition('/')[2]
     if file in COCO_FILES:
         return TRAIN_IMAGES['coco']
-    what = f'{dataset.type}, {file}' if file else dataset.type
+    what = f'{kind}, {file}' if file else kind
     raise ValueError(f'the size of {what} is not known; give it by --images N')
 
 
@@ -227,7 +240,8 @@ class _LinspaceOnCPU(TorchFunctionMode):
 
 def build_model(cfg: Config) -> nn.Module:
     """Build the model of a config on the meta device, which takes no memory."""
-    scope = cfg.get('default_scope', 'mmengine')
+    # A config in pure Python has none.
+    scope = cfg.get('default_scope') or 'mmengine'
     # The import registers the toolbox's names.
     if scope == 'mmdet':
         import mmdet.models  # noqa: F401
@@ -316,18 +330,38 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
     pop_resume_switch(settings)  # As a large-batch loop does.
     # Mixed precision needs a GPU, and the plan does not.
     for full, mixed in cli.AMP_WRAPPERS.items():
-        if settings.get('type') == mixed:
+        if type_name(settings.get('type')) == mixed:
             settings.type = full
             for name in ('loss_scale', 'dtype'):
                 settings.pop(name, None)
     with quiet():
         build_optim_wrapper(model, settings)
+    hooks = variance_hooks(cfg)
+    check_one_hook('VarianceSyncHook', len(hooks))
+    return HOOKS.build(hooks[0]) if hooks else None
+
+
+def variance_hooks(cfg: Config) -> list[ConfigDict]:
+    """Return the settings of each VarianceSyncHook of a config."""
     hooks = [
-        HOOKS.build(hook)
-        for hook in cfg.get('custom_hooks') or []
-        if hook.type == 'VarianceSyncHook'
+        *(cfg.get('default_hooks') or {}).values(),
+        *(cfg.get('custom_hooks') or []),
     ]
-    return hooks[0] if hooks else None
+    kinds = [
+        resolve_type(hook.get('type'), HOOKS) if isinstance(hook, dict) else None
+        for hook in hooks
+    ]
+    return [
+        hook
+        for hook, kind in zip(hooks, kinds, strict=True)
+        if isinstance(kind, type) and issubclass(kind, VarianceSyncHook)
+    ]
+
+
+def is_wrapper(cfg: Config, expected: type) -> bool:
+    """Return whether the optimizer wrapper of a config is of a class."""
+    kind = resolve_type(cfg.optim_wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
+    return isinstance(kind, type) and issubclass(kind, expected)
 
 
 def find_problems(plan: Plan, cfg: Config) -> list[str]:
@@ -335,8 +369,7 @@ def find_problems(plan: Plan, cfg: Config) -> list[str]:
     problems = _errors(
         check_total_batch_size, plan.total, plan.gpus, plan.images_per_gpu
     )
-    has_wrapper = cfg.optim_wrapper.get('type', '').startswith('AGVM')
-    if has_wrapper != (plan.schedule is not None):
+    if is_wrapper(cfg, AGVMMixin) != (plan.schedule is not None):
         problems.append(
             'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
         )
@@ -399,6 +432,7 @@ def describe(plan: Plan) -> str:
         f'{plan.images_per_gpu} images x {plan.micro_batches} micro-batch(es)',
         f'updates     {plan.epoch} in an epoch of {plan.images:,} images, '
         f'{plan.updates:,} in all',
+        f'precision   {plan.precision}',
         f'lr          {format_rates(plan.lr)}',
         *modules,
         f'memory      on each GPU, float32: parameters {gradient}, gradient '

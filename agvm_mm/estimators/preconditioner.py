@@ -6,6 +6,7 @@ measures the variance of the rescaled gradient.
 
 from collections.abc import Callable, Iterator
 from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,8 @@ class AdamPreconditioner:
 
     v is the optimizer's ``exp_avg_sq`` from before this update, 0 at the first one.
     Each of two halves updates v with its own gradient. Replicas share v as it is, so
-    their mean is rescaled like each of them.
+    their mean is rescaled like each of them. With ``amsgrad`` the largest v so far,
+    ``max_exp_avg_sq``, takes the place of v.
 
     Args:
         optimizer: An Adam or AdamW.
@@ -100,14 +102,14 @@ class AdamPreconditioner:
         for start in range(0, len(parameter), rows):
             yield slice(start, start + rows)
 
-    def _settings(
-        self, parameter: nn.Parameter, block: Block
-    ) -> tuple[Tensor, float, float]:
-        group = self._optimizer.param_groups[self._group_of[id(parameter)]]
-        second_moment = self._optimizer.state.get(parameter, {}).get('exp_avg_sq')
-        if second_moment is None:
-            second_moment = parameter.new_zeros(()).expand_as(parameter)
-        return second_moment[block], group['betas'][1], group['eps']
+    def _group(self, parameter: nn.Parameter) -> dict[str, Any]:
+        return self._optimizer.param_groups[self._group_of[id(parameter)]]
+
+    def _moment(self, parameter: nn.Parameter, block: Block, name: str) -> Tensor:
+        moment = self._optimizer.state.get(parameter, {}).get(name)
+        if moment is None:
+            moment = parameter.new_zeros(()).expand_as(parameter)
+        return moment[block]
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
         if self.loss_scale is None:
@@ -128,18 +130,25 @@ class AdamPreconditioner:
             first: G_A of that block.
             second: G_B of that block.
         """
-        previous, beta2, eps = self._settings(parameter, block)
-        return tuple(
-            adam_direction(half, adam_second_moment(half, previous, beta2), eps)
-            for half in (self._unscaled(first), self._unscaled(second))
-        )
+        group = self._group(parameter)
+        previous = self._moment(parameter, block, 'exp_avg_sq')
+        directions = []
+        for half in (self._unscaled(first), self._unscaled(second)):
+            moment = adam_second_moment(half, previous, group['betas'][1])
+            if group.get('amsgrad'):
+                largest = self._moment(parameter, block, 'max_exp_avg_sq')
+                moment = torch.maximum(largest, moment)
+            directions.append(adam_direction(half, moment, group['eps']))
+        return tuple(directions)
 
     def replica(
         self, parameter: nn.Parameter, block: Block, gradient: Tensor
     ) -> Tensor:
         """Return g_r / (sqrt(v) + eps) of a block."""
-        second_moment, _, eps = self._settings(parameter, block)
-        return adam_direction(self._unscaled(gradient), second_moment, eps)
+        group = self._group(parameter)
+        name = 'max_exp_avg_sq' if group.get('amsgrad') else 'exp_avg_sq'
+        moment = self._moment(parameter, block, name)
+        return adam_direction(self._unscaled(gradient), moment, group['eps'])
 
 
 Preconditioner = IdentityPreconditioner | AdamPreconditioner

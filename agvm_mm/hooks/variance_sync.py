@@ -15,7 +15,12 @@ from agvm_mm.loops.batch_size import batch_size_of
 from agvm_mm.loops.summary import describe_run, parameter_counts
 from agvm_mm.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm_wrapper import AGVMMixin, Measurement
-from agvm_mm.preflight import check_model, check_optim_wrapper, check_ranks_agree
+from agvm_mm.preflight import (
+    check_model,
+    check_one_hook,
+    check_optim_wrapper,
+    check_ranks_agree,
+)
 from agvm_mm.validation import check_choice, check_number, suggests_arguments
 
 
@@ -74,11 +79,14 @@ class VarianceSyncHook(Hook):
         self._rejected_in_a_row = 0
 
     def before_run(self, runner: Runner) -> None:
-        """Check the checkpoint to resume before the runner reads it.
+        """Check the hooks, and the checkpoint to resume before the runner reads it.
 
         Raises:
-            RuntimeError: If it is missing, truncated or corrupt.
+            RuntimeError: If the checkpoint is missing, truncated or corrupt.
+            ValueError: If the runner has several of these hooks.
         """
+        hooks = [hook for hook in runner.hooks if isinstance(hook, VarianceSyncHook)]
+        check_one_hook('VarianceSyncHook', len(hooks))
         check_resume(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -183,17 +191,16 @@ class VarianceSyncHook(Hook):
 def explain_rejected(variances: Mapping[str, float], anchor: str) -> str:
     """Return why a measurement was skipped.
 
-    Gradients that are not finite spread from the loss towards the input, so they began
-    in the last module that has them.
-
     Args:
-        variances: Phi by module, in the order of the network.
+        variances: Phi by module.
         anchor: Name of the anchor.
     """
     bad = not_finite(variances)
     if not bad:
         return f"the anchor '{anchor}' had no gradient"
-    return f"gradients are not finite, beginning in '{bad[-1]}' ({', '.join(bad)})"
+    finite = [name for name in variances if name not in bad]
+    rest = f', but finite in {", ".join(finite)}' if finite else ''
+    return f'gradients are not finite in {", ".join(bad)}{rest}'
 
 
 def advise_rejected(variances: Mapping[str, float]) -> str:
@@ -204,5 +211,5 @@ def advise_rejected(variances: Mapping[str, float]) -> str:
 
 
 def not_finite(variances: Mapping[str, float]) -> list[str]:
-    """Return the modules whose Phi is not finite, in the order of the network."""
+    """Return the modules whose Phi is not finite."""
     return [name for name, phi in variances.items() if not math.isfinite(phi)]

@@ -1,6 +1,6 @@
 """Block of facts that a run prints when it starts."""
 
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from torch.optim import Optimizer
 
@@ -45,6 +45,7 @@ def describe_run(
         f'  batch     {batch}',
         f'  updates   {len(loop.dataloader) // iterations} in an epoch, '
         f'{-(-loop.max_iters // iterations)} in all, {loop.iter // iterations} done',
+        f'  precision {describe_precision(wrapper)}',
         f'  lr        {describe_learning_rate(wrapper.optimizer)}',
         *(f'            {line}' for line in describe_schedulers(runner, iterations)),
     ]
@@ -57,6 +58,15 @@ def describe_run(
             f'{schedule.interval} by {estimator}, anchor {wrapper.modulator.anchor}'
         )
     return '\n'.join(lines)
+
+
+def describe_precision(optim_wrapper: OptimWrapper) -> str:
+    """Return 'mixed', or the type of the trainable parameters, such as 'float32'."""
+    if isinstance(optim_wrapper, AmpOptimWrapper):
+        return 'mixed'
+    groups = optim_wrapper.optimizer.param_groups
+    types = {p.dtype for group in groups for p in group['params'] if p.requires_grad}
+    return ', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in types))
 
 
 def describe_learning_rate(optimizer: Optimizer) -> str:

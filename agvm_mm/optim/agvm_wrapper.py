@@ -13,11 +13,12 @@ from agvm_mm.checkpoint.match import base_learning_rates, check_same_training, c
 from agvm_mm.engine import ConditionalClipping, backward_passes_left
 from agvm_mm.estimators import VarianceEstimator, build_preconditioner
 from agvm_mm.modulator import MeasurementSchedule, Modulator
-from agvm_mm.preflight import check_clip_window
+from agvm_mm.preflight import check_clip_window, check_still_frozen
 from agvm_mm.validation import suggests_arguments
 
 # Keys of optim_wrapper in a config that are not arguments of the wrapper itself.
-CONSTRUCTOR_SETTINGS = ('constructor', 'modules', 'paramwise_cfg')
+CONSTRUCTOR_SETTINGS = ('base_constructor', 'constructor', 'modules', 'paramwise_cfg')
+MIXED_PRECISION = "For mixed precision set type='AGVMAmpOptimWrapper'"
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class AGVMMixin(ConditionalClipping):
         if self._estimator is None:
             raise RuntimeError(
                 f'nothing measures gradient variances for {type(self).__name__}; add '
-                "custom_hooks=[dict(type='VarianceSyncHook')] to the config"
+                "default_hooks=dict(agvm=dict(type='VarianceSyncHook')) to the config"
             )
 
     def _loss_scale(self) -> Tensor | None:
@@ -279,7 +280,9 @@ class AGVMMixin(ConditionalClipping):
         multipliers = self.multipliers
         try:
             for group in groups:
-                if group['module'] is not None:
+                if group['module'] is None:
+                    check_still_frozen(group['params'])
+                else:
                     group['lr'] = group['lr'] * multipliers[group['module']]
             yield
         finally:
@@ -288,12 +291,17 @@ class AGVMMixin(ConditionalClipping):
 
 
 @OPTIM_WRAPPERS.register_module()
-@suggests_arguments(*CONSTRUCTOR_SETTINGS)
+@suggests_arguments(
+    *CONSTRUCTOR_SETTINGS,
+    advice=dict.fromkeys(('loss_scale', 'dtype', 'use_fsdp'), MIXED_PRECISION),
+)
 class AGVMOptimWrapper(AGVMMixin, OptimWrapper):
     """Optimizer wrapper that scales each module's learning rate by its mu.
 
-    Built by ``AGVMOptimWrapperConstructor``; ``VarianceSyncHook`` decides how and when
-    it measures. Method: Xue et al., NeurIPS 2022 (arXiv 2210.11078).
+    Takes the place of MMEngine's ``OptimWrapper``, and ``AGVMAmpOptimWrapper`` that of
+    ``AmpOptimWrapper``. Built by ``AGVMOptimWrapperConstructor``; ``VarianceSyncHook``
+    decides how and when it measures. Method: Xue et al., NeurIPS 2022 (arXiv
+    2210.11078).
 
     Args:
         anchor: Module whose gradient variance the others are matched to; its multiplier
@@ -326,7 +334,9 @@ class AGVMOptimWrapper(AGVMMixin, OptimWrapper):
         ...     optimizer=dict(type='SGD', lr=0.2263, momentum=0.9),
         ...     anchor='backbone',
         ... )
-        >>> custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=1020)]
+        >>> default_hooks = dict(
+        ...     agvm=dict(type='VarianceSyncHook', interval=10, begin=1020)
+        ... )
     """
 
 

@@ -10,4 +10,4 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=2),
 )
 # Every update from epoch 4 on, after the warm-up.
-custom_hooks = [dict(type='VarianceSyncHook', interval=1, begin=64, estimator='halves')]
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=1, begin=64))

@@ -8,7 +8,8 @@ optim_wrapper = dict(
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=1e-4 * (10240 / 16) ** 0.5),
 )
-custom_hooks = [
-    dict(type='VarianceSyncHook', interval=1, begin=30, estimator='replicas')
-]
-default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))
+default_hooks = dict(
+    checkpoint=dict(interval=4),
+    logger=dict(interval=1),
+    agvm=dict(type='VarianceSyncHook', interval=1, begin=30, estimator='replicas'),
+)

@@ -8,5 +8,6 @@ optim_wrapper = dict(
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=1e-4 * (1024 / 16) ** 0.5),
 )
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=288)]
-default_hooks = dict(logger=dict(interval=10))
+default_hooks = dict(
+    logger=dict(interval=10), agvm=dict(type='VarianceSyncHook', interval=10, begin=288)
+)

@@ -8,5 +8,8 @@ optim_wrapper = dict(
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=1e-4 * (1536 / 16) ** 0.5),
 )
-custom_hooks = [dict(type='VarianceSyncHook', interval=5, begin=193)]
-default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=10))
+default_hooks = dict(
+    checkpoint=dict(interval=4),
+    logger=dict(interval=10),
+    agvm=dict(type='VarianceSyncHook', interval=5, begin=193),
+)

@@ -10,5 +10,8 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
     clip_window=(115, 193),
 )
-custom_hooks = [dict(type='VarianceSyncHook', interval=5, begin=193)]
-default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=10))
+default_hooks = dict(
+    checkpoint=dict(interval=4),
+    logger=dict(interval=10),
+    agvm=dict(type='VarianceSyncHook', interval=5, begin=193),
+)

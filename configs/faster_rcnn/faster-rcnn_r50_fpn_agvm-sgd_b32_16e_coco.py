@@ -8,4 +8,4 @@ optim_wrapper = dict(
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=0.02 * 32 / 16),
 )
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=7430)]
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=7430))

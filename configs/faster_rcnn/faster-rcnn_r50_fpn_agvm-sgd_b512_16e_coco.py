@@ -9,4 +9,4 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
     clip_window=(360, 560),
 )
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=560)]
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=560))

@@ -11,4 +11,4 @@ optim_wrapper = dict(
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=1e-4 * (512 / 16) ** 0.5),
 )
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=560)]
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=560))

@@ -10,7 +10,8 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
     clip_window=(18, 30),
 )
-custom_hooks = [
-    dict(type='VarianceSyncHook', interval=1, begin=30, estimator='replicas')
-]
-default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))
+default_hooks = dict(
+    checkpoint=dict(interval=4),
+    logger=dict(interval=1),
+    agvm=dict(type='VarianceSyncHook', interval=1, begin=30, estimator='replicas'),
+)

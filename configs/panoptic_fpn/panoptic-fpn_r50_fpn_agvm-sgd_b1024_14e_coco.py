@@ -10,5 +10,6 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
     clip_window=(172, 288),
 )
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=288)]
-default_hooks = dict(logger=dict(interval=10))
+default_hooks = dict(
+    logger=dict(interval=10), agvm=dict(type='VarianceSyncHook', interval=10, begin=288)
+)

@@ -14,4 +14,4 @@ param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=920),
     dict(type='MultiStepLR', by_epoch=True, end=14, milestones=[10, 12], gamma=0.1),
 ]
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=1020)]
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=1020))

@@ -14,5 +14,7 @@ param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=395),
     dict(type='PolyLR', by_epoch=False, begin=395, end=5000, power=0.9, eta_min=0.0),
 ]
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=415)]
-default_hooks = dict(checkpoint=dict(interval=500))
+default_hooks = dict(
+    checkpoint=dict(interval=500),
+    agvm=dict(type='VarianceSyncHook', interval=10, begin=415),
+)

@@ -12,7 +12,8 @@ param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=40),
     dict(type='PolyLR', by_epoch=False, begin=40, end=500, power=0.9, eta_min=0.0),
 ]
-custom_hooks = [
-    dict(type='VarianceSyncHook', interval=1, begin=42, estimator='replicas')
-]
-default_hooks = dict(checkpoint=dict(interval=50), logger=dict(interval=10))
+default_hooks = dict(
+    checkpoint=dict(interval=50),
+    logger=dict(interval=10),
+    agvm=dict(type='VarianceSyncHook', interval=1, begin=42, estimator='replicas'),
+)

@@ -12,5 +12,8 @@ param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=198),
     dict(type='PolyLR', by_epoch=False, begin=198, end=2500, power=0.9, eta_min=0.0),
 ]
-custom_hooks = [dict(type='VarianceSyncHook', interval=5, begin=208)]
-default_hooks = dict(checkpoint=dict(interval=250), logger=dict(interval=10))
+default_hooks = dict(
+    checkpoint=dict(interval=250),
+    logger=dict(interval=10),
+    agvm=dict(type='VarianceSyncHook', interval=5, begin=208),
+)

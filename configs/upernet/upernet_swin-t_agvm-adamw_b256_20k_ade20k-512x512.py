@@ -12,5 +12,7 @@ param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=1579),
     dict(type='PolyLR', by_epoch=False, begin=1579, end=20000, power=0.9, eta_min=0.0),
 ]
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=1658)]
-default_hooks = dict(checkpoint=dict(interval=2000))
+default_hooks = dict(
+    checkpoint=dict(interval=2000),
+    agvm=dict(type='VarianceSyncHook', interval=10, begin=1658),
+)

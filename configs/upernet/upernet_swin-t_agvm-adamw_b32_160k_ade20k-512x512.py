@@ -14,5 +14,7 @@ param_scheduler = [
         type='PolyLR', by_epoch=False, begin=12632, end=160000, power=0.9, eta_min=0.0
     ),
 ]
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=12732)]
-default_hooks = dict(checkpoint=dict(interval=16000))
+default_hooks = dict(
+    checkpoint=dict(interval=16000),
+    agvm=dict(type='VarianceSyncHook', interval=10, begin=12732),
+)

@@ -12,5 +12,7 @@ param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=790),
     dict(type='PolyLR', by_epoch=False, begin=790, end=10000, power=0.9, eta_min=0.0),
 ]
-custom_hooks = [dict(type='VarianceSyncHook', interval=10, begin=830)]
-default_hooks = dict(checkpoint=dict(interval=1000))
+default_hooks = dict(
+    checkpoint=dict(interval=1000),
+    agvm=dict(type='VarianceSyncHook', interval=10, begin=830),
+)

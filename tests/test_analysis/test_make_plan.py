@@ -72,15 +72,15 @@ def test_impossible_plan_has_a_problem():
     assert 'this run has one rank and accumulative_counts=1' in problem
     (problem,) = make(AGVM_512, 8, **{'train_cfg.max_epochs': 2}).problems
     assert 'begins at update 560, the run ends after 460' in problem
-    (problem,) = make(AGVM_512, 8, **{'custom_hooks': []}).problems
+    (problem,) = make(AGVM_512, 8, **{'default_hooks.agvm': None}).problems
     assert 'go together' in problem
 
 
 @pytest.mark.parametrize(
     'setting, value, message',
     [
-        ('custom_hooks.0.estimator', 'halfs', "Did you mean 'halves'"),
-        ('custom_hooks.0.intervall', 5, "Did you mean 'interval'"),
+        ('default_hooks.agvm.estimator', 'halfs', "Did you mean 'halves'"),
+        ('default_hooks.agvm.intervall', 5, "Did you mean 'interval'"),
         ('optim_wrapper.anchor', 'backbon', "Did you mean 'backbone'"),
         ('optim_wrapper.momentum', 1.5, 'momentum must be'),
         ('optim_wrapper.modules', dict(a=['neck']), 'belong to no module'),
@@ -122,9 +122,9 @@ def test_mixed_precision_is_planned_without_a_gpu():
 
 
 def test_doubtful_settings_are_warnings():
-    (warning,) = make(AGVM_10K, 64, 16, **{'custom_hooks.0.interval': 10}).warnings
+    (warning,) = make(AGVM_10K, 64, 16, **{'default_hooks.agvm.interval': 10}).warnings
     assert '12 measurements take mu only 31% of the way' in warning
-    warnings = make(AGVM_512, 8, **{'custom_hooks.0.begin': 100}).warnings
+    warnings = make(AGVM_512, 8, **{'default_hooks.agvm.begin': 100}).warnings
     assert any('within the warm-up' in warning for warning in warnings)
     warnings = make(AGVM_512, 8, **{'train_cfg.max_epochs': 6}).warnings
     assert any('more than a quarter' in warning for warning in warnings)

@@ -39,7 +39,7 @@ def test_schedules_stay_at_same_epochs(batch_size: int, lr_grows_to: int, lr: fl
     assert cfg.randomness.seed == 3
     # As in the config: a warm-up of 3 epochs, AGVM after 4.
     assert cfg.param_scheduler[0].end == 3 * epoch
-    assert cfg.custom_hooks[0].begin == 4 * epoch
+    assert cfg.default_hooks.agvm.begin == 4 * epoch
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(lr)
 
 

@@ -146,7 +146,7 @@ def small(leaf, tmp_path):
             cfg[f'{key}_{part}'] = None
     cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
     cfg.default_hooks.logger.interval = 1
-    for hook in cfg.get('custom_hooks', []):
+    for hook in cfg.default_hooks.values():
         if hook.type == 'VarianceSyncHook':
             hook.update(begin=0, interval=1)
     cfg.env_cfg.mp_cfg = dict(mp_start_method='fork', opencv_num_threads=0)

@@ -81,7 +81,7 @@ def rule_lr(method, batch):
 
 
 def hook_of(cfg):
-    (hook,) = (h for h in cfg.custom_hooks if h.type == 'VarianceSyncHook')
+    (hook,) = (h for h in cfg.default_hooks.values() if h.type == 'VarianceSyncHook')
     return hook
 
 
@@ -119,7 +119,7 @@ def test_name_gives_length_and_method(leaf):
     assert cfg.optim_wrapper.optimizer.type == OPTIMIZERS[optimizer]
     is_agvm = name.method.startswith('agvm-')
     assert (cfg.optim_wrapper.type == 'AGVMOptimWrapper') == is_agvm
-    hooks = [hook.type for hook in cfg.get('custom_hooks', [])]
+    hooks = [hook.type for hook in cfg.default_hooks.values()]
     assert ('VarianceSyncHook' in hooks) == is_agvm
 
 

@@ -50,8 +50,8 @@ def small(twin, data, work_dir):
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
-    for hook in cfg.get('custom_hooks', []):
-        hook.begin = 0
+    if 'agvm' in cfg.default_hooks:
+        cfg.default_hooks.agvm.begin = 0
     if '_agvm-' not in twin:
         # The evaluation does not depend on the method.
         cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None

@@ -179,7 +179,7 @@ def test_skipped_measurement_is_logged(tmp_path):
             TypeError,
             'needs optim_wrapper=.*AGVMOptimWrapper.*got OptimWrapper',
         ),
-        (AGVM, [], RuntimeError, 'add custom_hooks=.*VarianceSyncHook'),
+        (AGVM, [], RuntimeError, 'add default_hooks=.*VarianceSyncHook'),
         (
             {k: v for k, v in AGVM.items() if k != 'constructor'},
             ['VarianceSyncHook'],

@@ -131,7 +131,7 @@ def test_mim_installs_and_trains(site: Path, tmp_path: Path, ranks: int):
         'train_dataloader.batch_size': 4,
         'train_cfg.total_batch_size': 8,
         'train_cfg.max_epochs': 1,
-        'custom_hooks.0.begin': 0,
+        'default_hooks.agvm.begin': 0,
         'default_hooks.logger.interval': 1,
     }
     launcher = ['--launcher', 'pytorch', '--gpus', '2'] if ranks == 2 else []

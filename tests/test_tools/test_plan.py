@@ -47,7 +47,7 @@ def test_number_below_one_is_rejected(capsys: pytest.CaptureFixture):
 
 
 def test_overrides_are_planned(capsys: pytest.CaptureFixture):
-    options = ['custom_hooks.0.begin=100', 'optim_wrapper.momentum=0']
+    options = ['default_hooks.agvm.begin=100', 'optim_wrapper.momentum=0']
     assert run_script('plan.py', AGVM_512, '--gpus', 8, '--cfg-options', *options) == 0
     printed = capsys.readouterr().out
     assert 'AGVM        from update 100,' in printed

@@ -26,7 +26,7 @@ optim_wrapper = dict(
     type='AGVMOptimWrapper',
     constructor='AGVMOptimWrapperConstructor',
     accumulative_counts=2)
-custom_hooks = [dict(type='VarianceSyncHook', interval=1)]
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=1))
 """
 
 

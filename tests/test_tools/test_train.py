@@ -86,7 +86,7 @@ def updates(output: str) -> list[tuple[str, str]]:
 
 
 def test_one_process_trains_resumes_and_tests(data: Path, tmp_path: Path):
-    begin = {'custom_hooks.0.begin': 0}
+    begin = {'default_hooks.agvm.begin': 0}
     run_script(
         'train.py', AGVM, '--work-dir', tmp_path, *detector_options(data, **begin)
     )
@@ -123,7 +123,7 @@ def test_one_process_trains_resumes_and_tests(data: Path, tmp_path: Path):
 
 def test_two_ranks_train_and_test(data: Path, tmp_path: Path):
     # SyncBN has no CPU version: the tools replace it.
-    more = {'custom_hooks.0.begin': 0, 'model.backbone.norm_cfg.type': 'SyncBN'}
+    more = {'default_hooks.agvm.begin': 0, 'model.backbone.norm_cfg.type': 'SyncBN'}
     folder = ['--work-dir', tmp_path]
     output = run_ranks(
         'dist_train.sh', AGVM, 2, *folder, *detector_options(data, **more)
@@ -149,7 +149,7 @@ def test_two_ranks_train_and_test(data: Path, tmp_path: Path):
 
 def test_segmenter_on_two_ranks_and_on_one(data: Path, tmp_path: Path):
     more = {
-        'custom_hooks.0.begin': 0,
+        'default_hooks.agvm.begin': 0,
         'train_cfg.val_interval': 1,
         'model.decode_head.norm_cfg.type': 'SyncBN',
     }

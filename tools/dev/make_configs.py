@@ -328,6 +328,8 @@ def loop_and_hooks(run: Run) -> tuple[dict, dict]:
         hooks['checkpoint'] = dict(interval=every)
     if log != 50:
         hooks['logger'] = dict(interval=log)
+    if run.is_agvm:
+        hooks['agvm'] = variance_hook(run)
     return loop | dict(total_batch_size=run.batch), hooks
 
 
@@ -344,7 +346,6 @@ def leaf_text(run: Run) -> str:
         train_dataloader=dict(batch_size=run.images_per_rank),
         optim_wrapper=optim_wrapper(run),
         param_scheduler=param_scheduler(run),
-        custom_hooks=[variance_hook(run)] if run.is_agvm else None,
         default_hooks=default_hooks,
     )
     lines = [description(run)]
