@@ -5,6 +5,7 @@ The info string of a fenced block says how it is checked:
 - ``python``: run, all blocks of a page in one namespace;
 - ``python config``: lines for a config, added to a stock config of MMDetection (or to
   the ``_base_`` that they name); the objects that they define are built;
+- ``python pure``: a config in pure Python on a base of that kind, ``.base``;
 - ``bash``: files and options of each command are checked; cheap commands are run;
 - ``text output``: the exact output of the block above;
 - ``text message``: an error or log message that the code can print;
@@ -33,6 +34,7 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import (
     HOOKS,
     LOOPS,
@@ -43,6 +45,7 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 from packaging.requirements import Requirement
+from toy import ToyDetector
 
 import agvm_mm
 from agvm_mm import cli, doctor
@@ -60,6 +63,7 @@ STOCK = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 KINDS = {
     'python',
     'python config',
+    'python pure',
     'bash',
     'text',
     'text output',
@@ -177,9 +181,9 @@ def test_citation_and_changelog_are_of_this_version():
     assert citation['cff-version'] == '1.2.0'
     assert {'title', 'message', 'authors', 'preferred-citation'} <= citation.keys()
     assert citation['version'] == agvm_mm.__version__
-    versions = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.M)
-    assert versions[0] == 'Unreleased'
-    assert agvm_mm.__version__ == versions[1]
+    headings = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.M)
+    versions = [heading for heading in headings if heading != 'Unreleased']
+    assert agvm_mm.__version__ == versions[0]
 
 
 # ------------------------------------------------------------ python, output
@@ -248,8 +252,11 @@ def test_lines_for_a_config_build(block):
         build_wrapper(config.optim_wrapper, model)
     for settings in config.custom_hooks if 'custom_hooks' in names else ():
         HOOKS.build(dict(settings))
-    for settings in config.default_hooks.values() if 'default_hooks' in names else ():
-        HOOKS.build(dict(settings))
+    if 'default_hooks' in names:
+        stock = read_config(base, '').default_hooks
+        for name, settings in config.default_hooks.items():
+            if settings != stock.get(name):
+                HOOKS.build(dict(settings))
     if 'train_cfg' in names:
         check_loop(config.train_cfg)
     for settings in config.param_scheduler if 'param_scheduler' in names else ():
@@ -258,6 +265,29 @@ def test_lines_for_a_config_build(block):
         if settings.get('convert_to_iter_based'):
             more['epoch_length'] = 10
         PARAM_SCHEDULERS.build(dict(settings), default_args=more)
+
+
+PURE_BASE = """\
+from mmengine.hooks import LoggerHook
+from mmengine.optim import OptimWrapper
+from torch.optim import SGD
+
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.02))
+default_hooks = dict(logger=dict(type=LoggerHook))
+"""
+
+
+@pytest.mark.parametrize('block', blocks('python pure'), ids=str)
+def test_lines_for_a_config_in_pure_python_build(block, tmp_path):
+    (tmp_path / 'base.py').write_text(PURE_BASE)
+    (tmp_path / 'config.py').write_text(block.text)
+    config = Config.fromfile(tmp_path / 'config.py')
+    assert list(config.default_hooks) == ['logger', 'agvm']
+    for settings in config.default_hooks.values():
+        HOOKS.build(dict(settings))
+    wrapper = build_optim_wrapper(ToyDetector(), config.optim_wrapper)
+    assert type(wrapper) is agvm_mm.AGVMOptimWrapper
+    assert wrapper.optimizer.param_groups[0]['lr'] == 0.02
 
 
 def build_wrapper(settings, model) -> None:

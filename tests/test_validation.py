@@ -85,6 +85,13 @@ def test_unknown_argument_in_config_suggests_nearest_name(wrong, right):
         registry.OPTIM_WRAPPERS.build({'type': 'AGVMOptimWrapper', wrong: 0.9})
 
 
+@pytest.mark.parametrize('argument', ['loss_scale', 'dtype', 'use_fsdp'])
+def test_argument_of_mixed_precision_names_the_wrapper_for_it(argument):
+    message = f"has no argument '{argument}'.*mixed precision.*'AGVMAmpOptimWrapper'"
+    with pytest.raises(TypeError, match=message):
+        registry.OPTIM_WRAPPERS.build({'type': 'AGVMOptimWrapper', argument: 'dynamic'})
+
+
 def test_subclass_may_add_arguments():
     @suggests_arguments()
     class Base:

@@ -119,6 +119,19 @@ def test_mixed_precision_is_planned_without_a_gpu():
         },
     )
     assert not made.problems
+    assert 'precision   mixed\n' in plan.describe(made)
+
+
+def test_hook_is_found_in_either_place_and_only_once():
+    def add(cfg, **hooks):
+        cfg.custom_hooks = [dict(type='VarianceSyncHook', interval=7)]
+        cfg.default_hooks.update(hooks)
+        return cfg
+
+    cfg = add(cli.load_config(str(AGVM_512)), agvm=None)
+    assert plan.make_plan(cfg, 8, None, None).schedule.interval == 7
+    with pytest.raises(ValueError, match='there are 2 hooks VarianceSyncHook'):
+        plan.make_plan(add(cli.load_config(str(AGVM_512))), 8, None, None)
 
 
 def test_doubtful_settings_are_warnings():
@@ -135,6 +148,7 @@ def test_plan_is_formatted_as_a_block():
     assert text.startswith(
         'batch       512 images = 8 GPU(s) x 16 images x 4 micro-batch(es)\n'
     )
+    assert 'precision   float32\n' in text
     assert '0.00038 at 0, 0.38 at 460, 0.38 at 2759, 0.038 at 2760' in text
     assert 'measured update: 166 MB more reduced' in text
 

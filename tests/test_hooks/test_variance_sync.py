@@ -179,6 +179,12 @@ def test_skipped_measurement_is_logged(tmp_path):
             TypeError,
             'needs optim_wrapper=.*AGVMOptimWrapper.*got OptimWrapper',
         ),
+        (
+            AGVM,
+            ['VarianceSyncHook', 'VarianceSyncHook'],
+            ValueError,
+            'there are 2 hooks VarianceSyncHook.*default_hooks=',
+        ),
         (AGVM, [], RuntimeError, 'add default_hooks=.*VarianceSyncHook'),
         (
             {k: v for k, v in AGVM.items() if k != 'constructor'},

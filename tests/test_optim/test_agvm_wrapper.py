@@ -223,6 +223,35 @@ def test_bad_settings_are_refused(setting, error, message):
         make_wrapper(ToyDetector(), **setting)
 
 
+def test_module_that_is_unfrozen_later_is_refused():
+    model = ToyDetector()
+    model.neck.requires_grad_(False)
+    wrapper = make_wrapper(model, estimator='halves', accumulative_counts=2)
+    run_updates(model, wrapper, 1)
+    before = lrs(wrapper)
+    model.neck.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r'shape \(8, 8\).*trained now.*load_from'):
+        run_updates(model, wrapper, 1, first=1)
+    assert lrs(wrapper) == before
+
+
+def test_part_of_a_module_that_is_unfrozen_later_has_its_mu():
+    model = ToyDetector()
+    model.backbone[0].requires_grad_(False)
+    wrapper = make_wrapper(
+        model, estimator='halves', accumulative_counts=2, anchor='neck'
+    )
+    run_updates(model, wrapper, 1)
+    model.backbone[0].requires_grad_(True)
+    seen = []
+    wrapper.optimizer.register_step_pre_hook(lambda *_: seen.append(lrs(wrapper)))
+    run_updates(model, wrapper, 1, first=1)
+    groups = wrapper.optimizer.param_groups
+    (index,) = (i for i, g in enumerate(groups) if g['module'] == 'backbone')
+    assert len(groups[index]['params']) == 4
+    assert seen[0][index] == groups[index]['lr'] * wrapper.multipliers['backbone']
+
+
 def test_frozen_anchor_is_refused():
     model = ToyDetector()
     model.backbone.requires_grad_(False)

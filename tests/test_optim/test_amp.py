@@ -11,9 +11,10 @@ from unittest import mock
 import pytest
 import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
-from toy import OPTIMIZERS, ToyDetector, make_images
+from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
 from agvm_mm.estimators import build_estimator
+from agvm_mm.loops.summary import describe_precision
 from agvm_mm.modulator import MeasurementSchedule
 from agvm_mm.optim import AGVMOptimWrapperConstructor
 
@@ -170,6 +171,13 @@ def test_unscaled_gradients_are_clipped_in_the_window_only():
     assert norms[None] == pytest.approx([0.01] * 4, rel=1e-3)
     clipped = [norm < 0.011 for norm in norms[1, 2]]
     assert clipped == [False, True, True, False]
+
+
+def test_summary_says_float32_or_mixed():
+    _, wrapper = make()
+    assert describe_precision(wrapper) == 'mixed'
+    assert describe_precision(make_wrapper(ToyDetector().float())) == 'float32'
+    assert describe_precision(make_wrapper(ToyDetector())) == 'float64'
 
 
 def test_every_optimizer_and_estimator_builds():
