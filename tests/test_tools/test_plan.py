@@ -24,7 +24,7 @@ def test_swin_prints_its_block_and_nothing_else():
     assert done.returncode == 0, done.stderr
     labels = [line[:12].strip() for line in done.stdout.splitlines()]
     assert labels == [
-        *('batch', 'updates', 'lr', 'module', 'module', 'module'),
+        *('batch', 'updates', 'precision', 'lr', 'module', 'module', 'module'),
         *('memory', 'traffic', '', 'AGVM', ''),
     ]
     assert 'paramwise_options' not in done.stderr
