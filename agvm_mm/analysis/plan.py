@@ -4,10 +4,11 @@ No function here needs the data or a GPU: the model is built without memory.
 """
 
 import copy
+import io
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -299,16 +300,17 @@ def learning_rates(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Raise the level of MMEngine's logger for a while.
+    """Drop what constructors print, and raise the level of MMEngine's logger.
 
-    Its constructor logs a line for each option of each parameter, with a Swin
-    hundreds.
+    MMEngine's constructor logs a line for each option of each parameter, with a Swin
+    hundreds. MMSegmentation's print their groups.
     """
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
 

@@ -108,7 +108,9 @@ def test_all_configs_with_layer_wise_decay_are_found():
 
 
 @pytest.mark.parametrize('index', range(16))
-def test_rates_and_decays_are_those_of_the_stock_optimizer(index: int):
+def test_rates_and_decays_are_those_of_the_stock_optimizer(
+    index: int, capsys: pytest.CaptureFixture
+):
     config = list(layer_decay_configs().values())[index]
     model = plan.build_model(config)
     settings = copy.deepcopy(config.optim_wrapper)
@@ -132,3 +134,4 @@ def test_rates_and_decays_are_those_of_the_stock_optimizer(index: int):
         del ours['base_constructor']
         with pytest.raises(ValueError, match='does not read .*decay_rate'):
             build_optim_wrapper(model, ours)
+    assert not capsys.readouterr().out
