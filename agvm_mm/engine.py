@@ -19,9 +19,12 @@ __all__ = ['ParamScheduler']
 
 PRIVATE_NAMES = dict(
     optim_wrapper=('_accumulative_counts', '_clip_grad', '_inner_count', '_max_counts'),
-    runner=('_load_from', '_randomness_cfg', '_resume'),
+    runner=('_has_loaded', '_load_from', '_randomness_cfg', '_resume'),
     train_loop=('_epoch', '_iter'),
-    checkpoint_hook=('_save_checkpoint_with_step',),
+    checkpoint_hook=(
+        '_save_best_checkpoint',
+        '_save_checkpoint_with_step',
+    ),
 )
 """Private attributes by the object that has them."""
 
@@ -107,7 +110,7 @@ def checkpoint_to_resume(runner: Runner) -> str | None:
 
 def is_resuming(runner: Runner) -> bool:
     """Return whether a runner is about to resume a checkpoint."""
-    return runner._resume
+    return runner._resume and not runner._has_loaded
 
 
 def has_rank_seeds(runner: Runner) -> bool:
@@ -151,8 +154,8 @@ def count_epoch(loop: BaseLoop) -> None:
 # Checkpoints
 
 
-class StepCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook`` with a public method that saves one step."""
+class OpenCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook`` with public methods that save."""
 
     def save_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save the checkpoint of an epoch or iteration and remove outdated ones.
@@ -164,5 +167,17 @@ class StepCheckpointHook(CheckpointHook):
         """
         super()._save_checkpoint_with_step(runner, step, meta)
 
+    def save_best_step(self, runner: Runner, metrics: dict) -> None:
+        """Save the best checkpoints so far and remove those before.
+
+        Args:
+            runner: The runner.
+            metrics: Results of an evaluation.
+        """
+        super()._save_best_checkpoint(runner, metrics)
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         self.save_step(runner, step, meta)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        self.save_best_step(runner, metrics)

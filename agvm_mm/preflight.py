@@ -4,10 +4,12 @@ The functions do not know the rest of the package. The code that builds a part o
 hands them its values.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 import torch
 from mmengine.dist import all_gather_object, get_world_size
+from mmengine.logging import print_log
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -523,4 +525,73 @@ def check_auto_scaling(settings: Mapping | None, total_batch_size: int) -> None:
             f'and does not know total_batch_size={total_batch_size}: set it to False '
             "and use --auto-scale-lr of agvm_mm's tools/train.py, or set the learning "
             'rate for that batch'
+        )
+
+
+# Checkpoints
+
+
+def check_parts(path: str, missing: Sequence[str], advice: str, allowed: bool) -> None:
+    """Check that a checkpoint has all that a run continues from, or log what it lacks.
+
+    Args:
+        path: The checkpoint to resume.
+        missing: What it lacks.
+        advice: Which other checkpoint to resume.
+        allowed: Whether to go on without the state of optimizer and schedules.
+
+    Raises:
+        ValueError: If something is missing and that is not allowed, or the rest is not
+            enough to resume.
+    """
+    if not missing:
+        return
+    problem = f'the checkpoint to resume, {path}, lacks {", ".join(missing)}'
+    if not all(part.startswith(('optimizer', 'param_schedulers')) for part in missing):
+        raise ValueError(
+            f'{problem}: it has weights to start from with load_from (resume=False), '
+            f'not the state of a training; {advice}'
+        )
+    if not allowed:
+        raise ValueError(
+            f'{problem}, which would start anew; {advice}. Set '
+            'optim_wrapper.allow_resume_mismatch=True to resume it anyway, or start '
+            'from its weights with load_from'
+        )
+    print_log(
+        f'{problem}; resuming it without', logger='current', level=logging.WARNING
+    )
+
+
+def check_replay(schedulers: Sequence[object]) -> None:
+    """Check that schedules can be continued without their state.
+
+    Args:
+        schedulers: Parameter schedulers of the run.
+
+    Raises:
+        ValueError: If one of them follows a metric.
+    """
+    for scheduler in schedulers:
+        if getattr(scheduler, 'need_val_args', False):
+            raise ValueError(
+                f'{type(scheduler).__name__} follows the metrics of the run so far, '
+                'so its schedule cannot be resumed without the state of the optimizer; '
+                'start from the weights with load_from'
+            )
+
+
+def check_can_write(out_dir: str) -> None:
+    """Check that checkpoints can be written to a folder.
+
+    Args:
+        out_dir: From the config.
+
+    Raises:
+        ValueError: If MMEngine can only read there.
+    """
+    if out_dir.startswith(('http://', 'https://')):
+        raise ValueError(
+            f'out_dir={out_dir!r}: nothing can be written there; use a local folder '
+            'or a storage such as s3://'
         )

@@ -44,9 +44,13 @@ def make_runner(
     dataset: str = 'ImageDataset',
     num_workers: int = 0,
     randomness: dict | None = None,
+    loader: dict | None = None,
     **kwargs: Any,
 ) -> Runner:
-    """Build a Runner, which uses the gloo group of this rank if there is one."""
+    """Build a Runner, which uses the gloo group of this rank if there is one.
+
+    ``loader`` has further keys of the data loader.
+    """
     return Runner(
         model=dict(type=model),
         work_dir=str(work_dir),
@@ -56,7 +60,8 @@ def make_runner(
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=dict(type='default_collate'),
-        ),
+        )
+        | (loader or {}),
         optim_wrapper=optim_wrapper,
         train_cfg=train_cfg,
         param_scheduler=param_scheduler,

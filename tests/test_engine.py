@@ -58,7 +58,8 @@ def test_missing_name_is_found():
 
 def test_overridden_methods_take_the_same_arguments():
     for ours, theirs, name in (
-        (engine.StepCheckpointHook, CheckpointHook, '_save_checkpoint_with_step'),
+        (engine.OpenCheckpointHook, CheckpointHook, '_save_checkpoint_with_step'),
+        (engine.OpenCheckpointHook, CheckpointHook, '_save_best_checkpoint'),
         (engine.ConditionalClipping, OptimWrapper, '_clip_grad'),
     ):
         found, expected = (

@@ -5,14 +5,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from agvm_mm.engine import StepCheckpointHook
+from agvm_mm.checkpoint.resume import built_schedulers, check_resume
+from agvm_mm.engine import OpenCheckpointHook
+from agvm_mm.preflight import check_can_write
 
 
 @contextmanager
@@ -71,19 +72,34 @@ class AtomicLocalBackend(LocalBackend):
 register_backend('agvm_atomic', AtomicLocalBackend, force=True)
 
 
-@HOOKS.register_module()
-class AtomicCheckpointHook(StepCheckpointHook):
-    """MMEngine's ``CheckpointHook`` that survives a crash while it saves.
-
-    A checkpoint appears under its name only when it is complete. With
-    ``max_keep_ckpts`` the oldest one is removed only after the new one is there
-    (MMEngine removes it before).
+class View:
+    """An object with some attributes replaced.
 
     Args:
-        args: As in MMEngine's ``CheckpointHook``.
-        backend_args: As in MMEngine. With another storage than local files, that
-            storage decides whether a checkpoint appears as a whole. Defaults to None,
-            local files.
+        viewed: The object, which stays as it is.
+        replaced: Attributes of the view.
+    """
+
+    def __init__(self, viewed: object, **replaced: object) -> None:
+        self.__dict__.update(replaced)
+        self._viewed = viewed
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._viewed, name)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(OpenCheckpointHook):
+    """MMEngine's ``CheckpointHook`` that survives a crash while it saves.
+
+    A checkpoint appears under its name only when it is complete, and so does the file
+    ``last_checkpoint``. With ``max_keep_ckpts`` or ``save_best`` the one before is
+    removed only after the new one is there (MMEngine removes it before).
+
+    Args:
+        args: As in MMEngine's ``CheckpointHook``. With another storage than local files
+            (``out_dir='s3://...'``, ``backend_args``), that storage decides whether a
+            checkpoint appears as a whole.
         kwargs: As in MMEngine's ``CheckpointHook``.
 
     Example:
@@ -92,25 +108,62 @@ class AtomicCheckpointHook(StepCheckpointHook):
         ... )
     """
 
-    def __init__(
-        self, *args: Any, backend_args: dict | None = None, **kwargs: Any
-    ) -> None:
-        if backend_args is None:
-            backend_args = dict(backend='agvm_atomic')
-        super().__init__(*args, backend_args=backend_args, **kwargs)
+    def before_run(self, runner: Runner) -> None:
+        """Check the checkpoint to resume before the runner reads it.
+
+        Raises:
+            RuntimeError: If it is missing, truncated or corrupt.
+        """
+        check_resume(runner, schedulers=len(built_schedulers(runner)))
+
+    def before_train(self, runner: Runner) -> None:
+        """Choose the storage; local files are written as a whole.
+
+        Raises:
+            ValueError: If nothing can be written to ``out_dir``.
+        """
+        told = (self.backend_args or self.file_client_args or {}).get('backend')
+        out_dir = str(self.out_dir or runner.work_dir)
+        check_can_write(out_dir)
+        if told in ('local', 'disk') or (told is None and '://' not in out_dir):
+            self.file_client_args = None
+            self.backend_args = dict(backend='agvm_atomic')
+        super().before_train(runner)
+
+    @contextmanager
+    def _removals_last(self) -> Iterator[None]:
+        """Remove files only when nothing has failed until the end."""
+        backend, outdated = self.file_backend, []
+        self.file_backend = View(backend, remove=outdated.append)
+        try:
+            yield
+        finally:
+            self.file_backend = backend
+        # With several metrics there is a dict of them.
+        best = getattr(self, 'best_ckpt_path_dict', {}).values()
+        current = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
+        for path in outdated:
+            if path not in current:  # A second evaluation of the same step.
+                backend.remove(path)
 
     def save_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint, then remove the oldest one if there are too many."""
-        outdated = None
-        if 0 < self.max_keep_ckpts == len(self.keep_ckpt_ids):
-            outdated = self.keep_ckpt_ids[0] if self.keep_ckpt_ids[-1] != step else None
-        if outdated is not None:
-            # The base class removes only what is listed here.
-            self.keep_ckpt_ids.popleft()
-        super().save_step(runner, step, meta)
-        if outdated is not None and is_main_process():
-            path = self.file_backend.join_path(
-                self.out_dir, self.filename_tmpl.format(outdated)
-            )
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
+        work_dir = Path(runner.work_dir)
+        # MMEngine writes `last_checkpoint` there, in steps.
+        partial_dir = work_dir / '.last_checkpoint.partial'
+        if is_main_process():
+            partial_dir.mkdir(exist_ok=True)
+        with self._removals_last():
+            super().save_step(View(runner, work_dir=str(partial_dir)), step, meta)
+            if is_main_process():
+                with replaced_when_whole(
+                    work_dir / 'last_checkpoint', sole_writer=True
+                ) as partial:
+                    os.replace(partial_dir / 'last_checkpoint', partial)
+                partial_dir.rmdir()
+
+    def save_best_step(self, runner: Runner, metrics: dict) -> None:
+        """Save the best checkpoints so far, then remove those before."""
+        if self.save_best:
+            with self._removals_last():
+                super().save_best_step(runner, metrics)

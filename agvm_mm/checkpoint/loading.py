@@ -1,17 +1,15 @@
-"""Checkpoints that are read safely and checked before they are resumed."""
+"""Checkpoints of MMEngine's Runner, loaded safely."""
 
 import pickle
-import zipfile
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from mmengine.config import Config, ConfigDict
 from mmengine.logging.history_buffer import HistoryBuffer
-from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import digit_version
 
-from agvm_mm.engine import checkpoint_to_resume, is_resuming
+from agvm_mm.engine import ParamScheduler
 
 LOADS_SAFELY = digit_version(torch.__version__) >= digit_version('2.6')
 """Whether ``torch.load`` by default refuses files that could run code."""
@@ -19,102 +17,79 @@ LOADS_SAFELY = digit_version(torch.__version__) >= digit_version('2.6')
 HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
 
 
-def history_attribute(owner: type, name: str) -> object:
-    """Return a statistic of MMEngine's log history; ``getattr`` for nothing else.
+def subclasses(kind: type) -> Iterator[type]:
+    """Yield a class and everything that inherits from it."""
+    yield kind
+    for child in kind.__subclasses__():
+        yield from subclasses(child)
+
+
+def static_methods(kind: type) -> set[str]:
+    """Return the names of the static methods that a class itself defines."""
+    return {
+        name for name, value in vars(kind).items() if isinstance(value, staticmethod)
+    }
+
+
+def stored_method(owner: type, name: str) -> object:
+    """Return a method that MMEngine stores by its class; ``getattr`` for nothing else.
+
+    These are the statistics of its log history and the static methods of parameter
+    schedulers. A file cannot call what this returns.
 
     Raises:
         UnpicklingError: If a file asks for anything else.
     """
-    if owner is not HistoryBuffer or name not in HISTORY_STATISTICS:
-        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
-    return getattr(owner, name)
+    is_statistic = owner is HistoryBuffer and name in HISTORY_STATISTICS
+    is_scheduler = isinstance(owner, type) and issubclass(owner, ParamScheduler)
+    if is_statistic or (is_scheduler and name in static_methods(owner)):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
+
+
+def empty_bytes() -> bytes:
+    """Return no bytes, which a file asks for by ``bytes()``; it may ask for no more."""
+    return b''
+
+
+def runner_types() -> list[type | tuple[object, str]]:
+    """Return what MMEngine's Runner stores besides tensors and plain containers.
+
+    The log history and its statistics, NumPy numbers, strings and arrays of these,
+    configs, and the methods that parameter schedulers keep. Not among them are NumPy's
+    objects and structures, whose memory a file describes by itself.
+    """
+    try:
+        from numpy._core import multiarray
+    except ImportError:  # NumPy 1
+        from numpy.core import multiarray
+    numbers = {type(np.dtype(scalar)) for scalar in np.sctypeDict.values()}
+    numbers -= {type(np.dtype(object)), type(np.dtype(np.void))}
+    schedulers = [kind for kind in subclasses(ParamScheduler) if static_methods(kind)]
+    return [
+        HistoryBuffer,
+        Config,
+        ConfigDict,
+        *schedulers,
+        (stored_method, 'builtins.getattr'),
+        (empty_bytes, 'builtins.bytes'),
+        # NumPy 2 moved the module; files name the module of their version.
+        (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
+        (multiarray.scalar, 'numpy.core.multiarray.scalar'),
+        (multiarray.scalar, 'numpy._core.multiarray.scalar'),
+        np.ndarray,
+        np.dtype,
+        *numbers,
+    ]
 
 
 def allow_runner_checkpoints() -> None:
     """Allow ``torch.load`` to read everything that MMEngine's Runner stores.
 
-    From 2.6 on torch loads only tensors and plain containers by default. The Runner's
-    log history consists of NumPy arrays in a class of MMEngine, with references to that
-    class's own statistics. These are added to torch's list of safe types. A checkpoint
-    with anything else is refused as before.
+    From 2.6 on torch loads only tensors and plain containers by default. The types of
+    :func:`runner_types` are added to its list of safe types. A checkpoint with anything
+    else is refused as before.
     """
-    if not LOADS_SAFELY:
-        return  # It loads everything.
-    try:
-        from numpy._core import multiarray
-    except ImportError:  # NumPy 1
-        from numpy.core import multiarray
-    numbers = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'bool')]
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (history_attribute, 'builtins.getattr'),
-            # NumPy 2 moved the module; files name the module of their version.
-            (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-            (multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
-            (multiarray.scalar, 'numpy.core.multiarray.scalar'),
-            (multiarray.scalar, 'numpy._core.multiarray.scalar'),
-            np.ndarray,
-            np.dtype,
-            *numbers,
-        ]
-    )
-
-
-def check_resume(runner: Runner) -> None:
-    """Check that a runner can read the checkpoint that it is about to resume.
-
-    Also calls :func:`allow_runner_checkpoints`.
-
-    Raises:
-        RuntimeError: If the file is missing, truncated or corrupt; the message names
-            the newest good one in its folder.
-    """
-    allow_runner_checkpoints()
-    if not is_resuming(runner):
-        return
-    path = checkpoint_to_resume(runner) or find_latest_checkpoint(runner.work_dir)
-    if path is None or '://' in path:
-        return
-    path = Path(path)
-    if not path.is_file():
-        problem = 'does not exist'
-    elif not is_whole(path, path.stat().st_mtime_ns):
-        problem = 'is truncated or corrupt'
-    else:
-        return
-    good = newest_whole_checkpoint(path.parent, other_than=path)
-    advice = (
-        f'the newest good one is {good}; continue from it with --resume {good} '
-        f"(load_from='{good}', resume=True)"
-        if good
-        else f'there is no other checkpoint in {path.parent}'
-    )
-    raise RuntimeError(f'the checkpoint to resume, {path}, {problem}; {advice}')
-
-
-@lru_cache
-def is_whole(path: Path, modified: int) -> bool:
-    """Return whether a file is a complete zip archive, as ``torch.save`` writes it.
-
-    Reads all of it and compares checksums; unpickles nothing.
-
-    Args:
-        path: The file.
-        modified: Its modification time, so that a file that was written again is
-            checked again.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, OSError):
-        return False
-
-
-def newest_whole_checkpoint(folder: Path, other_than: Path) -> Path | None:
-    """Return the complete checkpoint of a folder that was written last, or None."""
-    paths = [path for path in folder.glob('*.pth') if path != other_than]
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        if is_whole(path, path.stat().st_mtime_ns):
-            return path
-    return None
+    if LOADS_SAFELY:  # Otherwise it loads everything.
+        torch.serialization.add_safe_globals(runner_types())

@@ -1,13 +1,18 @@
 """Check that a checkpoint belongs to the training that resumes it."""
 
+import copy
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from agvm_mm.engine import ParamScheduler, accumulative_counts
+
 # In the message hub, which is part of a checkpoint.
 TOTAL_BATCH_SIZE = 'agvm_total_batch_size'
+IMAGES_OF_ITERATION = 'agvm_images_of_iteration'
 
 
 def base_learning_rates(groups: Sequence[Mapping]) -> dict[str, list[float]]:
@@ -65,8 +70,50 @@ def check_same_training(differences: Mapping[str, tuple], allowed: bool) -> None
     )
 
 
+def replay_schedules(
+    schedulers: Sequence[ParamScheduler],
+    fresh: Sequence[dict],
+    *,
+    iterations: int,
+    epochs: int,
+    epoch_length: int,
+) -> None:
+    """Bring schedules and parameter groups to where a run has got.
+
+    Schedulers compute a value from the one before, which is in the groups of the
+    optimizer. Without the state of either, all steps so far are repeated.
+
+    Args:
+        schedulers: Of this run; changed in place, and so are the groups.
+        fresh: Their states before the first update.
+        iterations: Iterations so far.
+        epochs: Epochs so far.
+        epoch_length: Iterations of an epoch.
+    """
+    for scheduler, state in zip(schedulers, fresh, strict=True):
+        scheduler.load_state_dict(copy.deepcopy(state))
+        groups = scheduler.optimizer.param_groups
+        for group, value in zip(groups, scheduler.get_last_value(), strict=True):
+            group[scheduler.param_name] = value
+    by_iteration, by_epoch = (
+        [scheduler for scheduler in schedulers if scheduler.by_epoch is kind]
+        for kind in (False, True)
+    )
+    with warnings.catch_warnings():
+        # About steps of a schedule before the first step of the optimizer.
+        warnings.simplefilter('ignore')
+        for done in range(1, iterations + 1):
+            steps = list(by_iteration)
+            if done % epoch_length == 0 and done // epoch_length <= epochs:
+                steps += by_epoch
+            for scheduler in steps:
+                scheduler.step()
+
+
 def check_batch_size(runner: Runner, total: int) -> None:
     """Check that a resumed run keeps its batch size, and store it in checkpoints.
+
+    Also that its iterations have as many images as before: schedules count them.
 
     Args:
         runner: About to train.
@@ -77,14 +124,20 @@ def check_batch_size(runner: Runner, total: int) -> None:
             does not have ``allow_resume_mismatch``.
     """
     hub, wrapper = runner.message_hub, runner.optim_wrapper
-    saved = getattr(wrapper, 'effective_batch_size', None)
-    # At iteration 0 the hub may hold the value of an earlier run of this process.
-    if saved is None and runner.iter > 0:
-        saved = hub.runtime_info.get(TOTAL_BATCH_SIZE)
-    if saved not in (None, total):
-        check_same_training(
-            {'images of an update': (saved, total)},
-            allowed=getattr(wrapper, 'allow_resume_mismatch', False),
-        )
+    counts = accumulative_counts(wrapper)
+    now = {'images of an update': total, 'images of an iteration': total // counts}
+    saved, known = dict(now), getattr(wrapper, 'effective_batch_size', None)
+    # At iteration 0 the hub may hold the values of an earlier run of this process.
+    if runner.iter > 0:
+        stored = hub.runtime_info.get(TOTAL_BATCH_SIZE, 'not stored')
+        of_iteration = hub.runtime_info.get(IMAGES_OF_ITERATION, total // counts)
+        saved = dict(zip(now, (known or stored, of_iteration), strict=True))
+        if known is None and hasattr(wrapper, 'num_updates'):
+            # The run continues a checkpoint without the state of AGVM.
+            wrapper.num_updates = runner.iter // counts
+    check_same_training(
+        compare(saved, now), allowed=getattr(wrapper, 'allow_resume_mismatch', False)
+    )
     hub.update_info(TOTAL_BATCH_SIZE, total)
+    hub.update_info(IMAGES_OF_ITERATION, total // counts)
     wrapper.effective_batch_size = total

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from agvm_mm.checkpoint.loading import check_resume
 from agvm_mm.checkpoint.match import base_learning_rates, check_batch_size
+from agvm_mm.checkpoint.resume import ResumeHook
 from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
 from agvm_mm.loops.batch_size import batch_size_of
 from agvm_mm.loops.summary import describe_run, parameter_counts
@@ -26,7 +25,7 @@ from agvm_mm.validation import check_choice, check_number, suggests_arguments
 
 @HOOKS.register_module()
 @suggests_arguments()
-class VarianceSyncHook(Hook):
+class VarianceSyncHook(ResumeHook):
     """Hook that measures each module's gradient variance for the optimizer wrapper.
 
     Under DDP the replicas are the ranks, also with gradient accumulation. In one
@@ -54,6 +53,7 @@ class VarianceSyncHook(Hook):
 
     # Before LoggerHook (BELOW_NORMAL), which writes what this hook reports.
     priority = 'NORMAL'
+    agvm = True
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class VarianceSyncHook(Hook):
         comm_hook: str | None = None,
         max_rejected: int | None = 10,
     ) -> None:
+        super().__init__()
         self.schedule = MeasurementSchedule(interval=interval, begin=begin, end=end)
         check_choice('estimator', estimator, ESTIMATORS)
         if comm_hook is not None:
@@ -87,7 +88,7 @@ class VarianceSyncHook(Hook):
         """
         hooks = [hook for hook in runner.hooks if isinstance(hook, VarianceSyncHook)]
         check_one_hook('VarianceSyncHook', len(hooks))
-        check_resume(runner)
+        super().before_run(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Attach an estimator to the optimizer wrapper.
@@ -100,6 +101,7 @@ class VarianceSyncHook(Hook):
         """
         wrapper = runner.optim_wrapper
         check_optim_wrapper(wrapper, AGVMMixin)
+        super().before_train(runner)
         batch = batch_size_of(runner)
         check_model(runner.model, batch.micro_batches)
         check_ranks_agree(

@@ -209,20 +209,32 @@ def load_by_updates(
     return dataloader
 
 
-def set_seed(dataloader: UpdateDataLoader, seed: int, *, sampler: bool) -> None:
-    """Give samplers and workers a new seed. The dataset stays as it is.
+def set_seed(
+    dataloader: UpdateDataLoader, seed: int, saved: list[int] | None = None
+) -> list[int]:
+    """Give samplers the seed of a resumed run.
+
+    The dataset stays as it is. Samplers with a seed of their own, from the config or
+    drawn because each rank has its own, get that of the checkpoint or keep theirs.
 
     Args:
         dataloader: Its iteration has not started yet.
         seed: Seed of the run.
-        sampler: Whether samplers have the seed of the run, not one of their own.
+        saved: Seeds of the samplers in the checkpoint. Defaults to None.
+
+    Returns:
+        Seeds of the samplers, to save in checkpoints.
     """
-    plan = dataloader.plan
-    if plan.seed == seed:
-        return
-    plan.seed = seed
-    if sampler:
-        batch_sampler = dataloader.batch_sampler
-        for owner in (batch_sampler, getattr(batch_sampler, 'sampler', None)):
-            if hasattr(owner, 'seed'):
-                owner.seed = seed
+    before, dataloader.plan.seed = dataloader.plan.seed, seed
+    batch_sampler = dataloader.batch_sampler
+    owners = [
+        owner
+        for owner in (batch_sampler, getattr(batch_sampler, 'sampler', None))
+        if hasattr(owner, 'seed')
+    ]
+    seeds = [seed if owner.seed == before else owner.seed for owner in owners]
+    if saved is not None and len(saved) == len(seeds):
+        seeds = saved
+    for owner, own in zip(owners, seeds, strict=True):
+        owner.seed = own
+    return seeds

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from agvm_mm import engine
-from agvm_mm.checkpoint.loading import check_resume
 from agvm_mm.checkpoint.match import check_batch_size
+from agvm_mm.checkpoint.resume import ResumeHook
 from agvm_mm.loops.dataloader import UpdateWindow, load_by_updates, set_seed
 from agvm_mm.loops.summary import describe_run
 from agvm_mm.loops.update import Update, reset_update, seed_update
@@ -28,6 +28,7 @@ from agvm_mm.validation import suggests_arguments
 
 # In the message hub, which is part of a checkpoint.
 IMAGES_OF_EPOCH = 'agvm_images_of_epoch'
+SAMPLER_SEEDS = 'agvm_sampler_seeds'
 ITERATIONS_ADVICE = (
     "For a training that counts iterations use type='LargeBatchIterTrainLoop' with "
     'max_iters in optimizer updates.'
@@ -80,8 +81,9 @@ class LargeBatchMixin:
         total_batch_size: int,
         **kwargs: Any,
     ) -> None:
-        check_resume(runner)
         self._allow_resume_mismatch = pop_resume_switch(runner.optim_wrapper)
+        if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
+            runner.register_hook(ResumeHook(self._allow_resume_mismatch))
         self._last_time: float | None = None
         if isinstance(dataloader, dict):
             # As MMEngine's BaseLoop builds it.
@@ -120,14 +122,14 @@ class LargeBatchMixin:
         if not is_agvm:
             wrapper.allow_resume_mismatch = self._allow_resume_mismatch
         check_batch_size(runner, total)
+        hub = runner.message_hub
         if self.iter == 0:  # An earlier run of this process may have left images here.
-            runner.message_hub.update_info(IMAGES_OF_EPOCH, 0)
+            hub.update_info(IMAGES_OF_EPOCH, 0)
         # An interrupted update of this process may have left gradients.
         reset_update(wrapper)
-        # A resumed run has the seed of its checkpoint.
-        set_seed(
-            self.dataloader, runner.seed, sampler=not engine.has_rank_seeds(runner)
-        )
+        # A resumed run has the seeds of its checkpoint.
+        saved = hub.runtime_info.get(SAMPLER_SEEDS) if self.iter else None
+        hub.update_info(SAMPLER_SEEDS, set_seed(self.dataloader, runner.seed, saved))
         if not is_agvm:
             # With AGVM, VarianceSyncHook prints it.
             runner.logger.info(describe_run(runner, self.batch))

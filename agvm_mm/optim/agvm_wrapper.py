@@ -1,10 +1,12 @@
 """Optimizer wrappers that step each module with its own learning rate."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
@@ -89,6 +91,7 @@ class AGVMMixin(ConditionalClipping):
         self.num_measurements = 0
         self.num_skipped_measurements = 0
         self.effective_batch_size: int | None = None
+        self.has_new_groups = False
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -216,11 +219,21 @@ class AGVMMixin(ConditionalClipping):
         """
         state_dict = dict(state_dict)
         if 'agvm' not in state_dict:
-            raise ValueError(
-                'the checkpoint has no AGVM state: it was trained with another '
-                'optimizer wrapper. Resume it with that one, or start from its '
-                'weights with load_from'
+            if not self.allow_resume_mismatch:
+                raise ValueError(
+                    'the checkpoint has no AGVM state: it was trained with another '
+                    'optimizer wrapper. Resume it with that one, or start from its '
+                    'weights with load_from'
+                )
+            print_log(
+                'AGVM: the checkpoint has no AGVM state; multipliers start at 1 and '
+                'the optimizer without its moments',
+                logger='current',
+                level=logging.WARNING,
             )
+            self._keep_new_groups(state_dict)
+            super().load_state_dict(state_dict)
+            return
         saved = state_dict.pop('agvm')
         # Before the optimizer, whose own message about other groups explains nothing.
         differences = compare(
@@ -238,8 +251,7 @@ class AGVMMixin(ConditionalClipping):
         )
         check_same_training(differences, allowed=self.allow_resume_mismatch)
         if {'modules', 'optimizer'} & differences.keys():
-            # The saved groups do not match those of this optimizer.
-            state_dict.update(self.optimizer.state_dict())
+            self._keep_new_groups(state_dict)
         super().load_state_dict(state_dict)
         self.modulator.load_state_dict(saved)
         self._variances = dict(saved['variances'])
@@ -248,6 +260,11 @@ class AGVMMixin(ConditionalClipping):
         self.num_skipped_measurements = saved['num_skipped_measurements']
         self.effective_batch_size = saved['effective_batch_size']
         self.reset_update(dropped=False)
+
+    def _keep_new_groups(self, state_dict: dict) -> None:
+        """Replace saved groups, which do not match those of this optimizer."""
+        state_dict.update(self.optimizer.state_dict())
+        self.has_new_groups = True
 
     def _check_attached(self) -> None:
         if self._estimator is None:

@@ -12,11 +12,8 @@ import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from runners import make_runner
 
-from agvm_mm.checkpoint.loading import (
-    LOADS_SAFELY,
-    allow_runner_checkpoints,
-    is_whole,
-)
+from agvm_mm.checkpoint.loading import LOADS_SAFELY, allow_runner_checkpoints
+from agvm_mm.checkpoint.resume import is_whole
 
 AGVM = dict(
     type='AGVMOptimWrapper',
@@ -139,3 +136,31 @@ def test_changed_file_is_checked_again(tmp_path):
     assert is_whole(path, path.stat().st_mtime_ns)
     damage(path, 'truncated')
     assert not is_whole(path, path.stat().st_mtime_ns + 1)
+
+
+@pytest.mark.parametrize('pointer', ['', '\n', 'gone', None], ids=repr)
+def test_pointer_without_checkpoint_error_names_newest_good_one(tmp_path, pointer):
+    runner(tmp_path).train()
+    named = tmp_path / 'last_checkpoint'
+    if pointer is None:
+        named.unlink()
+        message = f'there is no {named}, which names the checkpoint'
+    elif pointer == 'gone':
+        # As after the folder was moved.
+        named.write_text('/elsewhere/run/epoch_3.pth')
+        message = f'/elsewhere/run/epoch_3.pth does not exist ({named} names it)'
+    else:
+        named.write_text(pointer)
+        message = f'{named}, which names the checkpoint, is empty'
+    with pytest.raises(RuntimeError) as error:
+        runner(tmp_path, epochs=4, resume=True).train()
+    assert message in str(error.value)
+    assert f'--resume {tmp_path / "epoch_3.pth"} ' in str(error.value)
+    path = str(tmp_path / 'epoch_3.pth')
+    runner(tmp_path, epochs=4, resume=True, load_from=path).train()
+
+
+def test_first_start_with_resume_begins_the_training(tmp_path):
+    first = runner(tmp_path, epochs=1, resume=True)
+    first.train()
+    assert first.iter == 2
