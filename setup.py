@@ -17,7 +17,7 @@ MIM_FILES = (
     'tools/analysis/*.py',
     'tools/dist_*.sh',
     'tools/slurm*.sh',
-    'tools/torchrun.sh',
+    'tools/torchrun.*',
     'tools/paper_tables.py',
     'tools/plan.py',
     'tools/rendezvous.py',

@@ -10,7 +10,7 @@ from agvm_mm.version import __version__
 check_versions()
 
 from agvm_mm.checkpoint import AtomicCheckpointHook  # noqa: E402
-from agvm_mm.hooks import VarianceSyncHook  # noqa: E402
+from agvm_mm.hooks import PreemptionHook, VarianceSyncHook  # noqa: E402
 from agvm_mm.loops import LargeBatchIterTrainLoop, LargeBatchTrainLoop  # noqa: E402
 from agvm_mm.optim import (  # noqa: E402
     AGVMAmpOptimWrapper,
@@ -29,6 +29,7 @@ __all__ = [
     'LargeBatchIterTrainLoop',
     'LargeBatchTrainLoop',
     'PMDLAMB',
+    'PreemptionHook',
     'VarianceSyncHook',
     '__version__',
 ]

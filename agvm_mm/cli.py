@@ -8,15 +8,23 @@ import argparse
 import atexit
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
+from agvm_mm import engine
 from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+from agvm_mm.hooks.preemption import (
+    Preempted,
+    PreemptionHook,
+    end_at_once,
+    protect_workers,
+)
 from agvm_mm.validation import did_you_mean, package_of, type_name
 
 AMP_WRAPPERS = {
@@ -24,6 +32,13 @@ AMP_WRAPPERS = {
     'AGVMOptimWrapper': 'AGVMAmpOptimWrapper',
 }
 """The mixed-precision counterpart of each optimizer wrapper."""
+
+PREEMPTED_FILE = 'AGVM_PREEMPTED_FILE'
+"""Environment variable in which ``tools/torchrun.py`` names a file to its ranks.
+
+A rank that stops on a signal creates it and ends with status 0: torchrun would restart
+any other.
+"""
 
 SYNC_BN_TYPES = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 
@@ -112,6 +127,33 @@ def build_runner(cfg: Config, launcher: str) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
+def train(runner: Runner) -> None:
+    """Train, and handle signals of a scheduler.
+
+    Adds a :class:`PreemptionHook` to a runner that has none.
+
+    Raises:
+        Preempted: If the training stopped on a signal.
+    """
+    hooks = [hook for hook in runner.hooks if isinstance(hook, PreemptionHook)]
+    if not hooks:
+        # Not in the config, which other tools may read from the work folder.
+        hooks = [PreemptionHook()]
+        runner.register_hook(hooks[0])
+    dataloader = engine.build_train_dataloader(runner)
+    if dataloader is not None:
+        protect_workers(dataloader, hooks[0].signals)
+    try:
+        runner.train()
+    except Preempted as stop:
+        if PREEMPTED_FILE in os.environ:
+            Path(os.environ[PREEMPTED_FILE]).touch()
+            stop.code = 0
+        # A launcher may now send signals to ranks that end a bit later than others.
+        end_at_once(hooks[0].signals, stop.code)
+        raise
+
+
 def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
     """Set ``cfg.work_dir`` from the command line, the config, or the config's name.
 
@@ -132,11 +174,13 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
     Args:
         cfg: Changed in place.
-        resume: ``'auto'`` for the latest checkpoint of the work folder, the path of a
-            checkpoint, or None to leave ``cfg`` unchanged.
+        resume: ``'auto'`` for the latest checkpoint of the work folder, if there is
+            one; the path of a checkpoint; or None to leave ``cfg`` unchanged.
     """
     if resume is None:
         return
+    if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
+        return  # A new run, which begins from the weights of load_from.
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
 

@@ -7,19 +7,26 @@ that a new release of MMEngine drops.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 from mmengine.hooks import CheckpointHook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.optim import _ParamScheduler as ParamScheduler
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 __all__ = ['ParamScheduler']
 
 PRIVATE_NAMES = dict(
     optim_wrapper=('_accumulative_counts', '_clip_grad', '_inner_count', '_max_counts'),
-    runner=('_has_loaded', '_load_from', '_randomness_cfg', '_resume'),
+    runner=(
+        '_has_loaded',
+        '_load_from',
+        '_randomness_cfg',
+        '_resume',
+        '_train_dataloader',
+    ),
     train_loop=('_epoch', '_iter'),
     checkpoint_hook=(
         '_save_best_checkpoint',
@@ -63,6 +70,15 @@ def backward_passes_left(optim_wrapper: OptimWrapper) -> int:
 def backward_passes(optim_wrapper: OptimWrapper) -> int:
     """Return the number of backward passes of this update so far."""
     return optim_wrapper._inner_count
+
+
+def is_between_updates(optim_wrapper: OptimWrapper | OptimWrapperDict) -> bool:
+    """Return whether the optimizers have stepped on all gradients so far."""
+    several = isinstance(optim_wrapper, OptimWrapperDict)
+    return not any(
+        wrapper._inner_count % wrapper._accumulative_counts
+        for wrapper in (optim_wrapper.values() if several else [optim_wrapper])
+    )
 
 
 def expect_last_pass(optim_wrapper: OptimWrapper) -> None:
@@ -125,6 +141,24 @@ def auto_scaling(runner: Runner) -> dict | None:
     return runner._auto_scale_lr
 
 
+def build_train_dataloader(runner: Runner) -> DataLoader | None:
+    """Build the dataloader of the training as its loop would do later.
+
+    MMEngine's iteration-based loop starts the workers as soon as it has built it.
+
+    Returns:
+        The dataloader; None if the config asks for no workers.
+    """
+    settings = runner._train_dataloader
+    if isinstance(settings, dict):
+        if not settings.get('num_workers'):
+            return None
+        runner._train_dataloader = runner.build_dataloader(
+            settings, seed=runner.seed, diff_rank_seed=has_rank_seeds(runner)
+        )
+    return runner._train_dataloader
+
+
 # Samplers
 
 
@@ -181,3 +215,27 @@ class OpenCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         self.save_best_step(runner, metrics)
+
+
+def save_extra(
+    hook: CheckpointHook, runner: Runner, template: str, step: int, meta: dict
+) -> str:
+    """Save a checkpoint like a hook, which does not count it as one of its own.
+
+    It is complete, whatever parts the hook leaves out.
+
+    Args:
+        hook: Its folder and storage are used.
+        runner: The runner.
+        template: File name with ``{}`` for the step.
+        step: Number in the file name.
+        meta: Goes into the checkpoint.
+
+    Returns:
+        Path of the checkpoint.
+    """
+    hook = copy(hook)
+    hook.filename_tmpl, hook.max_keep_ckpts = template, -1
+    hook.save_optimizer = hook.save_param_scheduler = True
+    hook._save_checkpoint_with_step(runner, step, meta)
+    return hook.last_ckpt

@@ -6,7 +6,7 @@ run_tasks() {
     shift 2
     # Up to 8 GPUs per machine; fewer tasks all run on one machine.
     per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
-    read -ra srun_args <<<"${SRUN_ARGS:-}"
+    read -ra srun_args <<<"${SIGNAL:+--signal=$SIGNAL} ${SRUN_ARGS:-}"
     if ! command -v srun >/dev/null; then
         echo "$0: no srun on the PATH: is this a login node of a Slurm" \
             "cluster? On other machines use tools/dist_train.sh or dist_test.sh" >&2

@@ -17,5 +17,6 @@ run_ranks() {
     # One thread per rank: torchrun would set the same, with a warning.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" \
-        -m torch.distributed.run "${where[@]}" --nproc-per-node "$ranks" "$@"
+        "$here/torchrun.py" "${where[@]}" --nproc-per-node "$ranks" \
+        --max-restarts "${MAX_RESTARTS:-0}" "$@"
 }

@@ -23,7 +23,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         help='resume from this checkpoint; without a path, from the latest one of '
-        'the work folder',
+        'the work folder, or start if there is none',
     )
     return parser.parse_args(argv)
 
@@ -37,7 +37,7 @@ def main() -> None:
     if args.auto_scale_lr:
         cli.enable_auto_scale_lr(cfg)
     cli.set_resume(cfg, args.resume)
-    cli.build_runner(cfg, args.launcher).train()
+    cli.train(cli.build_runner(cfg, args.launcher))
 
 
 if __name__ == '__main__':

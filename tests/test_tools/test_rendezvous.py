@@ -112,7 +112,7 @@ dist.destroy_process_group()
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
     """Return a folder with the launcher's scripts and the train.py above."""
-    for name in ('dist_train.sh', 'torchrun.sh', 'rendezvous.py'):
+    for name in ('dist_train.sh', 'torchrun.sh', 'torchrun.py', 'rendezvous.py'):
         (tmp_path / name).write_bytes((ROOT / 'tools' / name).read_bytes())
     (tmp_path / 'dist_train.sh').chmod(0o755)
     (tmp_path / 'train.py').write_text(SCRIPT)
