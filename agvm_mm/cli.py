@@ -179,8 +179,9 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     """
     if resume is None:
         return
-    if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
-        return  # A new run, which begins from the weights of load_from.
+    if resume == 'auto' and not list(Path(cfg.work_dir).glob('*.pth')):
+        if find_latest_checkpoint(cfg.work_dir) is None:
+            return  # A new run, which begins from the weights of load_from.
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
 

@@ -40,10 +40,17 @@ def test_work_dir(argument: str | None, in_config: str | None, expected: str):
     'argument, expected',
     [(None, (False, 'x')), ('auto', (True, None)), ('a.pth', (True, 'a.pth'))],
 )
-def test_resume(argument: str | None, expected: tuple):
-    cfg = config(resume=False, load_from='x')
+def test_resume(tmp_path: Path, argument: str | None, expected: tuple):
+    (tmp_path / 'epoch_1.pth').touch()
+    cfg = config(resume=False, load_from='x', work_dir=str(tmp_path))
     cli.set_resume(cfg, argument)
     assert (cfg.resume, cfg.load_from) == expected
+
+
+def test_resume_without_any_checkpoint_is_a_new_run(tmp_path: Path):
+    cfg = config(resume=False, load_from='x', work_dir=str(tmp_path))
+    cli.set_resume(cfg, 'auto')
+    assert (cfg.resume, cfg.load_from) == (False, 'x')
 
 
 @pytest.mark.parametrize('before, after', cli.AMP_WRAPPERS.items())

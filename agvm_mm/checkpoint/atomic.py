@@ -94,13 +94,10 @@ class AtomicCheckpointHook(OpenCheckpointHook):
 
     A checkpoint appears under its name only when it is complete, and so does the file
     ``last_checkpoint``. With ``max_keep_ckpts`` or ``save_best`` the one before is
-    removed only after the new one is there (MMEngine removes it before).
-
-    Args:
-        args: As in MMEngine's ``CheckpointHook``. With another storage than local files
-            (``out_dir='s3://...'``, ``backend_args``), that storage decides whether a
-            checkpoint appears as a whole.
-        kwargs: As in MMEngine's ``CheckpointHook``.
+    removed only after the new one is there (MMEngine removes it before). The arguments
+    are those of MMEngine's hook. With another storage than local files
+    (``out_dir='s3://...'``, ``backend_args``), that storage decides whether a
+    checkpoint appears as a whole.
 
     Example:
         >>> default_hooks = dict(

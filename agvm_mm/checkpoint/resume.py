@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -18,7 +19,7 @@ from agvm_mm.engine import ParamScheduler, checkpoint_to_resume, is_resuming
 from agvm_mm.preflight import check_parts, check_replay
 
 
-def check_resume(runner: Runner, **needs) -> None:
+def check_resume(runner: Runner, **needs: Any) -> None:
     """Check that a runner can read the checkpoint that it is about to resume.
 
     Also calls :func:`allow_runner_checkpoints`.
@@ -65,7 +66,7 @@ def check_resume(runner: Runner, **needs) -> None:
 
 
 def check_loaded(
-    runner: Runner, checkpoint: Mapping, allowed: bool, **needs
+    runner: Runner, checkpoint: Mapping, allowed: bool, **needs: Any
 ) -> list[str]:
     """Check that a checkpoint has everything that a run continues from.
 
@@ -184,7 +185,7 @@ def is_whole(path: Path, modified: int) -> bool:
         return False
 
 
-def newest_resumable(folders: Iterable[Path], **needs) -> Path | None:
+def newest_resumable(folders: Iterable[Path], **needs: Any) -> Path | None:
     """Return the checkpoint that was written last of those that a run can resume.
 
     Args:
@@ -213,7 +214,7 @@ def unsafe_names(path: Path) -> list[str]:
     return torch.serialization.get_unsafe_globals_in_checkpoint(path)
 
 
-def advise(folders: Iterable[Path], **needs) -> str:
+def advise(folders: Iterable[Path], **needs: Any) -> str:
     """Return how to go on from the newest checkpoint that a run can resume."""
     good = newest_resumable(folders, **needs)
     if good is None:
