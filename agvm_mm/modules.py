@@ -1,14 +1,15 @@
 """Assignment of parameters to modules of the network, which share a multiplier."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from mmengine.model import BaseModel
 from torch import nn
 
 from agvm_mm.validation import did_you_mean
 
-# A two-stage detector keeps its box and mask heads in this child. Each head has its own
-# gradient variance.
-SPLIT_CHILDREN = ('roi_head',)
+# Inputs of the encoder among the layers and parameters of a DETR.
+ENCODER_INPUTS = ('level_embed', 'text_feat_map')
 
 
 def has_prefix(name: str, prefix: str) -> bool:
@@ -19,12 +20,39 @@ def has_prefix(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + '.')
 
 
-def default_modules(model: nn.Module) -> dict[str, list[str]]:
-    """Split a detector or segmenter into its top-level children.
+class _Part(NamedTuple):
+    """Part of a model to which a parameter belongs.
 
-    Each child with trainable parameters is a module under its own name, and
-    ``roi_head`` is split further into its children (``bbox_head``, ``mask_head``,
-    ...). A trainable parameter of the model itself is a separate module.
+    Args:
+        owner: Dotted name of the opened child that holds it, '' for the model.
+        module: Name of its module within the owner.
+        prefix: Prefix of the names of its parameters.
+    """
+
+    owner: str
+    module: str
+    prefix: str
+
+
+def default_modules(model: nn.Module) -> dict[str, list[str]]:
+    """Split a detector or segmenter into modules.
+
+    Each top-level child with trainable parameters is a module under its own name, and
+    so is each trainable parameter of the model itself, with these exceptions:
+
+    - A child that is a whole model (``detector``, ``student``) and ``roi_head`` are
+      opened: their children are modules.
+    - A list of as many children as the model or ``roi_head`` has stages
+      (``num_stages``) is a cascade: each stage is a module, such as ``bbox_head.0``.
+    - A head with a pixel decoder and a transformer decoder (Mask2Former) is opened into
+      ``pixel_decoder``, ``transformer_decoder`` with its embeddings and input
+      projections, and ``predictors``.
+    - In a model with an encoder and a decoder (DETR), single layers, embeddings and
+      parameters of the model itself join the ``decoder``, or the ``encoder`` if they
+      describe its input.
+
+    Children of opened ones keep their own name where it is unique, else they have the
+    names of both, such as ``roi_head.bbox_head``.
 
     Args:
         model: Network, not wrapped in DDP.
@@ -33,19 +61,94 @@ def default_modules(model: nn.Module) -> dict[str, list[str]]:
         Prefixes of parameter names by module name.
     """
     names = [name for name, p in model.named_parameters() if p.requires_grad]
-    top_level = {name.split('.')[0] for name in names}
+    parts = list(dict.fromkeys(_part_of(model, name) for name in names))
+    owners: dict[str, set[str]] = {}
+    for part in parts:
+        owners.setdefault(part.module, set()).add(part.owner)
     modules: dict[str, list[str]] = {}
-    for name in names:
-        child, *rest = name.split('.')
-        module = prefix = child
-        if child in SPLIT_CHILDREN:
-            prefix = f'{child}.{rest[0]}'
-            if len(rest) > 1:
-                module = prefix if rest[0] in top_level else rest[0]
-        prefixes = modules.setdefault(module, [])
-        if prefix not in prefixes:
-            prefixes.append(prefix)
+    for owner, module, prefix in parts:
+        name = f'{owner}.{module}' if owner and len(owners[module]) > 1 else module
+        modules.setdefault(name, []).append(prefix)
     return modules
+
+
+def _part_of(model: nn.Module, name: str) -> _Part:
+    """Return the part of a model that holds a parameter."""
+    owner, path, names = model, [], name.split('.')
+    while len(names) > 1 and _is_opened(names[0], owner.get_submodule(names[0])):
+        owner = owner.get_submodule(names[0])
+        path.append(names.pop(0))
+    child = names[0]
+    member = getattr(owner, child)
+    if _is_mask_transformer(owner):
+        module = _module_of_mask_transformer(child, member)
+    elif isinstance(member, nn.Parameter) and path and not _is_model(owner):
+        return _Part('.'.join(path[:-1]), path[-1], '.'.join([*path, child]))
+    elif _is_cascade(owner, member):
+        module = child = f'{child}.{names[1]}'
+    elif _is_encoder_decoder(owner) and (_is_layer(member) or _is_embedding(member)):
+        module = 'encoder' if child in ENCODER_INPUTS else 'decoder'
+    else:
+        module = child
+    return _Part('.'.join(path), module, '.'.join([*path, child]))
+
+
+def _is_opened(name: str, child: nn.Module) -> bool:
+    """Return whether the children of a child are modules instead of the child."""
+    return name == 'roi_head' or _is_model(child) or _is_mask_transformer(child)
+
+
+def _is_model(child: nn.Module) -> bool:
+    """Return whether a child is a whole detector or segmenter.
+
+    Some backbones have a ``backbone`` as well, and language models are models.
+    """
+    return isinstance(child, BaseModel) and hasattr(child, 'backbone')
+
+
+def _is_cascade(owner: nn.Module, member: nn.Module | nn.Parameter) -> bool:
+    """Return whether a child is the list of the stages of a cascade."""
+    stages = getattr(owner, 'num_stages', None)
+    return isinstance(member, nn.ModuleList) and len(member) == stages
+
+
+def _is_encoder_decoder(owner: nn.Module) -> bool:
+    """Return whether a model is a transformer like DETR."""
+    return hasattr(owner, 'encoder') and hasattr(owner, 'decoder')
+
+
+def _is_mask_transformer(child: nn.Module) -> bool:
+    """Return whether a child is a head like that of Mask2Former."""
+    return hasattr(child, 'pixel_decoder') and hasattr(child, 'transformer_decoder')
+
+
+def _module_of_mask_transformer(child: str, member: nn.Module | nn.Parameter) -> str:
+    """Return the module of a child or parameter of a head like that of Mask2Former."""
+    if child == 'pixel_decoder':
+        return child
+    # Projections of its inputs, such as decoder_input_projs.
+    feeds_decoder = child.startswith(('transformer_decoder', 'decoder_'))
+    return (
+        'transformer_decoder'
+        if feeds_decoder or _is_embedding(member)
+        else 'predictors'
+    )
+
+
+def _is_layer(member: nn.Module | nn.Parameter) -> bool:
+    """Return whether a child is a single layer."""
+    return isinstance(member, nn.Module) and not list(member.children())
+
+
+def _is_embedding(member: nn.Module | nn.Parameter) -> bool:
+    """Return whether a member is a parameter or has none but those of embeddings."""
+    if isinstance(member, nn.Parameter):
+        return True
+    return all(
+        isinstance(layer, nn.Embedding)
+        for layer in member.modules()
+        if list(layer.parameters(recurse=False))
+    )
 
 
 def assign_modules(

@@ -1,96 +1,163 @@
 """Assignment of every trainable parameter to exactly one module."""
 
 import pytest
-from mmengine.registry import MODELS, init_default_scope
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.model import BaseModel
+from mmengine.registry import init_default_scope
 from torch import nn
 from toy import ToyDetector
 
+from agvm_mm.analysis.plan import build_model
 from agvm_mm.modules import assign_modules, default_modules, has_prefix
 from agvm_mm.optim import AGVMOptimWrapperConstructor
 
-ROI_HEADS = {'backbone', 'neck', 'rpn_head', 'bbox_head'}
+
+def own(*names):
+    """Return modules that are children of the model under their own name."""
+    return {name: [name] for name in names}
+
+
+def inside(outer, *names):
+    """Return modules that are children of an opened child."""
+    return {name: [f'{outer}.{name}'] for name in names}
+
+
+TWO_STAGE = own('backbone', 'neck', 'rpn_head') | inside('roi_head', 'bbox_head')
+STAGES = inside('roi_head', *(f'bbox_head.{i}' for i in range(3)))
+DETR = own('backbone', 'neck', 'bbox_head')
+# Two-stage layers of Deformable DETR and DINO, between encoder and decoder.
+MEMORY = ['memory_trans_fc', 'memory_trans_norm']
+
+
+def mask_transformer(head, *decoder):
+    """Return the modules of a head like that of Mask2Former."""
+    decoder = ['transformer_decoder', 'query_embed', *decoder]
+    return dict(
+        backbone=['backbone'],
+        pixel_decoder=[f'{head}.pixel_decoder'],
+        transformer_decoder=[f'{head}.{child}' for child in decoder],
+        predictors=[f'{head}.cls_embed', f'{head}.mask_embed'],
+    )
+
+
 # Configs of the two toolboxes and the modules that AGVM must find in them.
 REAL_MODELS = {
-    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': ROI_HEADS,
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': ROI_HEADS | {'mask_head'},
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': TWO_STAGE,
+    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': (
+        TWO_STAGE | inside('roi_head', 'mask_head')
+    ),
     'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py': (
-        ROI_HEADS | {'mask_head'}
+        own('backbone', 'neck', 'rpn_head')
+        | STAGES
+        | inside('roi_head', *(f'mask_head.{i}' for i in range(3)))
     ),
-    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py': {'backbone', 'neck', 'bbox_head'},
-    'mmdet::detr/detr_r50_8xb2-150e_coco.py': {
-        'backbone',
-        'neck',
-        'bbox_head',
-        'encoder',
-        'decoder',
-        'query_embedding',
-    },
+    # One mask head serves all stages.
+    'mmdet::scnet/scnet_r50_fpn_1x_coco.py': (
+        own('backbone', 'neck', 'rpn_head')
+        | STAGES
+        | inside('roi_head', 'mask_head', 'semantic_head')
+        | inside('roi_head', 'feat_relay_head', 'glbctx_head')
+    ),
+    'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py': (
+        own('backbone', 'neck', 'rpn_head')
+        | inside('roi_head', *(f'bbox_head.{i}' for i in range(6)))
+    ),
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py': own(
+        'backbone', 'neck', 'bbox_head'
+    ),
+    'mmdet::solov2/solov2_r50_fpn_1x_coco.py': own('backbone', 'neck', 'mask_head'),
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py': (
+        DETR | own('encoder') | dict(decoder=['decoder', 'query_embedding'])
+    ),
     # level_embed is a parameter of the detector itself.
-    'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': {
-        'backbone',
-        'neck',
-        'bbox_head',
-        'encoder',
-        'decoder',
-        'query_embedding',
-        'reference_points_fc',
-        'level_embed',
-    },
-    'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py': (
-        ROI_HEADS | {'mask_head', 'semantic_head'}
+    'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': DETR
+    | dict(
+        encoder=['encoder', 'level_embed'],
+        decoder=['decoder', 'query_embedding', 'reference_points_fc'],
     ),
-    'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py': {
-        'backbone',
-        'decode_head',
-        'auxiliary_head',
-    },
-    'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py': {
-        'backbone',
-        'neck',
-        'decode_head',
-    },
+    'mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py': (
+        DETR
+        | dict(
+            encoder=['encoder', 'level_embed'],
+            decoder=['decoder', *MEMORY, 'pos_trans_fc', 'pos_trans_norm'],
+        )
+    ),
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py': DETR
+    | dict(
+        encoder=['encoder', 'level_embed'],
+        decoder=['decoder', 'query_embedding', *MEMORY, 'dn_query_generator'],
+    ),
+    'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py': (
+        TWO_STAGE | inside('roi_head', 'mask_head') | own('semantic_head')
+    ),
+    'mmdet::maskformer/maskformer_swin-l-p4-w12_64xb1-ms-300e_coco.py': (
+        mask_transformer('panoptic_head', 'decoder_input_proj')
+    ),
+    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py': (
+        mask_transformer('panoptic_head', 'query_feat', 'level_embed')
+    ),
+    'mmdet::mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019.py': (
+        mask_transformer('track_head', 'query_feat', 'level_embed')
+    ),
+    # The teacher is frozen.
+    'mmdet::soft_teacher/'
+    'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py': (
+        inside('student', 'backbone', 'neck', 'rpn_head')
+        | dict(bbox_head=['student.roi_head.bbox_head'])
+    ),
+    'mmdet::qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py': (
+        inside('detector', 'backbone', 'neck', 'rpn_head')
+        | dict(bbox_head=['detector.roi_head.bbox_head'])
+        | own('track_head')
+    ),
+    'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py': own(
+        'backbone', 'decode_head', 'auxiliary_head'
+    ),
+    'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py': own(
+        'backbone', 'neck', 'decode_head'
+    ),
+    # A backbone with a backbone, and a list of auxiliary heads.
+    'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py': own(
+        'backbone', 'decode_head', 'auxiliary_head'
+    ),
+    'mmseg::ocrnet/ocrnet_hr18_4xb4-80k_ade20k-512x512.py': own(
+        'backbone', 'decode_head.0', 'decode_head.1'
+    ),
+    'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py': (
+        mask_transformer('decode_head', 'query_feat', 'level_embed')
+    ),
 }
-
-
-def build_model(path):
-    """Return the model of a config, without pretrained weights, and the config."""
-    from mmengine.config import Config
-    from mmengine.hub import get_config
-
-    scope = path.split('::')[0]
-    config = get_config(path)
-    assert isinstance(config, Config)
-    if scope == 'mmdet':
-        import mmdet.models  # noqa: F401
-    else:
-        import mmseg.models  # noqa: F401
-    init_default_scope(scope)
-    try:
-        return MODELS.build(config.model), config
-    finally:
-        init_default_scope('mmengine')
 
 
 @pytest.mark.parametrize('path', REAL_MODELS)
 def test_models_of_toolboxes(path):
-    model, config = build_model(path)
+    config = get_config(path)
+    assert isinstance(config, Config)
+    try:
+        model = build_model(config)
+    finally:
+        init_default_scope('mmengine')
+    found = default_modules(model)
+    assert {key: set(value) for key, value in found.items()} == {
+        key: set(value) for key, value in REAL_MODELS[path].items()
+    }
     assigned = assign_modules(model)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable <= set(assigned)
-    assert set(assigned.values()) == REAL_MODELS[path]
-    for name, module in assigned.items():
-        assert module in name.split('.')[:2]
 
     # The optimizer of the config, built by AGVM's constructor.
     cfg = dict(config.optim_wrapper, type='AGVMOptimWrapper')
     paramwise_cfg = cfg.pop('paramwise_cfg', None)
+    cfg.pop('loss_scale', None)
     wrapper = AGVMOptimWrapperConstructor(cfg, paramwise_cfg)(model)
     in_groups = [p for g in wrapper.optimizer.param_groups for p in g['params']]
     assert len(in_groups) == len({id(p) for p in in_groups})
     assert {id(p) for p in model.parameters() if p.requires_grad} <= {
         id(p) for p in in_groups
     }
-    assert set(wrapper.multipliers) == REAL_MODELS[path]
+    assert set(wrapper.multipliers) == set(REAL_MODELS[path])
     # Groups are merged: there are far fewer than parameters.
     assert len(wrapper.optimizer.param_groups) <= 4 * len(REAL_MODELS[path])
 
@@ -119,6 +186,96 @@ def test_duplicate_names_and_parameters_of_roi_head_itself():
     assert assigned['bbox_head.weight'] == 'bbox_head'
     assert assigned['roi_head.bbox_head.weight'] == 'roi_head.bbox_head'
     assert assigned['roi_head.scale'] == 'roi_head'
+
+
+class ToyTeacher(BaseModel):
+    """Two whole detectors; the teacher is frozen or not."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.student, self.teacher = ToyDetector(), ToyDetector()
+        self.teacher.requires_grad_(not frozen)
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return self.student(inputs, data_samples, mode)
+
+
+def test_wrapped_detector_has_the_modules_of_the_detector():
+    assert default_modules(ToyTeacher(frozen=True)) == {
+        'backbone': ['student.backbone'],
+        'neck': ['student.neck'],
+        'bbox_head': ['student.roi_head.bbox_head'],
+        'mask_head': ['student.roi_head.mask_head'],
+    }
+
+
+def test_modules_of_two_trainable_detectors_have_full_names():
+    heads = ('backbone', 'neck', 'roi_head.bbox_head', 'roi_head.mask_head')
+    names = [f'{model}.{head}' for model in ('student', 'teacher') for head in heads]
+    assert default_modules(ToyTeacher(frozen=False)) == {name: [name] for name in names}
+
+
+def test_detector_is_split_alike_in_a_model_of_two_levels():
+    model = nn.Module()
+    model.algorithm = ToyTeacher(frozen=True)
+    model.algorithm.backbone = nn.Identity()
+    assert default_modules(model) == {
+        name: [f'algorithm.{prefix}' for prefix in prefixes]
+        for name, prefixes in default_modules(ToyTeacher(frozen=True)).items()
+    }
+
+
+def test_list_is_a_cascade_only_with_a_stage_for_each_child():
+    model = ToyDetector()
+    model.roi_head['mask_head'] = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    assert default_modules(model)['mask_head'] == ['roi_head.mask_head']
+    model.roi_head.num_stages = 3
+    assert default_modules(model)['mask_head'] == ['roi_head.mask_head']
+    model.roi_head.num_stages = 2
+    modules = default_modules(model)
+    assert modules['mask_head.0'] == ['roi_head.mask_head.0']
+    assert modules['mask_head.1'] == ['roi_head.mask_head.1']
+    assert modules['bbox_head'] == ['roi_head.bbox_head']
+
+
+def test_frozen_stage_is_not_a_module():
+    model = ToyDetector()
+    model.roi_head['mask_head'] = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    model.roi_head.num_stages = 2
+    model.roi_head['mask_head'][0].requires_grad_(False)
+    assert 'mask_head.0' not in default_modules(model)
+    assert 'mask_head.1' in default_modules(model)
+
+
+def test_layers_join_the_decoder_only_in_an_encoder_decoder_transformer():
+    model = ToyDetector()
+    model.neck = nn.Sequential(model.neck)
+    model.query_embedding = nn.Embedding(3, 4)
+    model.memory_norm = nn.LayerNorm(4)
+    model.level_embed = nn.Parameter(torch.zeros(4))
+    layers = {'query_embedding', 'memory_norm', 'level_embed'}
+    assert layers <= set(default_modules(model))
+    model.encoder, model.decoder = (nn.Sequential(nn.Linear(2, 2)) for _ in range(2))
+    modules = default_modules(model)
+    assert set(modules['decoder']) == {'decoder', 'query_embedding', 'memory_norm'}
+    assert set(modules['encoder']) == {'encoder', 'level_embed'}
+    assert modules['neck'] == ['neck']
+
+
+def test_checkpoint_of_another_split_is_refused():
+    model = ToyDetector()
+    cfg = dict(type='AGVMOptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    model.roi_head['mask_head'] = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    saved = AGVMOptimWrapperConstructor(dict(cfg))(model).state_dict()
+    model.roi_head.num_stages = 2
+    wrapper = AGVMOptimWrapperConstructor(dict(cfg))(model)
+    with pytest.raises(
+        ValueError,
+        match=r"belongs to another training \(modules: \['backbone', 'neck', "
+        r"'bbox_head', 'mask_head'\] in the checkpoint, .*'mask_head.0', "
+        r"'mask_head.1'\] in this run",
+    ):
+        wrapper.load_state_dict(saved)
 
 
 def test_frozen_child_is_not_a_module():

@@ -9,6 +9,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import torch
 from mmengine.dist import get_world_size, is_main_process
@@ -109,7 +110,7 @@ class LateMaximum:
 
 
 def start_worker(
-    signals: Iterable[int], init: Callable | None, *args, **kwargs
+    signals: Iterable[int], init: Callable | None, *args: Any, **kwargs: Any
 ) -> None:
     """Start a worker of a dataloader that goes on when its rank is told to stop.
 

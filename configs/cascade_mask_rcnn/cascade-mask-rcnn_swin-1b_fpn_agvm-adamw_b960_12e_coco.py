@@ -10,6 +10,13 @@ optim_wrapper = dict(
     type='AGVMOptimWrapper',
     constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=1e-4 * (960 / 16) ** 0.5),
+    modules=dict(
+        backbone=['backbone'],
+        neck=['neck'],
+        rpn_head=['rpn_head'],
+        bbox_head=['roi_head.bbox_head'],
+        mask_head=['roi_head.mask_head'],
+    ),
 )
 default_hooks = dict(
     logger=dict(interval=10), agvm=dict(type='VarianceSyncHook', interval=10, begin=308)

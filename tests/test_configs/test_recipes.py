@@ -9,6 +9,7 @@ import math
 import pytest
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, HOOKS, LOOPS, METRICS, TRANSFORMS
+from torch import nn
 from toy import ToyDetector
 from zoo import (
     ADE20K_UPDATES,
@@ -286,7 +287,9 @@ def test_optimizer_can_be_built(leaf):
     cfg = load(leaf).optim_wrapper
     if cfg.optimizer.type in ('BaselineLARS', 'BaselineLAMB'):
         pytest.importorskip('pytorch_optimizer')
-    wrapper = build_optim_wrapper(ToyDetector(), copy.deepcopy(cfg))
+    model = ToyDetector()
+    model.rpn_head = nn.Linear(2, 2)
+    wrapper = build_optim_wrapper(model, copy.deepcopy(cfg))
     groups = wrapper.optimizer.param_groups
     assert {group['lr'] for group in groups} == {cfg.optimizer.lr}
     decays = {group['weight_decay'] for group in groups}

@@ -290,6 +290,12 @@ def optim_wrapper(run: Run) -> dict:
     if run.method == 'agvm-sgd' and run.batch >= 256:
         wrapper['clip_grad'] = dict(max_norm=1.0)
         wrapper['clip_window'] = (run.warmup - run.gap, run.begin)
+    if run.folder == 'cascade_mask_rcnn':
+        # The authors' modules. By default, each stage of a cascade is one.
+        wrapper['modules'] = {name: [name] for name in ('backbone', 'neck', 'rpn_head')}
+        wrapper['modules'] |= dict(
+            bbox_head=['roi_head.bbox_head'], mask_head=['roi_head.mask_head']
+        )
     return wrapper
 
 
