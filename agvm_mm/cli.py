@@ -128,18 +128,15 @@ def build_runner(cfg: Config, launcher: str) -> Runner:
 
 
 def train(runner: Runner) -> None:
-    """Train, and handle signals of a scheduler.
-
-    Adds a :class:`PreemptionHook` to a runner that has none.
+    """Train; a run with a :class:`PreemptionHook` handles signals of a scheduler.
 
     Raises:
         Preempted: If the training stopped on a signal.
     """
     hooks = [hook for hook in runner.hooks if isinstance(hook, PreemptionHook)]
     if not hooks:
-        # Not in the config, which other tools may read from the work folder.
-        hooks = [PreemptionHook()]
-        runner.register_hook(hooks[0])
+        runner.train()
+        return
     dataloader = engine.build_train_dataloader(runner)
     if dataloader is not None:
         protect_workers(dataloader, hooks[0].signals)

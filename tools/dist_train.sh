@@ -3,7 +3,8 @@
 #   tools/dist_train.sh CONFIG RANKS [arguments of tools/train.py]
 # For several machines set NNODES, NODE_RANK, MASTER_ADDR and PORT.
 # If a rank dies, MAX_RESTARTS=3 with --resume restarts the run from its latest checkpoint,
-# up to 3 times. On SIGTERM or SIGUSR1 it saves a checkpoint and ends with status 75.
+# up to 3 times. A run with PreemptionHook saves a checkpoint on SIGTERM or SIGUSR1 and ends
+# with status 75.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG RANKS [arguments of tools/train.py]" >&2

@@ -72,8 +72,7 @@ class LateMaximum:
                 raise RuntimeError(
                     f'PreemptionHook: gloo cannot connect the ranks ({error}). Set '
                     'GLOO_SOCKET_IFNAME to the network interface that the nodes '
-                    'share, or default_hooks.preemption=dict(type="PreemptionHook", '
-                    'signals=[]) to do without'
+                    'share, or remove the hook'
                 ) from error
 
     def exchange(self, number: int) -> int:
@@ -168,7 +167,7 @@ class PreemptionHook(Hook):
     checkpoint hook, from which ``--resume`` continues to the last bit, and ends with
     status 75. MMEngine's epoch-based loop cannot resume within an epoch: there the run
     stops after the epoch. A second signal, more than 5 seconds after the first one,
-    ends the process at once. ``tools/train.py`` adds the hook to every run.
+    ends the process at once.
 
     Args:
         signals: Names of signals; none to ignore them all. Defaults to SIGTERM and
