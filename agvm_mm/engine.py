@@ -120,7 +120,7 @@ class ConditionalClipping:
 
 
 def checkpoint_to_resume(runner: Runner) -> str | None:
-    """Return the path that a runner was told to resume, or None to find the latest."""
+    """Return the checkpoint that a runner is to resume, or None for the latest."""
     return runner._load_from
 
 

@@ -538,7 +538,7 @@ def check_parts(path: str, missing: Sequence[str], advice: str, allowed: bool) -
         path: The checkpoint to resume.
         missing: What it lacks.
         advice: Which other checkpoint to resume.
-        allowed: Whether to go on without the state of optimizer and schedules.
+        allowed: Whether to continue without the state of optimizer and schedules.
 
     Raises:
         ValueError: If something is missing and that is not allowed, or the rest is not
@@ -554,7 +554,7 @@ def check_parts(path: str, missing: Sequence[str], advice: str, allowed: bool) -
         )
     if not allowed:
         raise ValueError(
-            f'{problem}, which would start anew; {advice}. Set '
+            f'{problem}, which would start over; {advice}. Set '
             'optim_wrapper.allow_resume_mismatch=True to resume it anyway, or start '
             'from its weights with load_from'
         )

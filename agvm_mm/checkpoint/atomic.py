@@ -119,10 +119,10 @@ class AtomicCheckpointHook(OpenCheckpointHook):
         Raises:
             ValueError: If nothing can be written to ``out_dir``.
         """
-        told = (self.backend_args or self.file_client_args or {}).get('backend')
+        named = (self.backend_args or self.file_client_args or {}).get('backend')
         out_dir = str(self.out_dir or runner.work_dir)
         check_can_write(out_dir)
-        if told in ('local', 'disk') or (told is None and '://' not in out_dir):
+        if named in ('local', 'disk') or (named is None and '://' not in out_dir):
             self.file_client_args = None
             self.backend_args = dict(backend='agvm_atomic')
         super().before_train(runner)

@@ -37,9 +37,9 @@ def check_resume(runner: Runner, **needs: Any) -> None:
     allow_runner_checkpoints()
     if not is_resuming(runner):
         return
-    told, pointer = checkpoint_to_resume(runner), Path(runner.work_dir)
+    given, pointer = checkpoint_to_resume(runner), Path(runner.work_dir)
     pointer /= 'last_checkpoint'
-    path = told or find_latest_checkpoint(runner.work_dir)
+    path = given or find_latest_checkpoint(runner.work_dir)
     if path and '://' in path:
         return
     folders = [pointer.parent]
@@ -52,7 +52,7 @@ def check_resume(runner: Runner, **needs: Any) -> None:
             problem = f'{path} is truncated or corrupt'
         else:
             return
-        problem += '' if told else f' ({pointer} names it)'
+        problem += '' if given else f' ({pointer} names it)'
     elif path is None:
         # The first start of a run that always has `resume`.
         if newest_resumable(folders, **needs) is None:
@@ -136,7 +136,7 @@ class ResumeHook(Hook):
         """Check that a checkpoint to resume is complete.
 
         Raises:
-            ValueError: If it lacks state, without which the run would start anew.
+            ValueError: If it lacks state, without which the run would start over.
         """
         # A runner that only evaluates has a config there.
         if is_resuming(runner) and isinstance(runner.optim_wrapper, BaseOptimWrapper):
@@ -215,7 +215,7 @@ def unsafe_names(path: Path) -> list[str]:
 
 
 def advise(folders: Iterable[Path], **needs: Any) -> str:
-    """Return how to go on from the newest checkpoint that a run can resume."""
+    """Return how to continue from the newest checkpoint that a run can resume."""
     good = newest_resumable(folders, **needs)
     if good is None:
         listed = ', '.join(dict.fromkeys(map(str, folders)))

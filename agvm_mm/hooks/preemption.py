@@ -111,7 +111,7 @@ class LateMaximum:
 def start_worker(
     signals: Iterable[int], init: Callable | None, *args: Any, **kwargs: Any
 ) -> None:
-    """Start a worker of a dataloader that goes on when its rank is told to stop.
+    """Start a worker of a dataloader that outlives a signal to its rank.
 
     Schedulers and torchrun signal the workers of a rank as well.
 

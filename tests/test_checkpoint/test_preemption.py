@@ -1,4 +1,4 @@
-"""A run that is told to stop saves a checkpoint, and the resumed run is the same."""
+"""A run that stops on a signal saves a checkpoint, and the resumed run is the same."""
 
 import multiprocessing
 import os
@@ -459,7 +459,7 @@ def signal_children():
     assert found
     for name in ('USR1', 'TERM'):
         subprocess.run(['kill', f'-{name}', *found], check=True)
-    time.sleep(0.2)  # This process is told of a worker that dies.
+    time.sleep(0.2)  # A signal reports a worker that dies.
 
 
 @pytest.mark.parametrize('loop', ['epochs', 'updates'])

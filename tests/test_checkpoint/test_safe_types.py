@@ -69,7 +69,7 @@ SCHEDULER_ARGUMENTS = dict(
 
 
 def make_scheduler(kind, **changes):
-    """Build a scheduler with everything that it must be told."""
+    """Build a scheduler with all of its required arguments."""
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     bases = [base for base in kind.__mro__ if issubclass(base, ParamScheduler)]
