@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     """Run torchrun and return the exit status."""
     if '--shutdown-timeout' in run.get_args_parser().format_help():
         argv = ['--shutdown-timeout', str(GRACE), *argv]
+    # The agent's store has addresses of dead ranks after a restart (pytorch#135712).
+    os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     signal.signal(signal.SIGUSR1, stop)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, 'preempted')

@@ -13,6 +13,13 @@ run_ranks() {
         "${PYTHON:-python}" "$here/rendezvous.py" "$nnodes" "$node" "$address" "$port"
         where=(--nnodes "$nnodes" --node-rank "$node"
             --master-addr "$address" --master-port "$port")
+        if [ "${MAX_RESTARTS:-0}" != 0 ]; then
+            # The static rendezvous above would give restarted ranks the addresses of
+            # dead ones; this one agrees on new ones.
+            where=(--nnodes "$nnodes" --rdzv-backend c10d --rdzv-id agvm
+                --rdzv-endpoint "$address:$port"
+                --rdzv-conf "is_host=$([ "$node" = 0 ] && echo true || echo false)")
+        fi
     fi
     # One thread per rank: torchrun would set the same, with a warning.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

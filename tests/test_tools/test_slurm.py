@@ -117,6 +117,20 @@ def test_few_gpus_share_a_machine_and_port_is_set(call: Callable):
     assert {'--gres=gpu:4', '--ntasks=8', '--ntasks-per-node=4'} < set(options)
 
 
+def test_signal_before_the_end_is_passed_on(call: Callable):
+    arguments, _ = call(
+        'slurm_train.sh',
+        'gpu',
+        'job',
+        'a.py',
+        'folder',
+        SIGNAL='USR1@300',
+        SRUN_ARGS='--exclude=n1',
+    )
+    options, _ = split(arguments, 'train.py')
+    assert options[-2:] == ['--signal=USR1@300', '--exclude=n1']
+
+
 def test_test_has_the_arguments_of_mmdetection(call: Callable):
     arguments, _ = call(
         'slurm_test.sh', 'gpu', 'job', 'a.py', 'epoch_1.pth', '--out', 'p.pkl'
