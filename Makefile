@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test data docs lint format clean
+.PHONY: help install demo test zoo data docs lint format clean
 
 help:  ## list the targets
 	@echo 'make TARGET [ARGS="..."] [TORCH=$(TORCH)] [MMENGINE=$(MMENGINE)]'
@@ -27,6 +27,9 @@ demo: install  ## train and evaluate a detector with AGVM on real digits, draw f
 
 test: lint  ## run lint and all tests; ARGS goes to pytest: ARGS="-k variance"
 	$(PY) -m pytest tests -n $(WORKERS) --dist loadfile $(ARGS)
+
+zoo: install  ## compare the optimizer of every stock config with and without AGVM
+	$(PY) tools/dev/zoo.py $(ARGS)
 
 data: install  ## write the embedded handwritten-digits scenes
 	$(PY) -m agvm_mm.digits $(ARGS)

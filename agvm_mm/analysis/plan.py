@@ -250,7 +250,9 @@ def build_model(cfg: Config) -> nn.Module:
         import mmseg.models  # noqa: F401
     init_default_scope(scope)
     with torch.device('meta'), _LinspaceOnCPU():
-        return MODELS.build(cfg.model).train()
+        model = MODELS.build(cfg.model)
+    model.train()  # A detector with a teacher returns nothing.
+    return model
 
 
 def trainable_parameters(cfg: Config, model: nn.Module) -> dict[str, int]:
@@ -328,19 +330,24 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
     Raises:
         Exception: Any error that the run would raise.
     """
-    settings = copy.deepcopy(cfg.optim_wrapper)
+    settings = in_float32(cfg.optim_wrapper)
     pop_resume_switch(settings)  # As a large-batch loop does.
-    # Mixed precision needs a GPU, and the plan does not.
-    for full, mixed in cli.AMP_WRAPPERS.items():
-        if type_name(settings.get('type')) == mixed:
-            settings.type = full
-            for name in ('loss_scale', 'dtype'):
-                settings.pop(name, None)
     with quiet():
         build_optim_wrapper(model, settings)
     hooks = variance_hooks(cfg)
     check_one_hook('VarianceSyncHook', len(hooks))
     return HOOKS.build(hooks[0]) if hooks else None
+
+
+def in_float32(settings: ConfigDict) -> ConfigDict:
+    """Return settings of an optimizer wrapper that needs no GPU for mixed precision."""
+    settings = copy.deepcopy(settings)
+    for full, mixed in cli.AMP_WRAPPERS.items():
+        if type_name(settings.get('type')) == mixed:
+            settings.type = full
+            for name in ('loss_scale', 'dtype'):
+                settings.pop(name, None)
+    return settings
 
 
 def variance_hooks(cfg: Config) -> list[ConfigDict]:
