@@ -28,6 +28,7 @@ from agvm_mm.analysis.plan import (
     variance_hooks,
 )
 from agvm_mm.cli import AMP_WRAPPERS
+from agvm_mm.engine import accumulative_counts
 from agvm_mm.optim.agvm_wrapper import CONSTRUCTOR_SETTINGS
 from agvm_mm.preflight import check_one_hook
 from agvm_mm.validation import (
@@ -223,8 +224,8 @@ def differences(
             ('clip_grad', stock.clip_grad_kwargs, wrapper.clip_grad_kwargs),
             (
                 'accumulative_counts',
-                stock._accumulative_counts,
-                wrapper._accumulative_counts,
+                accumulative_counts(stock),
+                accumulative_counts(wrapper),
             ),
         )
         if theirs != ours

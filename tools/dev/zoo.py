@@ -11,6 +11,8 @@ import logging
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from agvm_mm.analysis import stock
@@ -38,19 +40,30 @@ def report(result: stock.Result) -> None:
         print(f'{result.outcome:<12}{result.config}: {result.reason}', flush=True)
 
 
+@contextmanager
+def no_log() -> Iterator[None]:
+    """Drop log messages up to warnings."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
 def main() -> int:
     """Write the page, and return the exit status."""
     args = parse_args()
-    # Of the toolboxes, about their own configs.
-    warnings.filterwarnings('ignore')
-    logging.disable(logging.WARNING)
     configs = [
         config
         for toolbox in stock.TOOLBOXES
         for config in stock.stock_configs(toolbox)
         if args.only in config
     ]
-    results = stock.examine_all(configs, report)
+    with warnings.catch_warnings(), no_log():
+        # Of the toolboxes, about their own configs.
+        warnings.simplefilter('ignore')
+        results = stock.examine_all(configs, report)
     counts = Counter(result.outcome for result in results)
     for outcome, meaning in stock.OUTCOMES.items():
         print(f'{outcome:<12}{counts[outcome]:>5}  {meaning}')
