@@ -194,6 +194,24 @@ def assign_modules(
     return {name: assigned[name] for name in trainable if name in assigned}
 
 
+def trainable_by_module(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the trainable parameters of each module of the default split.
+
+    Args:
+        model: Network, wrapped in DDP or not.
+
+    Raises:
+        ValueError: See :func:`assign_modules`.
+    """
+    model = getattr(model, 'module', model)
+    parameters = dict(model.named_parameters())
+    by_module: dict[str, list[nn.Parameter]] = {}
+    for name, module in assign_modules(model).items():
+        if parameters[name].requires_grad:
+            by_module.setdefault(module, []).append(parameters[name])
+    return by_module
+
+
 def _check_modules(modules: object) -> None:
     """Check that modules is a dict of non-empty lists."""
     if not isinstance(modules, Mapping) or not modules:

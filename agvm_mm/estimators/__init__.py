@@ -8,11 +8,13 @@ from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.ddp import COMPRESSION_HOOKS, DDPHalves, DDPReplicas
 from agvm_mm.estimators.micro_batches import MicroBatchHalves, MicroBatchReplicas
 from agvm_mm.estimators.preconditioner import build_preconditioner
+from agvm_mm.estimators.statistics import ModuleStatistics
 from agvm_mm.preflight import check_replicas
 
 __all__ = [
     'COMPRESSION_HOOKS',
     'ESTIMATORS',
+    'ModuleStatistics',
     'VarianceEstimator',
     'build_estimator',
     'build_preconditioner',
@@ -32,16 +34,19 @@ def build_estimator(
     *,
     accumulation: int,
     comm_hook: str | None = None,
+    by_module: dict[str, list[nn.Parameter]] | None = None,
 ) -> VarianceEstimator:
     """Build the estimator for a run: over the ranks of DDP or over micro-batches.
 
     Args:
         name: A key of :data:`ESTIMATORS`.
-        optimizer: Its groups have the key 'module'.
+        optimizer: Steps along the gradients.
         model: As the runner trains it, in DDP or not.
         accumulation: Micro-batches of one update on each rank.
         comm_hook: Compression of the mean gradient under DDP, see
             :data:`COMPRESSION_HOOKS`. Defaults to None.
+        by_module: Parameters of each module, by its name. Defaults to None: the groups
+            of the optimizer have the key 'module'.
 
     Raises:
         ValueError: If there is nothing to compare, or nothing to compress.
@@ -51,5 +56,5 @@ def build_estimator(
     ranks = model.process_group.size() if is_ddp else 1
     check_replicas(ranks, accumulation, comm_hook)
     if ranks > 1:
-        return over_ranks(optimizer, model, comm_hook)
-    return over_micro_batches(optimizer)
+        return over_ranks(optimizer, by_module, model=model, comm_hook=comm_hook)
+    return over_micro_batches(optimizer, by_module)

@@ -19,7 +19,11 @@ from torch.optim import Optimizer
 
 from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.reductions import inner_products
-from agvm_mm.estimators.statistics import HalvesStatistics, ReplicasStatistics
+from agvm_mm.estimators.statistics import (
+    HalvesStatistics,
+    ModuleStatistics,
+    ReplicasStatistics,
+)
 from agvm_mm.preflight import check_compression
 from agvm_mm.variance import products_of_halves, split_into_halves
 
@@ -71,6 +75,7 @@ class DDPEstimator(VarianceEstimator):
 
     Args:
         optimizer: See :class:`VarianceEstimator`.
+        by_module: See :class:`VarianceEstimator`.
         model: The wrapped model.
         comm_hook: A key of :data:`COMPRESSION_HOOKS` to compress the mean gradient.
             Defaults to None, full precision.
@@ -83,10 +88,12 @@ class DDPEstimator(VarianceEstimator):
     def __init__(
         self,
         optimizer: Optimizer,
+        by_module: dict[str, list[nn.Parameter]] | None = None,
+        *,
         model: DistributedDataParallel,
         comm_hook: str | None = None,
     ) -> None:
-        super().__init__(optimizer)
+        super().__init__(optimizer, by_module)
         self._group = model.process_group
         self._ranks = dist.get_world_size(self._group)
         self._reduce_mean = mean_hook
@@ -111,9 +118,6 @@ class DDPEstimator(VarianceEstimator):
     def begin(self, micro_batches: int) -> bool:
         self._tables = {}
         return True
-
-    def after_backward(self, weight: float) -> None:
-        """Do nothing: the communication hook has seen the gradients."""
 
     # DDP inspects the names and annotations of these arguments.
     def _hook(self, state, bucket):
@@ -157,7 +161,9 @@ class DDPEstimator(VarianceEstimator):
         return segments
 
     def _reduced_table(self) -> Tensor:
-        """Return the mean of all statistics over the ranks, one row per module.
+        """Return the mean of all statistics over the ranks, a row per module.
+
+        It is on the CPU and without the loss scale.
 
         A rank's table holds its own norms and products of reduced gradients. The latter
         are the same on all ranks, but only a reduction makes them equal to the last bit
@@ -170,7 +176,10 @@ class DDPEstimator(VarianceEstimator):
         # Each row comes from one bucket, the others add 0.
         table = self.rows.sum_by_module(torch.stack(tables).sum(dim=0))
         dist.all_reduce(table, group=self._group)
-        return table / self._ranks
+        table /= self._ranks
+        if not self.is_whole:  # A table holds products of two gradients.
+            table /= self.total_weight**2
+        return self.to_host(table)
 
 
 class DDPHalves(DDPEstimator):
@@ -229,11 +238,11 @@ class DDPHalves(DDPEstimator):
         first = self._ranks // 2
         return first, self._ranks - first
 
-    def collect(self) -> dict[str, float]:
+    def collect(self) -> dict[str, ModuleStatistics]:
         table = self._reduced_table()
         if not self.preconditioner.elementwise_state:
-            table = products_of_halves(table.cpu(), *self._halves)
-        return self.by_name(*self.statistics.variances(table))
+            table = products_of_halves(table, *self._halves)
+        return self.by_name(table, self._halves[0] / self._ranks)
 
 
 class DDPReplicas(DDPEstimator):
@@ -260,6 +269,5 @@ class DDPReplicas(DDPEstimator):
 
         return self._reduce_mean(self._group, bucket).then(add_statistics)
 
-    def collect(self) -> dict[str, float]:
-        phi, sizes = self.statistics.variances(self._reduced_table(), self._ranks)
-        return self.by_name(phi, sizes)
+    def collect(self) -> dict[str, ModuleStatistics]:
+        return self.by_name(self._reduced_table(), self._ranks)

@@ -7,7 +7,11 @@ came: a model may skip a micro-batch.
 from torch import Tensor
 
 from agvm_mm.estimators.base import VarianceEstimator
-from agvm_mm.estimators.statistics import HalvesStatistics, ReplicasStatistics
+from agvm_mm.estimators.statistics import (
+    HalvesStatistics,
+    ModuleStatistics,
+    ReplicasStatistics,
+)
 
 
 class MicroBatchHalves(VarianceEstimator):
@@ -21,22 +25,21 @@ class MicroBatchHalves(VarianceEstimator):
     def begin(self, micro_batches: int) -> bool:
         self._passes_left = micro_batches // 2
         self._first_weight = 0.0
-        self._total_weight = 0.0
         self._first: list[Tensor | None] = []
         return micro_batches >= 2
 
     def after_backward(self, weight: float) -> None:
-        self._total_weight += weight
+        super().after_backward(weight)
         self._passes_left -= 1
         if self._passes_left == 0:
-            self._first_weight = self._total_weight
+            self._first_weight = self.total_weight
             self._first = [
                 None if parameter.grad is None else parameter.grad.clone()
                 for parameter in self.rows.parameters
             ]
 
-    def collect(self) -> dict[str, float] | None:
-        second_weight = self._total_weight - self._first_weight
+    def collect(self) -> dict[str, ModuleStatistics] | None:
+        second_weight = self.total_weight - self._first_weight
         if self._passes_left >= 0:  # Nothing came after the first half.
             self._first = []
             return None
@@ -59,7 +62,9 @@ class MicroBatchHalves(VarianceEstimator):
                     second / second_weight,
                 )
         self._first = []
-        return {} if table is None else self.by_name(*self.statistics.variances(table))
+        if table is None:
+            return {}
+        return self.by_name(self.to_host(table), self._first_weight / self.total_weight)
 
     def cancel(self) -> None:
         super().cancel()
@@ -80,15 +85,13 @@ class MicroBatchReplicas(VarianceEstimator):
 
     def begin(self, micro_batches: int) -> bool:
         self._replicas = 0
-        self._planned = micro_batches
-        self._total_weight = 0.0
         self._sums: list[Tensor | None] = [None] * len(self.rows.parameters)
         self._table: Tensor | None = None
         return micro_batches >= 2
 
     def after_backward(self, weight: float) -> None:
         self._replicas += 1
-        self._total_weight += weight
+        super().after_backward(weight)
         for index, own in enumerate(self._take_gradients()):
             if own is None:
                 continue
@@ -100,7 +103,7 @@ class MicroBatchReplicas(VarianceEstimator):
             self.statistics.add_replica(row, parameter, own, 1 / weight)
             self._sums[index] = own if so_far is None else so_far.add_(own)
 
-    def collect(self) -> dict[str, float] | None:
+    def collect(self) -> dict[str, ModuleStatistics] | None:
         self._put_back()
         if self._replicas < 2:
             return None
@@ -110,11 +113,10 @@ class MicroBatchReplicas(VarianceEstimator):
             if parameter.grad is not None:
                 row = self._table[self.rows.of(parameter).module]
                 self.statistics.add_mean(row, parameter, parameter.grad)
-        if self._replicas < self._planned:
-            # The weights of those that came add up to less than 1.
-            self._table[:, 0] /= self._total_weight
-            self._table[:, 1] /= self._total_weight**2
-        return self.by_name(*self.statistics.variances(self._table, self._replicas))
+        if not self.is_whole:
+            self._table[:, 0] /= self.total_weight
+            self._table[:, 1] /= self.total_weight**2
+        return self.by_name(self.to_host(self._table), self._replicas)
 
     def cancel(self) -> None:
         if self.measuring:

@@ -42,11 +42,17 @@ def adam_second_moment(gradient: Tensor, previous: Tensor, beta2: float) -> Tens
 class IdentityPreconditioner:
     """SGD: the variance is measured on the gradient itself.
 
-    Phi does not depend on a common loss scale of all gradients.
+    A loss scale is divided out of the sums, not of all gradients.
     """
 
     elementwise_state = False
     loss_scale: Tensor | None = None
+
+    def without_loss_scale(self, products: Tensor) -> Tensor:
+        """Return products of two gradients without the square of the loss scale."""
+        if self.loss_scale is None:
+            return products
+        return products / self.loss_scale.square()
 
     def blocks(self, parameter: nn.Parameter) -> Iterator[Block]:
         """Yield the whole parameter as one block: nothing is copied."""
@@ -101,6 +107,10 @@ class AdamPreconditioner:
         rows = max(1, piece * len(parameter) // parameter.numel())
         for start in range(0, len(parameter), rows):
             yield slice(start, start + rows)
+
+    def without_loss_scale(self, products: Tensor) -> Tensor:
+        """Return products of rescaled gradients, which have no loss scale."""
+        return products
 
     def _group(self, parameter: nn.Parameter) -> dict[str, Any]:
         return self._optimizer.param_groups[self._group_of[id(parameter)]]

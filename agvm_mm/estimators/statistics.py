@@ -1,13 +1,40 @@
-"""Columns of a statistics table, and Phi from their sums.
+"""Columns of a statistics table, and what follows from their sums.
 
 An estimator holds one of these. A row holds the sums of one module or parameter.
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 from agvm_mm.estimators.preconditioner import Block, Preconditioner
 from agvm_mm.estimators.reductions import inner_products, squared_norm
+from agvm_mm.noise_scale import (
+    SignalAndNoise,
+    signal_and_noise_from_halves,
+    signal_and_noise_from_replicas,
+)
 from agvm_mm.variance import variance_from_halves, variance_from_replicas
+
+
+class ModuleStatistics(NamedTuple):
+    """Statistics of the gradient of one module at one update.
+
+    Args:
+        variance: Phi; may be not finite.
+        signal: Estimate of |g|^2, see :class:`~agvm_mm.noise_scale.SignalAndNoise`.
+        noise: Estimate of s^2.
+    """
+
+    variance: float
+    signal: float
+    noise: float
+
+    @property
+    def signal_and_noise(self) -> SignalAndNoise:
+        """Signal and noise."""
+        return SignalAndNoise(self.signal, self.noise)
 
 
 class HalvesStatistics:
@@ -34,10 +61,23 @@ class HalvesStatistics:
         halves = self._preconditioner.halves(parameter, block, first, second)
         row += inner_products(*halves)
 
-    def variances(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Phi and a squared norm of each row, in float64 on the CPU."""
-        dot, first_sq, second_sq = table.cpu().double().unbind(dim=1)
-        return variance_from_halves(dot, first_sq, second_sq), first_sq + second_sq
+    def by_row(
+        self, table: Tensor, images: float, first_share: float
+    ) -> list[ModuleStatistics | None]:
+        """Return the statistics of each row, None where there was no gradient.
+
+        Args:
+            table: The sums on the CPU, without a loss scale.
+            images: Images of both halves.
+            first_share: Share of the first half in them.
+        """
+        columns = table.double().unbind(dim=1)
+        _, first_sq, second_sq = columns
+        return _statistics(
+            variance_from_halves(*columns),
+            *signal_and_noise_from_halves(*columns, images, first_share),
+            sizes=first_sq + second_sq,
+        )
 
 
 class ReplicasStatistics:
@@ -73,7 +113,28 @@ class ReplicasStatistics:
             for block in preconditioner.blocks(parameter)
         )
 
-    def variances(self, table: Tensor, replicas: int) -> tuple[Tensor, Tensor]:
-        """Return Phi and a squared norm of each row, in float64 on the CPU."""
-        local_sq, mean_sq = table.cpu().double().unbind(dim=1)
-        return variance_from_replicas(local_sq, mean_sq, replicas), local_sq
+    def by_row(
+        self, table: Tensor, images: float, replicas: int
+    ) -> list[ModuleStatistics | None]:
+        """Return the statistics of each row, None where there was no gradient.
+
+        Args:
+            table: The sums on the CPU, without a loss scale.
+            images: Images of all replicas.
+            replicas: Number of replicas.
+        """
+        columns = table.double().unbind(dim=1)
+        return _statistics(
+            variance_from_replicas(*columns, replicas),
+            *signal_and_noise_from_replicas(*columns, replicas, images),
+            sizes=columns[0],
+        )
+
+
+def _statistics(*columns: Tensor, sizes: Tensor) -> list[ModuleStatistics | None]:
+    """Return a row of each column; None for rows of size 0, which had no gradient."""
+    rows = torch.stack(columns, dim=1).tolist()
+    return [
+        ModuleStatistics(*row) if size else None
+        for row, size in zip(rows, sizes.tolist(), strict=True)
+    ]

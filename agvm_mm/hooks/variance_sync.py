@@ -3,20 +3,25 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from mmengine.optim import BaseOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
 from agvm_mm.checkpoint.match import base_learning_rates, check_batch_size
 from agvm_mm.checkpoint.resume import ResumeHook
+from agvm_mm.engine import accumulative_counts
 from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
 from agvm_mm.loops.batch_size import batch_size_of
 from agvm_mm.loops.summary import describe_run, parameter_counts
 from agvm_mm.modulator import MeasurementSchedule
-from agvm_mm.optim.agvm_wrapper import AGVMMixin, Measurement
+from agvm_mm.modules import trainable_by_module
+from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.optim.measuring import Measurement, MeasuringMixin, measure
 from agvm_mm.preflight import (
     check_model,
     check_one_hook,
+    check_one_optimizer,
     check_optim_wrapper,
     check_ranks_agree,
 )
@@ -26,11 +31,13 @@ from agvm_mm.validation import check_choice, check_number, suggests_arguments
 @HOOKS.register_module()
 @suggests_arguments()
 class VarianceSyncHook(ResumeHook):
-    """Hook that measures each module's gradient variance for the optimizer wrapper.
+    """Hook that measures each module's gradient variance and noise scale.
 
     Under DDP the replicas are the ranks, also with gradient accumulation. In one
     process they are the micro-batches of an accumulated update. Each measurement logs
-    ``train/agvm/phi/<module>`` and ``train/agvm/mu/<module>``.
+    ``train/agvm/phi/<module>``, ``train/agvm/mu/<module>`` and, in images,
+    ``train/agvm/noise_scale/<module>`` and ``train/agvm/noise_scale/all``. A noise
+    scale that the measurements so far do not resolve is NaN.
 
     Args:
         interval: Optimizer updates from one measurement to the next. Defaults to 10.
@@ -45,6 +52,8 @@ class VarianceSyncHook(ResumeHook):
         max_rejected: Number of measurements in a row that could not be used (not
             finite, or the anchor had no gradient) after which training stops; None to
             never stop. Defaults to 10.
+        act: Whether AGVM scales learning rates. False measures and logs only, with any
+            optimizer wrapper. Defaults to True.
 
     Raises:
         TypeError: If a setting has the wrong type.
@@ -64,9 +73,12 @@ class VarianceSyncHook(ResumeHook):
         estimator: str = 'halves',
         comm_hook: str | None = None,
         max_rejected: int | None = 10,
+        act: bool = True,
     ) -> None:
         super().__init__()
-        self.schedule = MeasurementSchedule(interval=interval, begin=begin, end=end)
+        self.schedule = MeasurementSchedule(
+            interval=interval, begin=begin, end=end, act=act
+        )
         check_choice('estimator', estimator, ESTIMATORS)
         if comm_hook is not None:
             check_choice('comm_hook', comm_hook, COMPRESSION_HOOKS)
@@ -82,28 +94,43 @@ class VarianceSyncHook(ResumeHook):
     def before_run(self, runner: Runner) -> None:
         """Check the hooks, and the checkpoint to resume before the runner reads it.
 
+        Without AGVM, the optimizer wrapper is made to measure.
+
         Raises:
             RuntimeError: If the checkpoint is missing, truncated or corrupt.
+            TypeError: If the optimizer wrapper cannot measure.
             ValueError: If the runner has several of these hooks.
         """
         hooks = [hook for hook in runner.hooks if isinstance(hook, VarianceSyncHook)]
         check_one_hook('VarianceSyncHook', len(hooks))
+        wrapper = runner.optim_wrapper
+        if isinstance(wrapper, BaseOptimWrapper):  # None in a run that evaluates.
+            check_one_optimizer('VarianceSyncHook', wrapper)
+            if not self.schedule.act and not isinstance(wrapper, MeasuringMixin):
+                measure(wrapper)
+            self.agvm = isinstance(wrapper, AGVMMixin)
         super().before_run(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Attach an estimator to the optimizer wrapper.
 
         Raises:
-            TypeError: If AGVM does not support the optimizer wrapper or the wrapper of
-                the model.
+            TypeError: If AGVM does not support the optimizer, its wrapper or the
+                wrapper of the model.
             ValueError: If there is nothing to compare, the ranks disagree on what they
                 train, or the run resumes one with another batch size.
         """
         wrapper = runner.optim_wrapper
-        check_optim_wrapper(wrapper, AGVMMixin)
+        check_optim_wrapper(wrapper, MeasuringMixin)
         super().before_train(runner)
         batch = batch_size_of(runner)
         check_model(runner.model, batch.micro_batches)
+        by_module = None
+        if self.agvm:
+            check_batch_size(runner, batch.total)
+        else:
+            by_module = trainable_by_module(runner.model)
+            wrapper.num_updates = runner.iter // accumulative_counts(wrapper)
         check_ranks_agree(
             self._fingerprint(wrapper)
             | {
@@ -111,7 +138,6 @@ class VarianceSyncHook(ResumeHook):
                 'micro-batches of an update': batch.micro_batches,
             }
         )
-        check_batch_size(runner, batch.total)
         # DDP accepts one communication hook, and a runner may train twice.
         if self._attached_to is not runner.model:
             estimator = build_estimator(
@@ -120,26 +146,37 @@ class VarianceSyncHook(ResumeHook):
                 runner.model,
                 accumulation=batch.micro_batches,
                 comm_hook=self.comm_hook,
+                by_module=by_module,
             )
-            wrapper.attach(estimator, self.schedule, self._receive)
+            wrapper.attach(
+                estimator,
+                self.schedule,
+                self._receive,
+                images_per_pass=batch.ranks * batch.images_per_rank,
+            )
             self._attached_to = runner.model
         runner.logger.info(describe_run(runner, batch, self.schedule, self.estimator))
 
-    def _fingerprint(self, wrapper: AGVMMixin) -> dict[str, object]:
+    def _fingerprint(self, wrapper: MeasuringMixin) -> dict[str, object]:
         """Return the settings that all ranks must share, by their name in messages."""
-        return {
+        settings = {
             'begin': self.schedule.begin,
             'end': self.schedule.end,
             'interval': self.schedule.interval,
+            'act': self.schedule.act,
             'estimator': self.estimator,
             'comm_hook': self.comm_hook,
             'parameters of each module': parameter_counts(wrapper),
+            'learning rates': base_learning_rates(wrapper.optimizer.param_groups),
+            'update': wrapper.num_updates,
+        }
+        if not self.agvm:
+            return settings
+        return settings | {
             'anchor': wrapper.modulator.anchor,
             'momentum': wrapper.modulator.momentum,
             'ratio_bounds': wrapper.modulator.ratio_bounds,
             'clip_window': wrapper.clip_window,
-            'learning rates': base_learning_rates(wrapper.optimizer.param_groups),
-            'update': wrapper.num_updates,
             'multipliers': wrapper.multipliers,
         }
 
@@ -168,14 +205,18 @@ class VarianceSyncHook(ResumeHook):
             return
         self._rejected_in_a_row = 0
         for module, variance in measurement.variances.items():
-            multiplier = measurement.multipliers[module]
             runner.message_hub.update_scalar(f'train/agvm/phi/{module}', variance)
-            runner.message_hub.update_scalar(f'train/agvm/mu/{module}', multiplier)
+            if measurement.multipliers:
+                multiplier = measurement.multipliers[module]
+                runner.message_hub.update_scalar(f'train/agvm/mu/{module}', multiplier)
+        for module, scale in measurement.noise_scales.items():
+            runner.message_hub.update_scalar(f'train/agvm/noise_scale/{module}', scale)
 
     def _report_rejected(self, runner: Runner, measurement: Measurement) -> None:
         wrapper = runner.optim_wrapper
         count, update = wrapper.num_skipped_measurements, measurement.update
-        reason = explain_rejected(measurement.variances, wrapper.modulator.anchor)
+        anchor = wrapper.modulator.anchor if self.agvm else None
+        reason = explain_rejected(measurement.variances, anchor)
         runner.message_hub.update_scalar('train/agvm/rejected', count)
         runner.logger.warning(
             f'AGVM: skipped the measurement at update {update} ({count} so far): '
@@ -190,12 +231,12 @@ class VarianceSyncHook(ResumeHook):
             )
 
 
-def explain_rejected(variances: Mapping[str, float], anchor: str) -> str:
+def explain_rejected(variances: Mapping[str, float], anchor: str | None) -> str:
     """Return why a measurement was skipped.
 
     Args:
         variances: Phi by module.
-        anchor: Name of the anchor.
+        anchor: Name of the anchor; None without AGVM.
     """
     bad = not_finite(variances)
     if not bad:

@@ -17,6 +17,7 @@ from agvm_mm.loops.dataloader import UpdateWindow, load_by_updates, set_seed
 from agvm_mm.loops.summary import describe_run
 from agvm_mm.loops.update import Update, reset_update, seed_update
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.optim.measuring import MeasuringMixin
 from agvm_mm.preflight import (
     check_accumulation,
     check_auto_scaling,
@@ -118,8 +119,7 @@ class LargeBatchMixin:
         check_update_params(name, wrapper)
         check_accumulation(name, total, engine.accumulative_counts(wrapper))
         check_auto_scaling(engine.auto_scaling(runner), total)
-        is_agvm = isinstance(wrapper, AGVMMixin)
-        if not is_agvm:
+        if not isinstance(wrapper, AGVMMixin):
             wrapper.allow_resume_mismatch = self._allow_resume_mismatch
         check_batch_size(runner, total)
         hub = runner.message_hub
@@ -130,8 +130,8 @@ class LargeBatchMixin:
         # A resumed run has the seeds of its checkpoint.
         saved = hub.runtime_info.get(SAMPLER_SEEDS) if self.iter else None
         hub.update_info(SAMPLER_SEEDS, set_seed(self.dataloader, runner.seed, saved))
-        if not is_agvm:
-            # With AGVM, VarianceSyncHook prints it.
+        if not isinstance(wrapper, MeasuringMixin):
+            # Otherwise VarianceSyncHook prints it.
             runner.logger.info(describe_run(runner, self.batch))
         self._last_time = time.perf_counter()
 
@@ -153,7 +153,8 @@ class LargeBatchMixin:
             'before_train_iter', batch_idx=batch_idx, data_batch=data_batch
         )
         outputs: dict = {}
-        update = Update(runner.model, runner.optim_wrapper, len(window))
+        images = window.images * get_world_size()
+        update = Update(runner.model, runner.optim_wrapper, len(window), images)
         with update:
             for weight in window.weights:
                 losses = update.train_step(data_batch, weight)

@@ -53,9 +53,10 @@ def describe_run(
         lines.append(f'  module    {module}: {count:,} parameters')
     if schedule is not None:
         end = f' to {schedule.end}' if schedule.end is not None else ''
+        acts = f'anchor {wrapper.modulator.anchor}' if schedule.act else 'not acting'
         lines.append(
             f'  AGVM      from update {schedule.begin}{end}, measured every '
-            f'{schedule.interval} by {estimator}, anchor {wrapper.modulator.anchor}'
+            f'{schedule.interval} by {estimator}, {acts}'
         )
     return '\n'.join(lines)
 

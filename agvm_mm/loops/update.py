@@ -125,14 +125,20 @@ class Update:
         model: As the runner trains it.
         optim_wrapper: The optimizer wrapper of the run.
         micro_batches: Micro-batches of the update on this rank.
+        images: Images of the update over all ranks.
     """
 
     def __init__(
-        self, model: nn.Module, optim_wrapper: OptimWrapper, micro_batches: int
+        self,
+        model: nn.Module,
+        optim_wrapper: OptimWrapper,
+        micro_batches: int,
+        images: int,
     ) -> None:
         self._model = model
         self._optim_wrapper = optim_wrapper
         self._left = micro_batches
+        self._images = images
         self._weight = Fraction(0)
         self._last_came = False
         self._view: WeightedOptimWrapper | None = None
@@ -140,9 +146,12 @@ class Update:
 
     def __enter__(self) -> 'Update':
         self._counting.__enter__()
+        # The noise that AGVM measures is that of one image.
+        self._optim_wrapper.update_images = self._images
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._optim_wrapper.update_images = None
         self._counting.__exit__(*error)
 
     def train_step(self, data_batch: object, weight: Fraction) -> dict | None:

@@ -1,20 +1,18 @@
 """Optimizer wrappers that step each module with its own learning rate."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-import torch
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from torch import Tensor, nn
 
 from agvm_mm.checkpoint.match import base_learning_rates, check_same_training, compare
-from agvm_mm.engine import ConditionalClipping, backward_passes_left
-from agvm_mm.estimators import VarianceEstimator, build_preconditioner
-from agvm_mm.modulator import MeasurementSchedule, Modulator
+from agvm_mm.engine import ConditionalClipping
+from agvm_mm.estimators import build_preconditioner
+from agvm_mm.modulator import Modulator
+from agvm_mm.optim.measuring import MeasuringMixin
 from agvm_mm.preflight import check_clip_window, check_still_frozen
 from agvm_mm.validation import suggests_arguments
 
@@ -23,33 +21,11 @@ CONSTRUCTOR_SETTINGS = ('base_constructor', 'constructor', 'modules', 'paramwise
 MIXED_PRECISION = "For mixed precision set type='AGVMAmpOptimWrapper'"
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Result of a measured update.
-
-    Args:
-        update: Number of the update, from 0.
-        variances: Phi by module name; may be not finite.
-        multipliers: mu by module name after this measurement.
-        accepted: Whether the multipliers follow it. Otherwise a variance is not finite
-            or the anchor had no gradient.
-    """
-
-    update: int
-    variances: dict[str, float]
-    multipliers: dict[str, float]
-    accepted: bool
-
-
-class AGVMMixin(ConditionalClipping):
+class AGVMMixin(MeasuringMixin, ConditionalClipping):
     """Mixin that adds AGVM to an optimizer wrapper of MMEngine.
 
     ``VarianceSyncHook`` attaches an estimator and a schedule when training begins.
     """
-
-    loss_weight: float | None = None
-    """Share of the next micro-batch in the loss of its update, set by a large-batch
-    loop; None in MMEngine's own loops."""
 
     def __init__(
         self,
@@ -82,14 +58,7 @@ class AGVMMixin(ConditionalClipping):
             momentum=momentum,
             ratio_bounds=ratio_bounds,
         )
-        self._variances: dict[str, float] = {}
-        self._estimator: VarianceEstimator | None = None
-        self._schedule: MeasurementSchedule | None = None
-        self._on_measurement: Callable[[Measurement], None] | None = None
-        self._in_update = False
-        self.num_updates = 0
-        self.num_measurements = 0
-        self.num_skipped_measurements = 0
+        self.prepare_measuring()
         self.effective_batch_size: int | None = None
         self.has_new_groups = False
 
@@ -101,57 +70,6 @@ class AGVMMixin(ConditionalClipping):
             return dict.fromkeys(self.modulator.multipliers, 1.0)
         return dict(self.modulator.multipliers)
 
-    @property
-    def variances(self) -> dict[str, float]:
-        """Last measured variances (Phi), by module name."""
-        return dict(self._variances)
-
-    def attach(
-        self,
-        estimator: VarianceEstimator,
-        schedule: MeasurementSchedule,
-        on_measurement: Callable[[Measurement], None] | None = None,
-    ) -> None:
-        """Set how and when gradient variances are measured.
-
-        Args:
-            estimator: Built for this optimizer and the model.
-            schedule: When to measure and to act.
-            on_measurement: Called with each measurement, before the step. Defaults to
-                None.
-        """
-        self._estimator = estimator
-        self._schedule = schedule
-        self._on_measurement = on_measurement
-
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """See :meth:`OptimWrapper.optim_context`.
-
-        Raises:
-            RuntimeError: If nothing measures gradient variances for this wrapper.
-        """
-        self._check_attached()
-        with super().optim_context(model):
-            yield
-
-    def backward(self, loss: Tensor, **kwargs) -> None:
-        """Back-propagate; the estimator sees the gradients of a measured update."""
-        if not self._in_update:
-            self._check_attached()
-            self._in_update = True
-            if self._schedule.is_measured(self.num_updates):
-                self._estimator.start(backward_passes_left(self), self._loss_scale())
-        if not self._estimator.measuring:
-            super().backward(loss, **kwargs)
-            return
-        weight = self.loss_weight
-        if weight is None:
-            # The factor of MMEngine's own loops.
-            weight = self.scale_loss(torch.ones((), dtype=torch.float64)).item()
-        super().backward(loss, **kwargs)
-        self._estimator.after_backward(weight)
-
     def step(self, **kwargs) -> None:
         """Update the multipliers, then step with each module's learning rate.
 
@@ -159,32 +77,20 @@ class AGVMMixin(ConditionalClipping):
         rates of the parameter groups are what they were, even if the step raises.
         """
         self._check_attached()
+        # Before the learning rates are scaled.
         self.finish_measurement()
         with self._modulated_lr():
             super().step(**kwargs)
-        self.num_updates += 1
-        self._in_update = False
 
-    def finish_measurement(self) -> None:
-        """Update the multipliers if this update is measured.
+    def accept(self, variances: Mapping[str, float]) -> bool:
+        """Update the multipliers; return whether the measurement can be used."""
+        if not self._schedule.act:
+            return super().accept(variances)
+        return self.modulator.update(variances)
 
-        The gradients are complete afterwards. :meth:`step` does the same.
-        """
-        if self._estimator.measuring:
-            variances = self._estimator.finish()
-            if variances is not None:
-                self._update_multipliers(variances)
-
-    def reset_update(self, *, dropped: bool) -> None:
-        """Forget an update that was begun.
-
-        Args:
-            dropped: Whether it counts as an update.
-        """
-        self._in_update = False
-        self.num_updates += int(dropped)
-        if self._estimator is not None:
-            self._estimator.cancel()
+    def applied_multipliers(self) -> dict[str, float]:
+        """Return the multipliers (mu) if they are applied."""
+        return dict(self.modulator.multipliers) if self._schedule.act else {}
 
     def clips_now(self) -> bool:
         """Return whether this update lies in ``clip_window``."""
@@ -197,6 +103,7 @@ class AGVMMixin(ConditionalClipping):
         state_dict['agvm'] = dict(
             **self.modulator.state_dict(),
             variances=self.variances,
+            noise=self.noise.state_dict(),
             num_updates=self.num_updates,
             num_measurements=self.num_measurements,
             num_skipped_measurements=self.num_skipped_measurements,
@@ -255,6 +162,8 @@ class AGVMMixin(ConditionalClipping):
         super().load_state_dict(state_dict)
         self.modulator.load_state_dict(saved)
         self._variances = dict(saved['variances'])
+        # Checkpoints of version 0.1 have none.
+        self.noise.load_state_dict(saved.get('noise', {}))
         self.num_updates = saved['num_updates']
         self.num_measurements = saved['num_measurements']
         self.num_skipped_measurements = saved['num_skipped_measurements']
@@ -265,30 +174,6 @@ class AGVMMixin(ConditionalClipping):
         """Replace saved groups, which do not match those of this optimizer."""
         state_dict.update(self.optimizer.state_dict())
         self.has_new_groups = True
-
-    def _check_attached(self) -> None:
-        if self._estimator is None:
-            raise RuntimeError(
-                f'nothing measures gradient variances for {type(self).__name__}; add '
-                "default_hooks=dict(agvm=dict(type='VarianceSyncHook')) to the config"
-            )
-
-    def _loss_scale(self) -> Tensor | None:
-        """Return the factor of the gradients, on their device; None for 1."""
-        return None
-
-    def _update_multipliers(self, variances: dict[str, float]) -> None:
-        accepted = self.modulator.update(variances)
-        if accepted:
-            self._variances = variances
-            self.num_measurements += 1
-        else:
-            self.num_skipped_measurements += 1
-        if self._on_measurement is not None:
-            multipliers = dict(self.modulator.multipliers)
-            self._on_measurement(
-                Measurement(self.num_updates, variances, multipliers, accepted)
-            )
 
     @contextmanager
     def _modulated_lr(self) -> Iterator[None]:
@@ -365,10 +250,3 @@ class AGVMAmpOptimWrapper(AGVMMixin, AmpOptimWrapper):
     Takes the arguments of MMEngine's ``AmpOptimWrapper`` (``loss_scale``, ``dtype``) in
     addition to its own.
     """
-
-    def _loss_scale(self) -> Tensor | None:
-        if not self.loss_scaler.is_enabled():
-            return None
-        # Scaling a 1 avoids the device synchronization of get_scale().
-        device = self.optimizer.param_groups[0]['params'][0].device
-        return self.loss_scaler.scale(torch.ones((), device=device))

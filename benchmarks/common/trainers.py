@@ -25,6 +25,7 @@ OPTIMIZERS = dict(
 class Switch:
     """Measurement schedule that is set by hand; mu is always active."""
 
+    act = True
     measured = False
 
     def is_active(self, update: int) -> bool:

@@ -165,6 +165,7 @@ def test_state_dict_contents():
         anchor='backbone',
         multipliers=wrapper.multipliers,
         variances=wrapper.variances,
+        noise=wrapper.noise.state_dict(),
         num_updates=3,
         num_measurements=3,
         num_skipped_measurements=0,
