@@ -158,21 +158,22 @@ def check_one_optimizer(owner: str, optim_wrapper: object) -> None:
 
 
 def check_optim_wrapper(optim_wrapper: object, expected: type) -> None:
-    """Check that AGVM can scale the steps of an optimizer wrapper.
+    """Check that an optimizer wrapper measures.
 
     Args:
         optim_wrapper: The optimizer wrapper of the run.
-        expected: Base class of AGVM's wrappers.
+        expected: Base class of the wrappers that do.
 
     Raises:
-        TypeError: If it is not an AGVM wrapper.
+        TypeError: If it does not.
     """
     check_one_optimizer('VarianceSyncHook', optim_wrapper)
     if not isinstance(optim_wrapper, expected):
         raise TypeError(
             'VarianceSyncHook needs optim_wrapper=dict(type="AGVMOptimWrapper", '
             'constructor="AGVMOptimWrapperConstructor", ...) or AGVMAmpOptimWrapper, '
-            f'got {type(optim_wrapper).__name__}'
+            f'got {type(optim_wrapper).__name__}; act=False measures with any wrapper '
+            'and scales nothing'
         )
 
 

@@ -15,6 +15,12 @@ VARIANCES = {
     'halves': {'backbone': 0.0513167019, 'head': 0.0783646249},
     'replicas': {'backbone': 0.36, 'head': 0.0645161290},
 }
+SIGNAL_AND_NOISE = {
+    # G_A . G_B and |G_A - G_B|^2 for the halves; 4 images.
+    'halves': {'backbone': (2.25, 1.25), 'head': (9.5, 2.0)},
+    # (4 T - L) / 3 and 4 (L - T) / 3.
+    'replicas': {'backbone': (2.0, 2.25), 'head': (29 / 3, 4 / 3)},
+}
 RATIO = {'halves': 0.6548496, 'replicas': 5.5799290}
 RAW_MULTIPLIER = {'halves': 0.8092278, 'replicas': 2.3621873}
 MULTIPLIER = {'halves': 0.9942768, 'replicas': 1.0408656}

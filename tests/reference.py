@@ -47,6 +47,7 @@ class ReferenceAGVM:
         self.momentum = momentum
         self.multipliers = dict.fromkeys(module_of.values(), 1.0)
         self.variances = {}
+        self.measured = []
         self.updates = 0
         self.first_moment = {k: np.zeros_like(v) for k, v in parameters.items()}
         self.second_moment = {k: np.zeros_like(v) for k, v in parameters.items()}
@@ -71,9 +72,23 @@ class ReferenceAGVM:
             ]
         )
 
+    def noise_averages(self) -> dict[str, tuple[float, float]]:
+        """Return the averages of signal and noise by module, in units of an update."""
+        weights = 0.97 ** np.arange(len(self.measured))[::-1]
+        averages = {
+            module: np.average([row[module] for row in self.measured], 0, weights)
+            for module in self.multipliers
+            if self.measured
+        }
+        if averages:
+            averages['all'] = sum(averages.values())
+        return {name: tuple(values) for name, values in averages.items()}
+
     def _measure(self, replicas: list[Arrays]) -> None:
         n = len(replicas)
         mean = _mean(replicas)
+        measured = {}
+        self.measured.append(measured)
         for module in self.multipliers:
             if self.estimator == 'halves':
                 a, b = (
@@ -81,6 +96,9 @@ class ReferenceAGVM:
                     for half in (replicas[: n // 2], replicas[n // 2 :])
                 )
                 phi = 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+                shares = n // 2 / n, (n - n // 2) / n
+                noise = (a - b) @ (a - b) / sum(1 / share for share in shares)
+                measured[module] = a @ b, noise
             else:
                 own = [
                     self._vector(self._precondition(g, False), module) for g in replicas
@@ -89,6 +107,9 @@ class ReferenceAGVM:
                 total = self._vector(self._precondition(mean, False), module)
                 total = total @ total
                 phi = 2 * (local - total) / ((n - 2) * total + local)
+                pairs = [g @ h for g in own for h in own if g is not h]
+                noise = np.var(own, axis=0, ddof=1).sum() / n
+                measured[module] = np.mean(pairs), noise
             self.variances[module] = phi
         anchor = self.variances['backbone']
         for module, phi in self.variances.items():

@@ -84,8 +84,7 @@ class VarianceEstimator(ABC):
     """Gathers statistics of the gradients during the backward passes of an update.
 
     The optimizer wrapper calls :meth:`start` before the first backward pass of a
-    measured update, :meth:`after_backward` after each pass and :meth:`finish` before
-    the step. At other updates it calls nothing. Subclasses implement :meth:`begin`,
+    measured update, :meth:`record` after each pass and :meth:`finish` before the step. At other updates it calls nothing. Subclasses implement :meth:`begin`,
     :meth:`after_backward` and :meth:`collect`.
 
     Args:
@@ -142,6 +141,16 @@ class VarianceEstimator(ABC):
         self.measuring = self.begin(micro_batches)
         return self.measuring
 
+    def record(self, weight: float) -> None:
+        """Record one backward pass of a measured update.
+
+        Args:
+            weight: Share of this pass in the loss of the update; the shares of an
+                update add up to 1. Gradients are multiplied by it.
+        """
+        self.total_weight += weight
+        self.after_backward(weight)
+
     def finish(self) -> dict[str, ModuleStatistics] | None:
         """Finish a measured update. This is its only host synchronization.
 
@@ -164,16 +173,9 @@ class VarianceEstimator(ABC):
             micro_batches: Backward passes of this update.
         """
 
+    @abstractmethod
     def after_backward(self, weight: float) -> None:
-        """Record one backward pass.
-
-        Subclasses extend it.
-
-        Args:
-            weight: Share of this pass in the loss of the update; the shares of an
-                update add up to 1. Gradients are multiplied by it.
-        """
-        self.total_weight += weight
+        """Take what the comparison needs from one backward pass, see :meth:`record`."""
 
     @abstractmethod
     def collect(self) -> dict[str, ModuleStatistics] | None:

@@ -119,6 +119,9 @@ class DDPEstimator(VarianceEstimator):
         self._tables = {}
         return True
 
+    def after_backward(self, weight: float) -> None:
+        """Do nothing: the communication hook has seen the gradients."""
+
     # DDP inspects the names and annotations of these arguments.
     def _hook(self, state, bucket):
         if not self.measuring:

@@ -29,7 +29,6 @@ class MicroBatchHalves(VarianceEstimator):
         return micro_batches >= 2
 
     def after_backward(self, weight: float) -> None:
-        super().after_backward(weight)
         self._passes_left -= 1
         if self._passes_left == 0:
             self._first_weight = self.total_weight
@@ -91,7 +90,6 @@ class MicroBatchReplicas(VarianceEstimator):
 
     def after_backward(self, weight: float) -> None:
         self._replicas += 1
-        super().after_backward(weight)
         for index, own in enumerate(self._take_gradients()):
             if own is None:
                 continue

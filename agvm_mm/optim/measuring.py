@@ -124,7 +124,7 @@ class MeasuringMixin:
             )
         super().backward(loss, **kwargs)
         if self._estimator.measuring:
-            self._estimator.after_backward(weight)
+            self._estimator.record(weight)
 
     def step(self, **kwargs) -> None:
         """Finish the measurement, then step.

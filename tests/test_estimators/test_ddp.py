@@ -73,6 +73,12 @@ def train_rank(optimizer, estimator, accumulation=1, use_mask_head=True, **ddp_k
         schedule=SCHEDULE,
         accumulative_counts=accumulation,
     )
+    # The images of a rank's update count as one.
+    wrapper.attach(
+        wrapper._estimator,
+        wrapper._schedule,
+        images_per_pass=dist.get_world_size() / accumulation,
+    )
     history = []
     for update in range(UPDATES):
         for micro_batch in range(accumulation):
@@ -86,7 +92,8 @@ def train_rank(optimizer, estimator, accumulation=1, use_mask_head=True, **ddp_k
             with wrapper.optim_context(ddp):
                 loss = ddp(*images)['loss']
             wrapper.update_params(loss)
-        history.append((wrapper.multipliers, wrapper.variances))
+        noise = wrapper.noise.averages()
+        history.append((wrapper.multipliers, wrapper.variances, noise))
     parameters = {k: p.detach().numpy() for k, p in model.named_parameters()}
     return parameters, history
 
@@ -119,7 +126,11 @@ def train_reference(optimizer, estimator, ranks, accumulation, use_mask_head=Tru
                 {k: p.grad.numpy().copy() for k, p in model.named_parameters()}
             )
         reference.step(replicas)
-        history.append((dict(reference.multipliers), dict(reference.variances)))
+        noise = {
+            name: (signal, ranks * noise)
+            for name, (signal, noise) in reference.noise_averages().items()
+        }
+        history.append((dict(reference.multipliers), dict(reference.variances), noise))
     return reference.parameters, history
 
 
@@ -150,9 +161,12 @@ def test_matches_independent_reference(ranks):
         expected, expected_history = train_reference(
             optimizer, estimator, ranks, accumulation
         )
-        for (mu, phi), (expected_mu, expected_phi) in zip(
+        for (mu, phi, noise), (expected_mu, expected_phi, expected_noise) in zip(
             history, expected_history, strict=True
         ):
+            assert noise.keys() == expected_noise.keys()
+            for name, expected_one in expected_noise.items():
+                assert noise[name] == pytest.approx(expected_one, rel=1e-9), case
             assert phi == pytest.approx(expected_phi, abs=1e-10), case
             assert mu == pytest.approx(expected_mu, abs=1e-10), case
         for name, value in parameters.items():
@@ -190,7 +204,7 @@ def test_ddp_settings_agree():
         # To the last bit: measurements do not depend on the buckets.
         assert plain[1] == view[1] == find[1] == static[1] == one_bucket[1]
         assert unused[1] == unused_view[1]
-        mu, phi = unused[1][-1]
+        mu, phi, _ = unused[1][-1]
         assert mu['mask_head'] == 1 and 'mask_head' not in phi
         assert mu['neck'] != 1
 

@@ -74,6 +74,10 @@ def test_matches_independent_reference(optimizer, estimator, micro_batches):
         reference.step(replicas)
     assert wrapper.variances == pytest.approx(reference.variances, abs=1e-10)
     assert wrapper.multipliers == pytest.approx(reference.multipliers, abs=1e-10)
+    # One image in each micro-batch.
+    for name, (signal, noise) in reference.noise_averages().items():
+        expected = signal, micro_batches * noise
+        assert wrapper.noise.averages()[name] == pytest.approx(expected, rel=1e-9)
     assert min(abs(mu - 1) for m, mu in wrapper.multipliers.items() if m != 'backbone')
     for name, p in model.named_parameters():
         np.testing.assert_allclose(

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from ranks import run_on_ranks
 from runners import ImageDataset, make_runner
 
+from agvm_mm import noise_scale
 from agvm_mm.hooks import VarianceSyncHook
 
 AGVM = dict(
@@ -248,3 +249,175 @@ def test_compression_without_ranks_is_refused(tmp_path):
 def test_bad_settings_are_refused(setting, error, message):
     with pytest.raises(error, match=message):
         VarianceSyncHook(**setting)
+
+
+def images_of(mode, **kwargs):
+    """Return a training config: our loop, or MMEngine's own with accumulation."""
+    if mode == 'loop':
+        return dict(optim_wrapper=AGVM, train_cfg=epochs(2, 16), **kwargs)
+    return dict(
+        optim_wrapper=dict(AGVM, accumulative_counts=4),
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize('estimator', ['halves', 'replicas'])
+@pytest.mark.parametrize('mode', ['loop', 'accumulation'])
+def test_noise_scale_is_logged_in_images(tmp_path, mode, estimator):
+    hook = dict(type='VarianceSyncHook', interval=2, estimator=estimator)
+    runner = make_runner(
+        tmp_path, images=48, batch_size=4, hooks=[hook], **images_of(mode)
+    )
+    runner.train()
+    rows = scalars(tmp_path)
+    averages = runner.optim_wrapper.noise.averages()
+    assert set(averages) == {*MODULES, 'all'}
+    for module, (signal, noise) in averages.items():
+        expected = noise / signal if signal > 0 else float('nan')
+        logged = rows[-1][f'agvm/noise_scale/{module}']
+        assert logged == pytest.approx(expected, nan_ok=True)
+    if estimator == 'replicas':
+        # The averages of the first measurement are that measurement.
+        row = next(row for row in rows if 'agvm/phi/neck' in row)
+        for module in MODULES:
+            phi, scale = (row[f'agvm/{key}/{module}'] for key in KEYS)
+            if phi < 2 and scale == scale:
+                assert phi == pytest.approx(1 / (1 + 16 / (2 * scale)))
+
+
+KEYS = ('phi', 'noise_scale')
+
+
+def test_smaller_last_update_counts_its_own_images(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        AGVM,
+        images=24,  # An update of 16 images and one of 8.
+        batch_size=4,
+        train_cfg=epochs(1, 16),
+        hooks=[dict(type='VarianceSyncHook', interval=1, estimator='replicas')],
+    )
+    seen = []
+    receive = noise_scale.NoiseAverages.update
+
+    def record(averages, measured):
+        seen.append(measured)
+        receive(averages, measured)
+
+    with mock.patch.object(noise_scale.NoiseAverages, 'update', record):
+        runner.train()
+    phis = [
+        {module: row[f'agvm/phi/{module}'] for module in MODULES}
+        for row in scalars(tmp_path)
+    ]
+    assert len(seen) == len(phis) == 2
+    for images, measured, phi in zip((16, 8), seen, phis, strict=True):
+        for module, (signal, noise) in measured.items():
+            # Phi = 2 noise / (2 noise + B signal), whatever the sign of the signal.
+            expected = 2 * noise / (2 * noise + images * signal)
+            assert phi[module] == pytest.approx(expected, rel=1e-6)
+
+
+def run_measuring(work_dir, optim_wrapper, hooks, **kwargs):
+    runner = make_runner(
+        work_dir,
+        optim_wrapper,
+        images=48,
+        batch_size=4,
+        hooks=hooks,
+        randomness=dict(seed=3),
+        **dict(train_cfg=epochs(2, 16)) | kwargs,
+    )
+    runner.train()
+    return runner
+
+
+MEASURE = dict(type='VarianceSyncHook', interval=2, act=False)
+PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
+
+
+@pytest.mark.parametrize('estimator', ['halves', 'replicas'])
+@pytest.mark.parametrize('optim_wrapper', [AGVM, PLAIN], ids=['agvm', 'plain'])
+@pytest.mark.parametrize('loop', ['large batch', 'MMEngine'])
+def test_hook_that_does_not_act_changes_nothing(
+    tmp_path, optim_wrapper, estimator, loop
+):
+    kwargs, settings = {}, {}
+    if loop == 'MMEngine':
+        settings['accumulative_counts'] = 4
+        kwargs['train_cfg'] = dict(type='EpochBasedTrainLoop', max_epochs=2)
+    expected = run_measuring(tmp_path / 'plain', PLAIN | settings, [], **kwargs)
+    # MMEngine keeps one logger for each name.
+    folder = tmp_path / f'{loop} {estimator} {optim_wrapper["type"]}'
+    hook = dict(MEASURE, estimator=estimator)
+    runner = run_measuring(folder, optim_wrapper | settings, [hook], **kwargs)
+    for p, q in zip(
+        expected.model.parameters(), runner.model.parameters(), strict=True
+    ):
+        assert torch.equal(p, q)
+    wrapper = runner.optim_wrapper
+    assert (wrapper.num_updates, wrapper.num_measurements) == (6, 3)
+    row = scalars(folder)[-1]
+    assert {f'agvm/phi/{module}' for module in MODULES} <= row.keys()
+    assert 'agvm/noise_scale/all' in row
+    assert not [key for key in row if key.startswith('agvm/mu/')]
+    assert 'not acting' in next(folder.glob('*/*.log')).read_text()
+
+
+def test_measuring_run_resumes_its_averages_and_a_run_without_the_hook_too(tmp_path):
+    whole = run_measuring(tmp_path / 'whole', PLAIN, [MEASURE])
+    checkpoint = dict(type='CheckpointHook', interval=1)
+    folder = tmp_path / 'parts'
+    run_measuring(
+        folder, PLAIN, [MEASURE], train_cfg=epochs(1, 16), checkpoint=checkpoint
+    )
+    resumed = run_measuring(folder, PLAIN, [MEASURE], resume=True)
+    expected = whole.optim_wrapper.noise.averages()
+    assert resumed.optim_wrapper.noise.averages() == expected
+    assert resumed.optim_wrapper.num_updates == 6
+    plain = run_measuring(
+        folder, PLAIN, [], load_from=str(folder / 'epoch_1.pth'), resume=True
+    )
+    for p, q in zip(whole.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_measuring_starts_on_a_checkpoint_of_a_plain_run(tmp_path):
+    checkpoint = dict(type='CheckpointHook', interval=1)
+    run_measuring(tmp_path, PLAIN, [], train_cfg=epochs(1, 16), checkpoint=checkpoint)
+    resumed = run_measuring(tmp_path, PLAIN, [MEASURE], resume=True)
+    # Updates 3 to 5, of which 4 is measured.
+    wrapper = resumed.optim_wrapper
+    assert (wrapper.num_updates, wrapper.num_measurements) == (6, 1)
+
+
+def test_measuring_an_optimizer_without_a_rule_is_refused(tmp_path):
+    wrapper = dict(type='OptimWrapper', optimizer=dict(type='RMSprop', lr=0.1))
+    with pytest.raises(TypeError, match='RMSprop'):
+        run_measuring(tmp_path, wrapper, [MEASURE])
+
+
+def measuring_rank(folder):
+    from pathlib import Path
+
+    runner = run_measuring(
+        Path(folder, str(dist.get_rank())),
+        PLAIN,
+        [MEASURE],
+        launcher='pytorch',
+        cfg=dict(
+            model_wrapper_cfg=dict(
+                type='MMDistributedDataParallel',
+                device_ids=None,
+                broadcast_buffers=False,
+            )
+        ),
+    )
+    return runner.optim_wrapper.noise.averages()
+
+
+def test_measuring_on_two_ranks(tmp_path):
+    first, second = run_on_ranks(measuring_rank, 2, str(tmp_path))
+    assert set(first) == {*MODULES, 'all'}
+    assert first == second

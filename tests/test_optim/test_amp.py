@@ -74,23 +74,26 @@ def test_phi_does_not_depend_on_the_loss_scale(optimizer, estimator):
             update(model, wrapper, seed)
             history.append(wrapper.variances)
         assert wrapper.loss_scaler.get_scale() == 2 * scale, 'the scale never grew'
-        runs.append((history, wrapper.multipliers))
-    (plain, plain_mu), (scaled, scaled_mu) = runs
+        runs.append((history, wrapper.multipliers, wrapper.noise.averages()))
+    (plain, plain_mu, plain_noise), (scaled, scaled_mu, scaled_noise) = runs
     for one, other in zip(plain, scaled, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
     assert plain_mu == pytest.approx(scaled_mu, abs=1e-5)
     assert len(set(plain_mu.values())) == 4
+    for name, values in plain_noise.items():
+        assert scaled_noise[name] == pytest.approx(values, rel=1e-3, abs=1e-9)
 
 
 @needs_scaler
 def test_overflow_changes_neither_mu_nor_parameters():
     model, wrapper = make()
     update(model, wrapper, 0)
-    before = wrapper.multipliers, wrapper.variances
+    before = wrapper.multipliers, wrapper.variances, wrapper.noise.averages()
     parameters = [p.clone() for p in model.parameters()]
     scale = wrapper.loss_scaler.get_scale()
     update(model, wrapper, 1, spoil=1e38)
-    assert (wrapper.multipliers, wrapper.variances) == before
+    now = wrapper.multipliers, wrapper.variances, wrapper.noise.averages()
+    assert now == before
     assert wrapper.num_skipped_measurements == 1
     assert wrapper.loss_scaler.get_scale() == scale / 2
     assert all(map(torch.equal, parameters, model.parameters()))
@@ -115,9 +118,9 @@ def test_norms_of_half_precision_gradients_do_not_overflow(estimator):
         so_far = model.backbone.weight.grad
         own = gradient / 2
         model.backbone.weight.grad = own if so_far is None else so_far + own
-        measured.after_backward(0.5)
+        measured.record(0.5)
         total += own
-    phi = measured.finish()['backbone']
+    phi = measured.finish()['backbone'].variance
     a, b = gradients.double().flatten(1)
     expected = {
         'halves': 1 - (a @ b / a.norm() / b.norm()).item(),
