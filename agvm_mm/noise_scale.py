@@ -27,7 +27,7 @@ MOMENTUM = 0.97
 class SignalAndNoise(NamedTuple):
     """Signal |g|^2 and noise s^2 of the gradient of one module.
 
-    Args:
+    Attributes:
         signal: Estimate of |g|^2. May be at or below 0, as its error has any sign.
         noise: Estimate of s^2, the variance of the gradient of one image, summed over
             the elements.

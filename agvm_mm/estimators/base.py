@@ -84,7 +84,8 @@ class VarianceEstimator(ABC):
     """Gathers statistics of the gradients during the backward passes of an update.
 
     The optimizer wrapper calls :meth:`start` before the first backward pass of a
-    measured update, :meth:`record` after each pass and :meth:`finish` before the step. At other updates it calls nothing. Subclasses implement :meth:`begin`,
+    measured update, :meth:`record` after each pass and :meth:`finish` before the step.
+    At other updates it calls nothing. Subclasses implement :meth:`begin`,
     :meth:`after_backward` and :meth:`collect`.
 
     Args:

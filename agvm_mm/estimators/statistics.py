@@ -21,7 +21,7 @@ from agvm_mm.variance import variance_from_halves, variance_from_replicas
 class ModuleStatistics(NamedTuple):
     """Statistics of the gradient of one module at one update.
 
-    Args:
+    Attributes:
         variance: Phi; may be not finite.
         signal: Estimate of |g|^2, see :class:`~agvm_mm.noise_scale.SignalAndNoise`.
         noise: Estimate of s^2.
