@@ -12,7 +12,7 @@ Everything here is plain arithmetic: no network, no optimizer, no communication.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ ALL = 'all'
 """Name of the whole network next to those of its modules."""
 UNRESOLVED = math.nan
 """Noise scale of a signal that the measurements do not resolve."""
-MOMENTUM = 0.97
+MOMENTUM = 0.9
 """Weight of the past in the averages of signal and noise."""
 
 
@@ -129,14 +129,27 @@ class NoiseAverages:
 
     They are averaged separately: the quotient of one measurement has no mean where its
     signal may come out at 0. The averages are those of all measurements so far at the
-    beginning, not pulled towards 0.
+    beginning, not pulled towards 0. They start again when the learning rate falls to
+    half or less: gradients are much smaller after such a step, and those before would
+    outweigh them for long.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float, float]] = {}
+        self._learning_rate = 0.0
 
-    def update(self, measured: Mapping[str, SignalAndNoise]) -> None:
-        """Add one measurement. A module that is missing keeps its averages."""
+    def update(
+        self, measured: Mapping[str, SignalAndNoise], learning_rate: float
+    ) -> None:
+        """Add one measurement. A module that is missing keeps its averages.
+
+        Args:
+            measured: Signal and noise by module.
+            learning_rate: Of the schedule, at this update.
+        """
+        if self._learning_rate and learning_rate <= self._learning_rate / 2:
+            self._sums = {}
+        self._learning_rate = learning_rate
         for name, (signal, noise) in measured.items():
             old = self._sums.get(name, (0.0, 0.0, 0.0))
             new = (signal, noise, 1.0)
@@ -157,10 +170,12 @@ class NoiseAverages:
         """Return the noise scales in images; NaN for those that are not resolved."""
         return {name: each.noise_scale for name, each in self.averages().items()}
 
-    def state_dict(self) -> dict[str, list[float]]:
-        """Return the sums of signal, noise and weights by module."""
-        return {name: list(sums) for name, sums in self._sums.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of signal, noise and weights by module, and the rate."""
+        sums = {name: list(values) for name, values in self._sums.items()}
+        return dict(sums=sums, learning_rate=self._learning_rate)
 
-    def load_state_dict(self, state_dict: Mapping[str, Iterable[float]]) -> None:
-        """Load saved sums in place of those so far."""
-        self._sums = {name: tuple(sums) for name, sums in state_dict.items()}
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a saved state in place of this one."""
+        self._learning_rate = state_dict['learning_rate']
+        self._sums = {name: tuple(sums) for name, sums in state_dict['sums'].items()}

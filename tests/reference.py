@@ -74,7 +74,7 @@ class ReferenceAGVM:
 
     def noise_averages(self) -> dict[str, tuple[float, float]]:
         """Return the averages of signal and noise by module, in units of an update."""
-        weights = 0.97 ** np.arange(len(self.measured))[::-1]
+        weights = 0.9 ** np.arange(len(self.measured))[::-1]
         averages = {
             module: np.average([row[module] for row in self.measured], 0, weights)
             for module in self.multipliers

@@ -146,7 +146,7 @@ def test_cost_of_a_batch():
 def test_averages_of_a_constant_are_that_constant_from_the_first_measurement():
     averages = NoiseAverages()
     for _ in range(3):
-        averages.update({'head': SignalAndNoise(2.0, 6.0)})
+        averages.update({'head': SignalAndNoise(2.0, 6.0)}, 0.1)
         assert averages.averages()['head'] == pytest.approx((2.0, 6.0))
         assert averages.noise_scales()['head'] == pytest.approx(3.0)
 
@@ -154,7 +154,7 @@ def test_averages_of_a_constant_are_that_constant_from_the_first_measurement():
 def test_averages_weigh_measurements_by_age():
     averages, measured = NoiseAverages(), [(1.0, 5.0), (-3.0, 6.0), (4.0, 9.0)]
     for signal, noise in measured:
-        averages.update({'head': SignalAndNoise(signal, noise)})
+        averages.update({'head': SignalAndNoise(signal, noise)}, 0.1)
     weights = noise_scale.MOMENTUM ** np.arange(2, -1, -1)
     expected = weights @ np.array(measured) / weights.sum()
     assert averages.averages()['head'] == pytest.approx(tuple(expected))
@@ -163,17 +163,29 @@ def test_averages_weigh_measurements_by_age():
 def test_network_is_the_sum_of_its_modules_and_a_missing_module_keeps_its_average():
     averages = NoiseAverages()
     assert averages.averages() == {}
-    averages.update({'a': SignalAndNoise(1.0, 10.0), 'b': SignalAndNoise(3.0, 2.0)})
-    averages.update({'a': SignalAndNoise(1.0, 10.0)})
+    averages.update({'a': SignalAndNoise(1.0, 10.0), 'b': SignalAndNoise(3.0, 2.0)}, 1)
+    averages.update({'a': SignalAndNoise(1.0, 10.0)}, 1)
     assert averages.averages()['b'] == pytest.approx((3.0, 2.0))
     assert averages.noise_scales()[ALL] == pytest.approx(12 / 4)
 
 
 def test_averages_resume():
     averages, resumed = NoiseAverages(), NoiseAverages()
-    averages.update({'a': SignalAndNoise(1.0, 10.0)})
-    resumed.update({'gone': SignalAndNoise(1.0, 1.0)})
+    averages.update({'a': SignalAndNoise(1.0, 10.0)}, 1)
+    resumed.update({'gone': SignalAndNoise(1.0, 1.0)}, 1)
     resumed.load_state_dict(averages.state_dict())
     for each in (averages, resumed):
-        each.update({'a': SignalAndNoise(2.0, 5.0)})
+        each.update({'a': SignalAndNoise(2.0, 5.0)}, 0.6)
     assert resumed.averages() == averages.averages()
+
+
+def test_averages_start_again_after_a_step_of_the_learning_rate():
+    averages, resumed = NoiseAverages(), NoiseAverages()
+    averages.update({'a': SignalAndNoise(100.0, 100.0)}, learning_rate=0.1)
+    averages.update({'a': SignalAndNoise(50.0, 150.0)}, learning_rate=0.06)
+    assert averages.noise_scales()['a'] > 1
+    assert averages.averages()['a'].signal > 50
+    resumed.load_state_dict(averages.state_dict())
+    for each in (averages, resumed):
+        each.update({'a': SignalAndNoise(1.0, 20.0)}, learning_rate=0.03)
+        assert each.averages()['a'] == pytest.approx((1.0, 20.0))

@@ -162,8 +162,8 @@ class AGVMMixin(MeasuringMixin, ConditionalClipping):
         super().load_state_dict(state_dict)
         self.modulator.load_state_dict(saved)
         self._variances = dict(saved['variances'])
-        # Checkpoints of version 0.1 have none.
-        self.noise.load_state_dict(saved.get('noise', {}))
+        if 'noise' in saved:  # Not in checkpoints of version 0.1.
+            self.noise.load_state_dict(saved['noise'])
         self.num_updates = saved['num_updates']
         self.num_measurements = saved['num_measurements']
         self.num_skipped_measurements = saved['num_skipped_measurements']

@@ -178,7 +178,8 @@ class MeasuringMixin:
             self._variances = variances
             self.num_measurements += 1
             self.noise.update(
-                {name: each.signal_and_noise for name, each in statistics.items()}
+                {name: each.signal_and_noise for name, each in statistics.items()},
+                max(float(group['lr']) for group in self.optimizer.param_groups),
             )
         else:
             self.num_skipped_measurements += 1
@@ -223,7 +224,8 @@ class PlainMeasuringMixin(MeasuringMixin):
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a saved state. Averages that it does not have start again."""
         state_dict = dict(state_dict)
-        self.noise.load_state_dict(state_dict.pop('noise', {}))
+        if 'noise' in state_dict:
+            self.noise.load_state_dict(state_dict.pop('noise'))
         super().load_state_dict(state_dict)
 
 

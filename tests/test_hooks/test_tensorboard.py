@@ -34,7 +34,9 @@ def test_agvm_charts_are_grouped_under_one_name(tmp_path):
     events.Reload()
     tags = {tag for tag in events.Tags()['scalars'] if tag.startswith('agvm')}
     # TensorBoard groups charts by the part before the first slash.
-    assert tags == {f'agvm/{kind}/{m}' for kind in ('phi', 'mu') for m in MODULES}
+    expected = {f'agvm/{kind}/{m}' for kind in ('phi', 'mu') for m in MODULES}
+    expected |= {f'agvm/noise_scale/{m}' for m in (*MODULES, 'all')}
+    assert tags == expected
     wrapper = runner.optim_wrapper
     for module in MODULES:
         last = {

@@ -301,9 +301,9 @@ def test_smaller_last_update_counts_its_own_images(tmp_path):
     seen = []
     receive = noise_scale.NoiseAverages.update
 
-    def record(averages, measured):
+    def record(averages, measured, learning_rate):
         seen.append(measured)
-        receive(averages, measured)
+        receive(averages, measured, learning_rate)
 
     with mock.patch.object(noise_scale.NoiseAverages, 'update', record):
         runner.train()
