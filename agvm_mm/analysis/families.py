@@ -32,12 +32,20 @@ from agvm_mm.optim.agvm_wrapper import Measurement
 MICRO_BATCHES = 2
 IMAGES = 2
 """Images of a micro-batch. BatchNorm needs several where it sees 1 x 1 pixels."""
-SIZES = (64, 128, 256, 320)
+SIZES = (64, 128, 320)
 """Heights and widths of the images, tried in this order."""
 CANDIDATES = 3
 """Configs of a family that are tried."""
-LIMITS = dict(num=16, nms_pre=100, nms_post=100, max_num=100, max_per_img=100)
-"""Largest values of settings that say how many boxes are trained on."""
+LIMITS = dict(
+    num=16,
+    nms_pre=100,
+    nms_post=100,
+    max_num=100,
+    max_per_img=100,
+    num_queries=50,
+    num_proposals=50,
+)
+"""Largest values of settings that say how many boxes or queries are trained on."""
 OUTCOMES = {
     'equal': "the gradients are MMEngine's, Phi and mu are finite",
     'different': 'the gradients are others',

@@ -13,6 +13,9 @@ from agvm_mm.validation import type_name
 BRANCHES = ('sup', 'unsup_teacher', 'unsup_student')
 """Branches of a semi-supervised detector's data."""
 
+CLASSES = ('num_classes', 'num_things_classes')
+"""Settings of heads with numbers of classes."""
+
 
 def make_images(cfg: Config, count: int, size: int) -> dict[str, Any]:
     """Return images with annotations for the model of a config.
@@ -27,7 +30,7 @@ def make_images(cfg: Config, count: int, size: int) -> dict[str, Any]:
         'data_samples'; the same at each call.
     """
     np.random.seed(0)
-    classes = least_classes(cfg.model)
+    classes = min(numbers_of(cfg.model, *CLASSES), default=1)
     if cfg.default_scope == 'mmseg':
         return _segmentation(count, size, classes)
     kind = type_name(cfg.model.get('data_preprocessor', {}).get('type', ''))
@@ -37,6 +40,10 @@ def make_images(cfg: Config, count: int, size: int) -> dict[str, Any]:
     pipeline = repr(cfg.train_dataloader)
     masks = "'with_mask': True" in pipeline or 'LoadPanopticAnnotations' in pipeline
     batch = _detection(count, size, classes, masks=masks)
+    stuff = max(numbers_of(cfg.model, 'num_stuff_classes'), default=0)
+    for sample in batch['data_samples']:
+        labels = np.random.randint(classes + stuff, size=(1, size, size))
+        sample.gt_sem_seg = PixelData(sem_seg=torch.from_numpy(labels).byte())
     if kind == 'MultiBranchDataPreprocessor':
         return {key: dict.fromkeys(BRANCHES, value) for key, value in batch.items()}
     return batch
@@ -54,20 +61,17 @@ def take(batch: dict[str, Any], images: slice) -> dict[str, Any]:
     }
 
 
-def least_classes(settings: Any) -> int:
-    """Return the smallest number of classes of a model's heads."""
-    return min(_numbers_of_classes(settings), default=1)
-
-
-def _numbers_of_classes(settings: Any) -> Iterator[int]:
+def numbers_of(settings: Any, *names: str) -> Iterator[int]:
+    """Return the values of settings by name, in nested ones as well, except for 0."""
     if isinstance(settings, dict):
         for key, value in settings.items():
-            if key in ('num_classes', 'num_things_classes') and value:
+            if key in names and value:
                 yield value
-            yield from _numbers_of_classes(value)
+            else:
+                yield from numbers_of(value, *names)
     elif isinstance(settings, list | tuple):
         for value in settings:
-            yield from _numbers_of_classes(value)
+            yield from numbers_of(value, *names)
 
 
 def _detection(count: int, size: int, classes: int, *, masks: bool) -> dict[str, Any]:
@@ -75,13 +79,10 @@ def _detection(count: int, size: int, classes: int, *, masks: bool) -> dict[str,
 
     # It draws labels from 1 on.
     shape = (3, size, size)
-    batch = demo_mm_inputs(
-        count, shape, num_classes=classes + 1, with_mask=masks, with_semantic=True
-    )
+    batch = demo_mm_inputs(count, shape, num_classes=classes + 1, with_mask=masks)
     proposals = demo_mm_proposals([shape] * count, 100)
     for sample, own in zip(batch['data_samples'], proposals, strict=True):
         sample.gt_instances.labels -= 1
-        sample.gt_sem_seg.sem_seg %= classes
         sample.proposals = own
         sample.set_metainfo(dict(homography_matrix=np.eye(3, dtype=np.float32)))
     return batch

@@ -30,7 +30,7 @@ OUTCOMES = {row[0]: (int(row[1]), int(row[2])) for row in rows('# Stock configs'
 
 @pytest.mark.parametrize('row', FAMILIES, ids=lambda row: f'{row[0]}-{row[3]}')
 def test_model_has_the_documented_modules_and_the_stock_optimizer(row):
-    family, modules, _, config = row
+    family, modules, _, config, _ = row
     (result,) = stock.examine_all([config.strip('`')])
     assert (result.outcome, result.reason) == ('same', '')
     assert result.family == family
