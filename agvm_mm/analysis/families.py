@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS
@@ -247,8 +248,9 @@ def build_model(cfg: Config) -> BaseModel:
     model = MODELS.build(cfg.model)
     model.init_weights()
     model.train()  # A detector with a teacher returns nothing.
-    if hasattr(model, 'set_epoch'):  # MMDetection's SetEpochInfoHook does it.
-        model.set_epoch(0)
+    # Of a run that begins; MMEngine's RuntimeInfoHook does it.
+    hub = MessageHub.get_current_instance()
+    hub.update_info_dict(dict(epoch=0, iter=0))
     return model
 
 

@@ -8,7 +8,6 @@ from agvm_mm.analysis import families, stock
 from agvm_mm.analysis.families import (
     IMAGES,
     MICRO_BATCHES,
-    SIZES,
     Family,
     Update,
     by_family,
@@ -24,13 +23,15 @@ builds the model without memory for weights and compares its optimizer with the 
 MMEngine builds without AGVM: for each parameter learning rate, weight decay, momentum
 or betas and all other settings of its group; the class of the optimizer, clipping,
 accumulation and precision."""
-MODULES = f"""\
+UPDATE = f"""\
+A model of each type gets random weights, few boxes, no clipping, and one update of
+{MICRO_BATCHES} micro-batches of {IMAGES} random images on the CPU: once with
+MMEngine's optimizer wrapper and once with AGVM's, which measures. The gradients must be
+equal to the last bit. `make test` repeats some of these updates."""
+MODULES = """\
 The [default split](extending.md#the-split-into-modules) of each type of model. The
-example is the smallest config that trains on the CPU. Its model gets random weights,
-few boxes, no clipping, and one update of {MICRO_BATCHES} micro-batches of {IMAGES}
-random images of {SIZES[0]} x {SIZES[0]} pixels (or larger where it needs them), once
-with MMEngine's optimizer wrapper and once with AGVM's, which measures. 'equal' means
-the same gradients to the last bit."""
+example is the smallest config that trains on the CPU. `make test` builds the examples
+and compares their modules and optimizers."""
 
 
 def page(results: list[Result], updates: Mapping[Family, Update]) -> str:
@@ -49,9 +50,11 @@ def page(results: list[Result], updates: Mapping[Family, Update]) -> str:
         '\n'.join(_outcome_table(results)),
         '## Not the same',
         '\n'.join(_reason_table(results)),
+        '## One update of each model',
+        UPDATE,
+        '\n'.join(_update_table(updates)),
         '## Modules of each model',
         MODULES,
-        '\n'.join(_update_table(updates)),
         '\n'.join(_family_table(results, updates)),
     ]
     return '\n\n'.join(parts) + '\n'

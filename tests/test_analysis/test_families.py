@@ -12,7 +12,7 @@ from agvm_mm.analysis import families, images, stock, zoo_page
 PAGE = Path(__file__).resolve().parents[2] / 'docs/zoo.md'
 SSD = 'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py'
 # Models that differ in kind: two stages, a cascade, one stage, a transformer, a mask
-# transformer, segmenters, a cascade of decoders, a teacher and student, a tracker.
+# transformer, segmenters, a cascade of decoders, a teacher and student.
 KINDS = (
     'CascadeEncoderDecoder',
     'CascadeRCNN',
@@ -20,7 +20,6 @@ KINDS = (
     'EncoderDecoder',
     'FasterRCNN',
     'MaskFormer',
-    'QDTrack',
     'SoftTeacher',
     'YOLOX',
 )

@@ -45,6 +45,8 @@ def test_page_covers_every_stock_config():
         if outcome != 'same':
             own = [int(row[1]) for row in REASONS if row[0] == outcome]
             assert sum(own) == sum(counts)
+    updates = rows('## One update of each model')
+    assert sum(int(row[1]) for row in updates) == len(FAMILIES)
     for index, toolbox in enumerate(stock.TOOLBOXES):
         files = len(stock.stock_configs(toolbox))
         # A few files train nothing, such as those of test-time augmentation.
