@@ -28,7 +28,7 @@ demo: install  ## train and evaluate a detector with AGVM on real digits, draw f
 test: lint  ## run lint and all tests; ARGS goes to pytest: ARGS="-k variance"
 	$(PY) -m pytest tests -n $(WORKERS) --dist loadfile $(ARGS)
 
-zoo: install  ## compare the optimizer of every stock config with and without AGVM
+zoo: install  ## compare optimizers and gradients of stock configs with and without AGVM
 	$(PY) tools/dev/zoo.py $(ARGS)
 
 data: install  ## write the embedded handwritten-digits scenes

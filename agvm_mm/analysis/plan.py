@@ -239,8 +239,8 @@ class _LinspaceOnCPU(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """Build the model of a config on the meta device, which takes no memory."""
+def use_toolbox(cfg: Config) -> None:
+    """Make the names of a config's toolbox known to MMEngine."""
     # A config in pure Python has none.
     scope = cfg.get('default_scope') or 'mmengine'
     # The import registers the toolbox's names.
@@ -249,6 +249,11 @@ def build_model(cfg: Config) -> nn.Module:
     elif scope == 'mmseg':
         import mmseg.models  # noqa: F401
     init_default_scope(scope)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model of a config on the meta device, which takes no memory."""
+    use_toolbox(cfg)
     with torch.device('meta'), _LinspaceOnCPU():
         model = MODELS.build(cfg.model)
     model.train()  # A detector with a teacher returns nothing.

@@ -6,11 +6,9 @@ decay, momentum and whatever else its group has.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,18 +52,6 @@ OUTCOMES = {
     'not built': 'the stock config does not build in this environment',
     'not read': 'the stock file does not load in this environment',
 }
-PAGE = """\
-# Stock configs
-
-`make zoo` writes this page. It adds the lines of the [README](../README.md#usage) to
-each config of {versions} that trains something ({configs}),
-builds the model without memory for weights and compares its optimizer with the one that
-MMEngine builds without AGVM: for each parameter learning rate, weight decay, momentum
-or betas and all other settings of its group; the class of the optimizer, clipping,
-accumulation and precision."""
-MODULES = """\
-The [default split](extending.md#the-split-into-modules) of each type of model.
-`make test` builds the examples and compares their modules and optimizers."""
 # Keys of a group that do not say how its parameters are stepped.
 LABELS = ('params', 'param_names', 'module')
 
@@ -81,6 +67,7 @@ class Result:
         reason: Why it is not 'same'.
         family: Type of the model.
         modules: AGVM's modules.
+        parameters: Number of the model's parameters.
     """
 
     config: str
@@ -88,6 +75,7 @@ class Result:
     reason: str = ''
     family: str = ''
     modules: tuple[str, ...] = ()
+    parameters: int = 0
 
 
 def stock_folder(toolbox: str) -> Path:
@@ -134,7 +122,7 @@ def examine_all(
     """
     known: dict[str, Result] = {}
     results = []
-    with _one_rank():
+    with one_rank():
         for config in configs:
             result = examine(config, known)
             if result is not None:
@@ -157,7 +145,7 @@ def examine(config: str, known: dict[str, Result] | None = None) -> Result | Non
     try:
         cfg = load(config)
     except Exception as error:  # Whatever the toolbox raises is the reason.
-        return Result(config, 'not read', _reason(error))
+        return Result(config, 'not read', reason_of(error))
     if any(cfg.get(key) is None for key in ('model', 'optim_wrapper', 'train_cfg')):
         return None
     key = repr((cfg.get('default_scope'), cfg.model, cfg.optim_wrapper))
@@ -165,8 +153,7 @@ def examine(config: str, known: dict[str, Result] | None = None) -> Result | Non
         with quiet():
             known[key] = _examine(cfg)
     found = known[key]
-    family = type_name(cfg.model.type)
-    return Result(config, found.outcome, found.reason, family, found.modules)
+    return replace(found, config=config, family=type_name(cfg.model.type))
 
 
 def load(config: str) -> Config:
@@ -186,7 +173,7 @@ def _examine(cfg: Config) -> Result:
         model = build_model(cfg)
         stock = build_optim_wrapper(model, in_float32(cfg.optim_wrapper))
     except Exception as error:  # Whatever the toolbox raises is the reason.
-        return Result('', 'not built', _reason(error))
+        return Result('', 'not built', reason_of(error))
     mixed = is_wrapper(cfg, AmpOptimWrapper)
     add_agvm(cfg)
     try:
@@ -194,7 +181,7 @@ def _examine(cfg: Config) -> Result:
         check_one_hook('VarianceSyncHook', len(variance_hooks(cfg)))
         wrapper = build_optim_wrapper(model, in_float32(cfg.optim_wrapper))
     except Exception as error:
-        return Result('', 'refused', _reason(error))
+        return Result('', 'refused', reason_of(error))
     different = differences(model, stock, wrapper)
     if is_wrapper(cfg, AmpOptimWrapper) != mixed:
         different.append('precision')
@@ -203,6 +190,7 @@ def _examine(cfg: Config) -> Result:
         'different' if different else 'same',
         '; '.join(different[:3]),
         modules=tuple(wrapper.multipliers),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 
 
@@ -250,7 +238,7 @@ def settings_by_parameter(wrapper: OptimWrapper) -> dict[int, list[dict]]:
 
 
 @contextmanager
-def _one_rank() -> Iterator[None]:
+def one_rank() -> Iterator[None]:
     """Start a process group of one rank, which MMCV's SyncBN needs to be built."""
     if dist.is_initialized():
         yield
@@ -262,62 +250,8 @@ def _one_rank() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return the message of an error in a line, without folders of this machine."""
     text = ' '.join(str(error).split()) or type(error).__name__
     text = text.partition(', the current sys.path')[0]
     return re.sub(r"[^\s'\"]*/(?=\.mim/)", '', text)
-
-
-def page(results: list[Result]) -> str:
-    """Return the page of the documentation with the results, in Markdown."""
-    versions = ' and '.join(
-        f'{title} {import_module(name).__version__}'
-        for name, title in TOOLBOXES.items()
-    )
-    parts = [
-        PAGE.format(versions=versions, configs=len(results)),
-        '\n'.join(_outcome_table(results)),
-        '## Not the same',
-        '\n'.join(_reason_table(results)),
-        '## Modules of each model',
-        MODULES,
-        '\n'.join(_module_table(results)),
-    ]
-    return '\n\n'.join(parts) + '\n'
-
-
-def _outcome_table(results: list[Result]) -> Iterator[str]:
-    counts = Counter((r.outcome, r.config.partition('::')[0]) for r in results)
-    yield f'| | {" | ".join(TOOLBOXES.values())} | |'
-    yield '| --- | --- | --- | --- |'
-    for outcome, meaning in OUTCOMES.items():
-        numbers = ' | '.join(str(counts[outcome, toolbox]) for toolbox in TOOLBOXES)
-        yield f'| {outcome} | {numbers} | {meaning} |'
-
-
-def _reason_table(results: list[Result]) -> Iterator[str]:
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for result in results:
-        if result.outcome != 'same':
-            key = (result.outcome, result.reason)
-            reasons.setdefault(key, []).append(result.config)
-    yield '| | configs | reason | for example |'
-    yield '| --- | --- | --- | --- |'
-    for key in sorted(reasons, key=lambda key: (key[0], -len(reasons[key]))):
-        outcome, reason = key
-        cell = reason.replace('|', '\\|').replace('`', "'")
-        example = reasons[key][0]
-        yield f'| {outcome} | {len(reasons[key])} | `{cell}` | `{example}` |'
-
-
-def _module_table(results: list[Result]) -> Iterator[str]:
-    configs: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for result in results:
-        if result.outcome == 'same':
-            key = (result.family, result.modules)
-            configs.setdefault(key, []).append(result.config)
-    yield '| model | modules | configs | for example |'
-    yield '| --- | --- | --- | --- |'
-    for (family, modules), names in sorted(configs.items()):
-        yield f'| {family} | {", ".join(modules)} | {len(names)} | `{names[0]}` |'

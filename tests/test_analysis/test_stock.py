@@ -30,7 +30,7 @@ OUTCOMES = {row[0]: (int(row[1]), int(row[2])) for row in rows('# Stock configs'
 
 @pytest.mark.parametrize('row', FAMILIES, ids=lambda row: f'{row[0]}-{row[3]}')
 def test_model_has_the_documented_modules_and_the_stock_optimizer(row):
-    family, modules, _, config = row
+    family, modules, _, config, _ = row
     (result,) = stock.examine_all([config.strip('`')])
     assert (result.outcome, result.reason) == ('same', '')
     assert result.family == family
@@ -45,6 +45,8 @@ def test_page_covers_every_stock_config():
         if outcome != 'same':
             own = [int(row[1]) for row in REASONS if row[0] == outcome]
             assert sum(own) == sum(counts)
+    updates = rows('## One update of each model')
+    assert sum(int(row[1]) for row in updates) == len(FAMILIES)
     for index, toolbox in enumerate(stock.TOOLBOXES):
         files = len(stock.stock_configs(toolbox))
         # A few files train nothing, such as those of test-time augmentation.

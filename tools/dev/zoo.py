@@ -1,9 +1,10 @@
-"""Add AGVM to every stock config of the toolboxes and compare the optimizers.
+"""Add AGVM to every stock config of the toolboxes; compare optimizers and gradients.
 
-    python tools/dev/zoo.py            # write docs/zoo.md, about 6 minutes
+    python tools/dev/zoo.py            # write docs/zoo.md, about 15 minutes
     python tools/dev/zoo.py --only detr --out zoo.md
 
-Exits with status 1 if the optimizer of a config is another one than without AGVM.
+Exits with status 1 if the optimizer of a config is another one than without AGVM, or if
+one update of a family of models is not right.
 """
 
 import argparse
@@ -11,12 +12,15 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agvm_mm.analysis import stock
+from agvm_mm.analysis import families, stock, zoo_page
 from agvm_mm.analysis.root import repository_root
+
+FAULTS = ('different', 'rejected', 'failed')
+"""Outcomes after which the exit status is 1."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,6 +44,17 @@ def report(result: stock.Result) -> None:
         print(f'{result.outcome:<12}{result.config}: {result.reason}', flush=True)
 
 
+def update_families(
+    results: list[stock.Result],
+) -> dict[families.Family, families.Update]:
+    """Run and print one update of each family."""
+    updates = {}
+    for family, configs in families.by_family(results).items():
+        update = updates[family] = families.update_family(configs)
+        print(f'{update.config}: {zoo_page.update_cell(update)}', flush=True)
+    return updates
+
+
 @contextmanager
 def no_log() -> Iterator[None]:
     """Drop log messages up to warnings."""
@@ -49,6 +64,15 @@ def no_log() -> Iterator[None]:
         yield
     finally:
         logging.disable(level)
+
+
+def print_counts(
+    outcomes: dict[str, str], results: Iterable[stock.Result | families.Update]
+) -> None:
+    """Print how often there is each outcome."""
+    counts = Counter(result.outcome for result in results)
+    for outcome, meaning in outcomes.items():
+        print(f'{outcome:<12}{counts[outcome]:>5}  {meaning}')
 
 
 def main() -> int:
@@ -64,11 +88,13 @@ def main() -> int:
         # Of the toolboxes, about their own configs.
         warnings.simplefilter('ignore')
         results = stock.examine_all(configs, report)
-    counts = Counter(result.outcome for result in results)
-    for outcome, meaning in stock.OUTCOMES.items():
-        print(f'{outcome:<12}{counts[outcome]:>5}  {meaning}')
-    args.out.write_text(stock.page(results), encoding='utf-8')
-    return int(counts['different'] > 0)
+        updates = update_families(results)
+    found = {result.outcome for result in results}
+    found |= {update.outcome for update in updates.values()}
+    print_counts(stock.OUTCOMES, results)
+    print_counts(families.OUTCOMES, updates.values())
+    args.out.write_text(zoo_page.page(results, updates), encoding='utf-8')
+    return int(not found.isdisjoint(FAULTS))
 
 
 if __name__ == '__main__':
