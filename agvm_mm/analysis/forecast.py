@@ -79,7 +79,7 @@ def noise_of_run(path: str | Path) -> NoiseScales:
         )
     modules = {name: values[-1] for name, (_, values) in curves.items()}
     last = max(updates[-1] for updates, _ in curves.values())
-    return NoiseScales(modules, modules.pop(ALL), f'at update {last:,} of {path}')
+    return NoiseScales(modules, modules.pop(ALL), f'at step {last:,} of {path}')
 
 
 def noise_of_file(path: str | Path) -> NoiseScales:

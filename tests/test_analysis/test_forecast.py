@@ -26,7 +26,7 @@ def test_noise_scales_of_a_run_are_its_last(tmp_path: Path):
         noise = forecast.noise_of_run(path)
         assert math.isnan(noise.modules.pop('head')) and not noise.modules
         assert noise.whole == 7
-        assert noise.source == f'at update 1,020 of {path}'
+        assert noise.source == f'at step 1,020 of {path}'
 
 
 def test_log_without_noise_scales_is_an_error(tmp_path: Path):
