@@ -95,16 +95,15 @@ def noise_of_file(path: str | Path) -> NoiseScales:
     try:
         content = json.loads(Path(path).read_text())
         scales = {
-            name: math.nan if value['noise_scale'] is None else value['noise_scale']
-            for name, value in content['modules'].items()
+            name: (module['noise_scale'] or {'value': math.nan})['value']
+            for name, module in content['modules'].items()
         }
-        images = content['images']
+        whole, images = scales.pop(ALL), content['images']
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(
             f'{path} is not a file of tools/noise_scale.py --json; the log of a run '
             'goes to --log'
         ) from None
-    whole = scales.pop(ALL)
     return NoiseScales(scales, whole, f'on {images:,} images, in {path}')
 
 

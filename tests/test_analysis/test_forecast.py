@@ -139,7 +139,11 @@ def test_file_of_something_else_is_refused(content: str, tmp_path: Path):
 
 def test_noise_scales_of_a_file(tmp_path: Path):
     file = tmp_path / 'noise.json'
-    parts = dict(backbone=9.0, head=None, all=5.0)
+    parts = dict(
+        backbone=dict(value=9.0, low=8.0, high=10.0),
+        head=None,
+        all=dict(value=5.0, low=4.0, high=6.0),
+    )
     modules = {name: dict(noise_scale=scale) for name, scale in parts.items()}
     file.write_text(json.dumps(dict(images=4096, modules=modules)))
     noise = forecast.noise_of_file(file)
