@@ -6,6 +6,7 @@ variance.png and predictions.png, and fails if the detector has not learned.
 """
 
 import argparse
+import math
 import os
 import re
 import subprocess
@@ -19,8 +20,10 @@ import torch
 
 from agvm_mm import cli
 from agvm_mm.analysis import figures, logs
+from agvm_mm.analysis.forecast import format_images
 from agvm_mm.checkpoint.loading import allow_runner_checkpoints
 from agvm_mm.digits import pretrain_backbone, write_digits
+from agvm_mm.noise_scale import ALL, extra_images, saved_updates
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
@@ -122,15 +125,48 @@ def summarize(
     rows = [
         f'{"bbox mAP":<12}{score:.3f}   (AP50 {evaluated[-1]["coco/bbox_mAP_50"]:.3f})',
         '',
-        f'{"module":<24}{"Phi":>8}{"mu":>8}   at the last update',
+        f'{"module":<24}{"Phi":>8}{"mu":>8}{"noise scale":>18}   at the last update',
     ]
-    phi = logs.module_curves(records, logs.PHI_KEY)
-    mu = logs.module_curves(records, logs.MU_KEY)
-    for module, (_, values) in phi.items():
-        rows.append(f'{module:<24}{values[-1]:>8.3f}{mu[module][1][-1]:>8.3f}')
-    rows.append('')
+    phi, mu, noise = (
+        last_values(records, key) for key in (logs.PHI_KEY, logs.MU_KEY, logs.NOISE_KEY)
+    )
+    for module in phi:
+        rows.append(
+            f'{module:<24}{phi[module]:>8.3f}{mu[module]:>8.3f}'
+            f'{format_images(noise[module]):>18}'
+        )
+    rows.append(f'{"whole network":<40}{format_images(noise[ALL]):>18}')
+    rows += ['', explain_noise_scale(noise[ALL], logs.total_batch(records)), '']
     rows += [f'{name:<12}{path}' for name, path in files.items()]
     return '\n'.join(rows), score
+
+
+def last_values(records: Sequence[logs.Record], prefix: str) -> dict[str, float]:
+    """Return the last value of each module; see :func:`logs.module_curves`."""
+    curves = logs.module_curves(records, prefix)
+    return {module: values[-1] for module, (_, values) in curves.items()}
+
+
+def explain_noise_scale(noise_scale: float, batch: int) -> str:
+    """Return in a sentence what the noise scale of the network says of a batch.
+
+    Args:
+        noise_scale: Noise scale in images; NaN if not resolved.
+        batch: Images of an update.
+    """
+    if math.isnan(noise_scale):
+        return (
+            'The noise scale of the network is not resolved: its gradient is too noisy '
+            'for so few measurements.'
+        )
+    saved = saved_updates(2 * batch, noise_scale)
+    extra = extra_images(2 * batch, noise_scale)
+    images = format_images(noise_scale)
+    return (
+        f'With {images} (the noise scale) a gradient is half noise; '
+        f'doubling the batch of {batch}\nwould save {saved:.0%} of the updates (50% at '
+        f'most) and take {extra:.0%} more images.'
+    )
 
 
 def draw(

@@ -1,17 +1,24 @@
 """Plan a large-batch run before a cluster is booked.
 
     python tools/plan.py CONFIG --gpus 64 --images-per-gpu 16
+    python tools/plan.py CONFIG --gpus 64 --log work_dirs/NAME --images-per-second 900
 
 Prints updates, accumulation, the learning rate over the run, the updates at which AGVM
 measures, and memory and traffic of an update. It warns of settings that deserve a
 second look, and exits with status 1 if something cannot work. It trains nothing and
 needs neither the data nor a GPU.
+
+With the noise scales of an earlier run of the model (--log) or of tools/noise_scale.py
+(--noise) it predicts what the batch saves against half of it and where the multipliers
+settle; with --images-per-second also hours, for half and double the batch, too.
 """
 
 import argparse
+import math
 import sys
 
 from agvm_mm import cli
+from agvm_mm.analysis.forecast import NoiseScales, noise_of_file, noise_of_run
 from agvm_mm.analysis.plan import describe, make_plan
 
 
@@ -28,7 +35,28 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help='size of the training set; known for the files of COCO and for ADE20K',
     )
+    noise = parser.add_mutually_exclusive_group()
+    noise.add_argument(
+        '--log',
+        metavar='RUN',
+        help='work folder of a run of this model with VarianceSyncHook, or its '
+        'scalars.json: its last noise scales',
+    )
+    noise.add_argument(
+        '--noise',
+        metavar='FILE',
+        help='noise scales that tools/noise_scale.py has written (--json)',
+    )
+    parser.add_argument(
+        '--images-per-second',
+        type=float,
+        help='training images per second of the whole cluster, all GPUs together, for '
+        'hours and GPU-hours. Each GPU keeps its share at other batches',
+    )
     args = parser.parse_args()
+    speed = args.images_per_second
+    if speed is not None and not 0 < speed < math.inf:
+        parser.error(f'--images-per-second must be more than 0, got {speed}')
     for name in ('gpus', 'images_per_gpu', 'images'):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -36,12 +64,26 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def read_noise(args: argparse.Namespace) -> NoiseScales | None:
+    """Read the noise scales that the command line names, if any."""
+    if args.log is not None:
+        return noise_of_run(args.log)
+    return None if args.noise is None else noise_of_file(args.noise)
+
+
 def main() -> int:
     """Print the plan, and return the exit status."""
     args = parse_args()
     try:
         cfg = cli.load_config(args.config, args.cfg_options)
-        plan = make_plan(cfg, args.gpus, args.images_per_gpu, args.images)
+        plan = make_plan(
+            cfg,
+            args.gpus,
+            args.images_per_gpu,
+            args.images,
+            noise=read_noise(args),
+            images_per_second=args.images_per_second,
+        )
     except Exception as error:
         # Any error that the run would raise. KeyError shows its message in quotes.
         text = error.args[0] if isinstance(error, KeyError) else error

@@ -9,6 +9,7 @@ from typing import Any
 
 PHI_KEY = 'agvm/phi/'
 MU_KEY = 'agvm/mu/'
+NOISE_KEY = 'agvm/noise_scale/'
 
 Record = dict[str, Any]
 """One line of a log: values by name, and the update or epoch as ``step``."""
@@ -41,9 +42,18 @@ def find_log(path: str | Path) -> Path:
 
 
 def read_scalars(log: str | Path) -> list[Record]:
-    """Read the records of one JSON log, in order."""
-    lines = Path(log).read_text().splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    """Read the records of one JSON log, in order.
+
+    Raises:
+        ValueError: If a line is not JSON.
+    """
+    records = []
+    for number, line in enumerate(Path(log).read_text().splitlines(), start=1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f'{log}, line {number} is not JSON: {error}') from None
+    return records
 
 
 def read_run(path: str | Path) -> list[Record]:
@@ -120,10 +130,11 @@ def module_curves(
 
     Args:
         records: Records of a run.
-        prefix: :data:`PHI_KEY` or :data:`MU_KEY`.
+        prefix: :data:`PHI_KEY`, :data:`MU_KEY` or :data:`NOISE_KEY`.
 
     Returns:
-        Updates and values by module, in the order in which modules were logged.
+        Updates and values by module, in the order in which modules were logged. The
+        noise scales include that of the whole network, and NaN where not resolved.
     """
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for record in records:
@@ -143,11 +154,30 @@ def drop_repeats(records: Iterable[Record]) -> list[Record]:
     measured: list[Record] = []
     last: Record = {}
     for record in records:
-        phi = {key: value for key, value in record.items() if key.startswith(PHI_KEY)}
-        if phi and phi != last:
+        # NaN differs from itself, None does not.
+        values = {
+            key: None if math.isnan(value) else value
+            for key, value in record.items()
+            if key.startswith((PHI_KEY, NOISE_KEY))
+        }
+        if values and values != last:
             measured.append(record)
-            last = phi
+            last = values
     return measured
+
+
+def total_batch(records: Iterable[Record]) -> int | None:
+    """Return the images of a full update, which a large-batch loop logs.
+
+    Returns:
+        None if the log does not tell: it is that of another loop, or has only the last
+        update of each epoch, which may be smaller.
+    """
+    logged = [record for record in records if 'batch_size' in record]
+    epochs = [record['epoch'] for record in logged if 'epoch' in record]
+    if not logged or (epochs and len(set(epochs)) == len(epochs)):
+        return None
+    return int(max(record['batch_size'] for record in logged))
 
 
 def lr_drops(records: Iterable[Record]) -> list[int]:

@@ -28,7 +28,17 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from agvm_mm import cli
+from agvm_mm.analysis.forecast import (
+    Cost,
+    NoiseScales,
+    check_same_modules,
+    describe_multipliers,
+    describe_noise,
+    describe_time,
+    settled_multipliers,
+)
 from agvm_mm.analysis.paper import TRAIN_IMAGES
+from agvm_mm.estimators import build_preconditioner
 from agvm_mm.hooks import VarianceSyncHook
 from agvm_mm.loops import LargeBatchMixin, pop_resume_switch
 from agvm_mm.modulator import MeasurementSchedule
@@ -38,6 +48,7 @@ from agvm_mm.preflight import (
     check_accumulation,
     check_auto_scaling,
     check_one_hook,
+    check_one_optimizer,
     check_replicas,
     check_total_batch_size,
 )
@@ -79,6 +90,10 @@ class Plan:
         schedule: AGVM's schedule, None without AGVM.
         estimator: AGVM's estimator.
         momentum: Momentum of the multipliers.
+        noise: Measured noise scales, None without.
+        settled: Where the multipliers settle with these, NaN if not resolved; empty if
+            there is no anchor.
+        images_per_second: Throughput of all GPUs together, None if not known.
         warnings: Settings that deserve a second look.
         problems: Settings that cannot work.
     """
@@ -96,6 +111,9 @@ class Plan:
     schedule: MeasurementSchedule | None = None
     estimator: str = 'halves'
     momentum: float = 0.97
+    noise: NoiseScales | None = None
+    settled: dict[str, float] = field(default_factory=dict)
+    images_per_second: float | None = None
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -103,6 +121,11 @@ class Plan:
     def micro_batches(self) -> int:
         """Micro-batches of an update on each rank, rounded down."""
         return self.total // (self.gpus * self.images_per_gpu)
+
+    @property
+    def acts(self) -> bool:
+        """Whether AGVM scales learning rates."""
+        return self.schedule is not None and self.schedule.act
 
     @property
     def measurements(self) -> int:
@@ -124,7 +147,13 @@ class Plan:
 
 
 def make_plan(
-    cfg: Config, gpus: int, images_per_gpu: int | None, images: int | None
+    cfg: Config,
+    gpus: int,
+    images_per_gpu: int | None,
+    images: int | None,
+    *,
+    noise: NoiseScales | None = None,
+    images_per_second: float | None = None,
 ) -> Plan:
     """Plan a run of a config on a cluster.
 
@@ -133,9 +162,12 @@ def make_plan(
         gpus: Ranks.
         images_per_gpu: Images per rank; None for those of the config.
         images: Training images; None for those of COCO or ADE20K.
+        noise: Measured noise scales of the model. Defaults to None.
+        images_per_second: Throughput of all GPUs together. Defaults to None.
 
     Raises:
-        ValueError: If the config does not give the numbers.
+        ValueError: If the config does not give the numbers, or the noise scales are of
+            another model.
         Exception: Any error that the run itself would raise for a wrong setting.
     """
     check_loop(cfg)
@@ -160,14 +192,24 @@ def make_plan(
         modules=trainable_parameters(cfg, model),
         optimizer=type_name(cfg.optim_wrapper.optimizer.type),
         precision='mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32',
+        noise=noise,
+        images_per_second=images_per_second,
     )
     hook = build_settings(cfg, model)
     if hook is not None:
         plan.schedule = hook.schedule
         plan.estimator = hook.estimator
         plan.momentum = cfg.optim_wrapper.get('momentum', 0.97)
+    if noise is not None:
+        check_same_modules(noise, plan.modules)
+        plan.settled = settled(noise, total, cfg)
     plan.problems = find_problems(plan, cfg)
     plan.warnings = find_warnings(plan)
+    if noise is not None and has_sync_bn(cfg, model):
+        plan.warnings.append(
+            'with SyncBN, noise scales that several ranks have measured are biased '
+            'upwards or not resolved, and with them all that follows from them'
+        )
     return plan
 
 
@@ -338,10 +380,14 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
     settings = in_float32(cfg.optim_wrapper)
     pop_resume_switch(settings)  # As a large-batch loop does.
     with quiet():
-        build_optim_wrapper(model, settings)
+        wrapper = build_optim_wrapper(model, settings)
     hooks = variance_hooks(cfg)
     check_one_hook('VarianceSyncHook', len(hooks))
-    return HOOKS.build(hooks[0]) if hooks else None
+    if not hooks:
+        return None
+    check_one_optimizer('VarianceSyncHook', wrapper)
+    build_preconditioner(wrapper.optimizer)  # Refuses one that cannot be measured.
+    return HOOKS.build(hooks[0])
 
 
 def in_float32(settings: ConfigDict) -> ConfigDict:
@@ -378,14 +424,36 @@ def is_wrapper(cfg: Config, expected: type) -> bool:
     return isinstance(kind, type) and issubclass(kind, expected)
 
 
+def settled(noise: NoiseScales, total: int, cfg: Config) -> dict[str, float]:
+    """Return where the multipliers settle with the anchor and bounds of a config.
+
+    Returns:
+        See :func:`settled_multipliers`. Empty if there is no module of the anchor's
+        name, which a config with AGVM always has.
+    """
+    anchor = cfg.optim_wrapper.get('anchor', 'backbone')
+    bounds = cfg.optim_wrapper.get('ratio_bounds', (0.5, 10.0))
+    if anchor not in noise.modules:
+        return {}
+    return settled_multipliers(total, noise.modules, anchor, bounds)
+
+
+def has_sync_bn(cfg: Config, model: nn.Module) -> bool:
+    """Return whether a model has SyncBN or gets it from the runner."""
+    layers = {type(layer).__name__ for layer in model.modules()}
+    return bool(cfg.get('sync_bn')) or not layers.isdisjoint(cli.SYNC_BN_TYPES)
+
+
 def find_problems(plan: Plan, cfg: Config) -> list[str]:
     """Return what cannot work in a plan."""
     problems = _errors(
         check_total_batch_size, plan.total, plan.gpus, plan.images_per_gpu
     )
-    if is_wrapper(cfg, AGVMMixin) != (plan.schedule is not None):
+    is_agvm = is_wrapper(cfg, AGVMMixin)
+    if (is_agvm and plan.schedule is None) or (plan.acts and not is_agvm):
         problems.append(
-            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
+            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there '
+            '(the hook alone measures with act=False)'
         )
     if plan.schedule is None:
         return problems
@@ -415,7 +483,7 @@ def find_warnings(plan: Plan) -> list[str]:
         warnings.append(
             f'the warm-up takes {warmup} of {plan.updates} updates, more than a quarter'
         )
-    if plan.schedule is None or plan.schedule.begin >= plan.updates:
+    if not plan.acts or plan.schedule.begin >= plan.updates:
         return warnings
     if plan.schedule.begin < warmup:
         warnings.append(
@@ -453,6 +521,7 @@ def describe(plan: Plan) -> str:
         f'{gradient}, moments {state}; activations come on top',
         f'traffic     plain update: {gradient} reduced',
         *(_agvm_lines(plan, plan.schedule) if plan.schedule else ()),
+        *_forecast_lines(plan),
         *(f'warning     {text}' for text in plan.warnings),
         *(f'PROBLEM     {text}' for text in plan.problems),
     ]
@@ -469,12 +538,29 @@ def _agvm_lines(plan: Plan, schedule: MeasurementSchedule) -> list[str]:
         extra = f'{2 * len(plan.modules)} scalars more reduced'
     end = '' if schedule.end is None else f' to {schedule.end:,}'
     half = half_way(plan.momentum)
-    return [
+    acts = '' if schedule.act else 'only measures, '
+    lines = [
         f'            measured update: {extra}',
-        f'AGVM        from update {schedule.begin:,}{end}, every {schedule.interval}: '
-        f'{plan.measurements:,} measurements by {plan.estimator}',
-        f'            mu goes half of its way in {half} measurement(s)',
+        f'AGVM        {acts}from update {schedule.begin:,}{end}, every '
+        f'{schedule.interval}: {plan.measurements:,} measurements by {plan.estimator}',
     ]
+    if schedule.act:
+        lines.append(f'            mu goes half of its way in {half} measurement(s)')
+    return lines
+
+
+def _forecast_lines(plan: Plan) -> list[str]:
+    lines = []
+    if plan.noise is not None:
+        lines += describe_noise(plan.noise, plan.total)
+        if plan.settled:
+            lines.append(describe_multipliers(plan.settled, acts=plan.acts))
+    if plan.images_per_second is not None:
+        speed = plan.images_per_second / plan.gpus
+        planned = Cost(plan.total, plan.gpus, plan.updates, speed)
+        whole = None if plan.noise is None else plan.noise.whole
+        lines += describe_time(planned, whole)
+    return lines
 
 
 def half_way(momentum: float) -> int:

@@ -99,6 +99,47 @@ def test_repeated_measurement_counts_once():
     assert [record['step'] for record in measured] == [0, 3, 5]
 
 
+def test_repeated_measurement_counts_once_with_an_unresolved_noise_scale(
+    tmp_path: Path,
+):
+    """NaN differs from itself, so each record seems to have a new value."""
+    values = {'agvm/phi/head': 0.5, 'agvm/noise_scale/head': math.nan}
+    log = write_log(
+        tmp_path,
+        {'step': 1} | values,
+        {'step': 2} | values,
+        {'step': 3} | values | {'agvm/noise_scale/head': 40.0},
+        {'step': 4} | values,
+    )
+    assert 'NaN' in log.read_text()
+    records = logs.read_scalars(log)
+    # Two NaN of their own, as from two computations.
+    records[1]['agvm/noise_scale/head'] = float('nan')
+    measured = logs.drop_repeats(records)
+    assert [record['step'] for record in measured] == [1, 3, 4]
+    updates, scales = logs.module_curves(measured, logs.NOISE_KEY)['head']
+    assert updates == [1, 3, 4]
+    assert scales == pytest.approx([math.nan, 40, math.nan], nan_ok=True)
+
+
+def test_total_batch_is_that_of_full_updates():
+    def epoch(number: int, *sizes: int) -> list[logs.Record]:
+        return [{'epoch': number, 'batch_size': size} for size in sizes]
+
+    assert logs.total_batch(epoch(1, 64, 64, 24) + epoch(2, 64)) == 64
+    # Only the last updates of epochs, which may be smaller.
+    assert logs.total_batch(epoch(1, 24) + epoch(2, 24)) is None
+    assert logs.total_batch([{'step': 1, 'batch_size': 64}]) == 64  # No epochs.
+    assert logs.total_batch([{'step': 1, 'epoch': 1}]) is None
+
+
+def test_line_that_is_not_json_is_named(tmp_path: Path):
+    log = write_log(tmp_path, {'step': 1})
+    log.write_text(log.read_text() + '\n{"step": ')
+    with pytest.raises(ValueError, match=r'scalars.json, line 2 is not JSON: '):
+        logs.read_scalars(log)
+
+
 def test_runs_are_named_by_the_path_part_that_differs():
     assert logs.name_runs(['work_dirs/a']) == ['a']
     assert logs.name_runs(['work_dirs/a', 'work_dirs/b']) == ['a', 'b']

@@ -1,13 +1,16 @@
 """Plan of a run, against numbers worked out here."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mmengine.config import Config
 
 from agvm_mm import cli
 from agvm_mm.analysis import plan
+from agvm_mm.analysis.forecast import NoiseScales
 from agvm_mm.analysis.plan import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -21,10 +24,20 @@ def make(
     gpus: int,
     images_per_gpu: int | None = None,
     images: int | None = None,
+    *,
+    noise: NoiseScales | None = None,
+    images_per_second: float | None = None,
     **options: Any,
 ) -> Plan:
     cfg = cli.load_config(str(config), options)
-    return plan.make_plan(cfg, gpus, images_per_gpu, images)
+    return plan.make_plan(
+        cfg,
+        gpus,
+        images_per_gpu,
+        images,
+        noise=noise,
+        images_per_second=images_per_second,
+    )
 
 
 def test_faster_rcnn_at_512():
@@ -141,6 +154,90 @@ def test_doubtful_settings_are_warnings():
     assert any('within the warm-up' in warning for warning in warnings)
     warnings = make(AGVM_512, 8, **{'train_cfg.max_epochs': 6}).warnings
     assert any('more than a quarter' in warning for warning in warnings)
+
+
+def silent(cfg: Config) -> Config:
+    """Replace AGVM by a hook that only measures."""
+    for setting in ('constructor', 'clip_window'):
+        cfg.optim_wrapper.pop(setting, None)
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    cfg.default_hooks.agvm = dict(type='VarianceSyncHook', interval=10, act=False)
+    return cfg
+
+
+def test_run_that_only_measures_is_planned():
+    cfg = silent(cli.load_config(str(AGVM_512)))
+    made = plan.make_plan(cfg, 8, None, None)
+    # It may begin at once, and mu, which it has not, is no reason for a warning.
+    assert not made.problems and not made.warnings
+    assert made.measurements == 368 and not made.acts
+    text = plan.describe(made)
+    assert 'AGVM        only measures, from update 0, every 10: 368' in text
+    assert 'mu goes' not in text
+    cfg.default_hooks.agvm.act = True
+    (problem,) = plan.make_plan(cfg, 8, None, None).problems
+    assert 'go together' in problem and 'act=False' in problem
+    cfg = silent(cli.load_config(str(AGVM_512)))
+    cfg.optim_wrapper.optimizer = dict(type='BaselineLARS', lr=0.1)
+    with pytest.raises(TypeError, match='is defined for'):
+        plan.make_plan(cfg, 8, None, None)
+
+
+NOISE = NoiseScales(
+    dict(backbone=1024.0, neck=math.nan, rpn_head=64.0, bbox_head=1024.0),
+    512.0,
+    'in FILE',
+)
+
+
+def test_noise_scales_say_where_mu_settles():
+    made = make(AGVM_512, 8, noise=NOISE, images_per_second=1024)
+    # Phi(512) is 0.8 with N = 1024, 0.2 with N = 64.
+    expected = dict(backbone=1, neck=math.nan, rpn_head=2, bbox_head=1)
+    assert made.settled == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    lines = plan.describe(made).splitlines()
+    assert (
+        'mu          settles at: backbone 1.00, neck not resolved, rpn_head 2.00, '
+        'bbox_head 1.00'
+    ) in lines
+    assert 'noise scale rpn_head: 64 images' in lines
+    # The recipe's 3680 updates of 512 images at 1024 images/s.
+    start = lines.index(
+        'time        0.511 hours, 4.09 GPU-hours, at 128 images/s on each GPU, '
+        'without validation'
+    )
+    assert lines[start + 2 : start + 4] == [
+        '            batch 256 on 4 GPU(s): about 5,520 updates, 0.767 hours, '
+        '3.07 GPU-hours',
+        '            batch 1,024 on 16 GPU(s): about 2,760 updates, 0.383 hours, '
+        '6.13 GPU-hours',
+    ]
+
+
+def test_mu_settles_with_the_anchor_and_bounds_of_the_config():
+    options = {'optim_wrapper.ratio_bounds': (0.5, 2.0)}
+    made = make(AGVM_512, 8, noise=NOISE, **options)
+    assert made.settled['rpn_head'] == pytest.approx(2**0.5)
+    made = make(AGVM_512, 8, noise=NOISE, **{'optim_wrapper.anchor': 'rpn_head'})
+    assert made.settled['rpn_head'] == 1
+    assert made.settled['backbone'] == pytest.approx(0.5**0.5)
+    cfg = silent(cli.load_config(str(AGVM_512)))
+    text = plan.describe(plan.make_plan(cfg, 8, None, None, noise=NOISE))
+    assert 'mu          with AGVM, would settle at: backbone 1.00, neck not' in text
+
+
+def test_noise_scales_of_another_model_are_an_error():
+    with pytest.raises(ValueError, match='measure this model with this split'):
+        make(AGVM_10K, 64, 16, noise=NOISE)
+
+
+def test_noise_scales_with_sync_bn_have_a_warning():
+    (warning,) = make(AGVM_512, 8, noise=NOISE).warnings
+    assert 'SyncBN' in warning and 'biased upwards' in warning
+    frozen = {'model.backbone.norm_cfg.type': 'BN'}
+    assert not make(AGVM_512, 8, noise=NOISE, **frozen).warnings
+    (warning,) = make(AGVM_512, 8, noise=NOISE, sync_bn='torch', **frozen).warnings
+    assert 'SyncBN' in warning
 
 
 def test_plan_is_formatted_as_a_block():

@@ -1,11 +1,13 @@
 """Figure of variances: what it shows of the records of a run."""
 
+import math
+
 import pytest
 from matplotlib.axes import Axes
 
 from agvm_mm.analysis.figures import plot_runs, plot_variance
-from agvm_mm.analysis.figures.variance import running_mean, smooth
-from agvm_mm.analysis.logs import MU_KEY, PHI_KEY, module_curves
+from agvm_mm.analysis.figures.variance import marked_points, running_mean, smooth
+from agvm_mm.analysis.logs import MU_KEY, PHI_KEY, Record, module_curves
 
 RECORDS = [
     {'step': 1, 'lr': 0.1, 'loss': 3.0},
@@ -15,6 +17,22 @@ RECORDS = [
     {'step': 3, 'lr': 0.01, 'agvm/phi/backbone': 0.6, 'agvm/mu/backbone': 1.0}
     | {'agvm/phi/head': 0.2, 'agvm/mu/head': 1.3},
 ]
+NAN = math.nan
+
+
+def noisy_records(*, batch: int | None = 256, mu: bool = True) -> list[Record]:
+    """Return records with a noise scale of one module and of the whole network.
+
+    The module's is resolved in the second and last measurement only.
+    """
+    heads, wholes = [NAN, 800.0, NAN, NAN, 50.0], [90.0, 70.0, NAN, 60.0, 55.0]
+    return [
+        {'step': 10 * i, 'agvm/phi/head': 0.1 * i}
+        | ({'agvm/mu/head': 1.0} if mu else {})
+        | {'agvm/noise_scale/head': head, 'agvm/noise_scale/all': whole}
+        | ({'batch_size': batch} if batch else {})
+        for i, (head, whole) in enumerate(zip(heads, wholes, strict=True))
+    ]
 
 
 def drawn(axes: Axes) -> dict[str, tuple[list, list]]:
@@ -86,6 +104,75 @@ def test_runs_are_drawn_side_by_side():
     assert len({look[1] for look in looks}) == len({look[2:] for look in looks}) == 2
     for panel in figure.axes:  # the step from 0.1 to 0.01
         assert [2, 2] in [list(line.get_xdata()) for line in panel.lines]
+
+
+def test_noise_scales_are_drawn_with_the_batch_as_a_line():
+    figure = plot_variance(noisy_records())
+    _, mu, panel = figure.axes
+    assert list(drawn(mu)) == ['head']
+    assert panel.get_yscale() == 'log' and panel.get_ylabel() == 'noise scale in images'
+    assert panel.get_xlabel() == 'optimizer update' and not mu.get_xlabel()
+    curves = drawn(panel)
+    assert list(curves) == ['head', 'all']
+    updates, values = curves['head']
+    assert updates == [0, 10, 20, 30, 40]
+    # A line has gaps at NaN.
+    assert values == pytest.approx([NAN, 800, NAN, NAN, 50], nan_ok=True)
+    (batch,) = [line for line in panel.lines if line.get_label().startswith('_')]
+    assert set(batch.get_ydata()) == {256}
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ['head', 'whole network', 'batch of 256 images']
+
+
+def test_resolved_point_between_gaps_has_a_marker():
+    values = [5.0] * 40
+    assert marked_points(values) == list(range(0, 40, 3))
+    values[7:20] = [NAN] * 13
+    values[10] = 5.0
+    assert set(marked_points(values)) >= {10}
+    for line in plot_variance(noisy_records()).axes[2].lines:
+        if line.get_label() in ('head', 'all'):
+            assert line.get_marker() not in ('', 'None')
+    assert marked_points([NAN, 1.0]) == [0, 1]
+
+
+def test_batch_that_the_log_does_not_tell_has_no_line():
+    figure = plot_variance(noisy_records(batch=None))
+    assert [line.get_label() for line in figure.axes[2].lines] == ['head', 'all']
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ['head', 'whole network']
+
+
+def test_only_panels_with_values_are_shown():
+    silent = noisy_records(mu=False)
+    labels = [panel.get_ylabel() for panel in plot_variance(silent).axes]
+    assert labels == ['gradient variance $\\Phi$', 'noise scale in images']
+    # RECORDS are of an older log, without noise scales.
+    figure = plot_runs({'silent': silent, 'old': RECORDS})
+    assert [panel.get_visible() for panel in figure.axes] == [
+        *(True, True),
+        *(False, True),
+        *(True, False),
+    ]
+    assert [panel.get_xlabel() for panel in figure.axes if panel.get_visible()] == [
+        *('', ''),
+        'optimizer update',
+        'optimizer update',
+    ]
+    rows = [panel.get_ylabel() for panel in figure.axes if panel.get_ylabel()]
+    assert [row.split()[0] for row in rows] == ['gradient', 'learning-rate', 'noise']
+
+
+def test_panel_in_which_nothing_is_resolved_says_so():
+    records = [
+        record | {'agvm/noise_scale/head': NAN, 'agvm/noise_scale/all': NAN}
+        for record in noisy_records()
+    ]
+    for given, texts in ((noisy_records(), []), (records, ['not resolved'])):
+        panel = plot_variance(given).axes[2]
+        assert [text.get_text() for text in panel.texts] == texts
 
 
 def test_log_without_variances_is_an_error():

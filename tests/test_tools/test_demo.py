@@ -1,9 +1,12 @@
 """Progress lines and final table of the demo."""
 
+import math
 from pathlib import Path
 
 import pytest
 from scripts import load_script
+
+from agvm_mm.analysis.logs import Record
 
 demo = load_script('demo.py')
 
@@ -27,19 +30,51 @@ def test_progress_is_shortened():
     assert demo.shorten('Done (t=0.01s)') is None
 
 
+def record(step: int, phi: float, mu: float, noise: float, whole: float) -> Record:
+    return {
+        'step': step,
+        'epoch': 1,
+        'batch_size': 256,
+        'agvm/phi/backbone': phi,
+        'agvm/mu/backbone': mu,
+        'agvm/noise_scale/backbone': noise,
+        'agvm/noise_scale/all': whole,
+    }
+
+
+RECORDS = [
+    record(2, 0.5, 1.0, 90.0, 80.0),
+    {'step': 2, 'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.8},
+    record(3, 0.625, 1.5, 1536.2, 1024.0),
+    {'step': 3, 'coco/bbox_mAP': 0.61, 'coco/bbox_mAP_50': 0.9},
+]
+
+
 def test_table_has_the_last_values():
-    records = [
-        {'step': 2, 'agvm/phi/backbone': 0.5, 'agvm/mu/backbone': 1.0},
-        {'step': 2, 'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.8},
-        {'step': 3, 'agvm/phi/backbone': 0.625, 'agvm/mu/backbone': 1.5},
-        {'step': 3, 'coco/bbox_mAP': 0.61, 'coco/bbox_mAP_50': 0.9},
-    ]
-    table, score = demo.summarize(records, {'log': Path('a/log')})
+    table, score = demo.summarize(RECORDS, {'log': Path('a/log')})
     assert score == 0.61
     rows = [row.split() for row in table.splitlines()]
     assert ['bbox', 'mAP', '0.610', '(AP50', '0.900)'] in rows
-    assert ['backbone', '0.625', '1.500'] in rows
+    assert ['backbone', '0.625', '1.500', '1,536', 'images'] in rows
+    assert ['whole', 'network', '1,024', 'images'] in rows
     assert ['log', 'a/log'] in rows
+    # Updates go as 1 + N / B: 1 + 2 at batch 512 against 1 + 4 at 256. Images go as
+    # 1 + B / N: 1.5 against 1.25.
+    assert (
+        'With 1,024 images (the noise scale) a gradient is half noise; doubling the '
+        'batch of 256\nwould save 40% of the updates (50% at most) and take 20% more '
+        'images.\n'
+    ) in table
+
+
+def test_table_says_what_is_not_resolved():
+    unresolved = record(3, 0.625, 1.5, math.nan, math.nan)
+    table, _ = demo.summarize([*RECORDS, unresolved], {})
+    rows = [row.split() for row in table.splitlines()]
+    assert ['backbone', '0.625', '1.500', 'not', 'resolved'] in rows
+    assert ['whole', 'network', 'not', 'resolved'] in rows
+    assert 'noise scale of the network is not resolved' in table
+    assert 'would save' not in table
 
 
 def test_number_of_ranks_below_one_is_rejected(capsys: pytest.CaptureFixture):

@@ -1,10 +1,12 @@
 """plan.py from the command line: text, messages and exit status."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from logfiles import write_log
 from scripts import run_script
 
 ROOT = Path(__file__).parents[2]
@@ -65,3 +67,60 @@ def test_unregistered_loop_is_a_problem_without_quotes(capsys: pytest.CaptureFix
     assert run_script('plan.py', AGVM_512, '--gpus', 8, '--cfg-options', *options) == 1
     printed = capsys.readouterr().out
     assert printed.startswith("PROBLEM     train_cfg.type='LargeBatchTrainLop' is not")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return the work folder of a run of Faster R-CNN with noise scales."""
+    scales = dict(backbone=1024.0, neck=math.nan, rpn_head=64.0, bbox_head=1024.0)
+    values = {f'agvm/noise_scale/{name}': value for name, value in scales.items()}
+    write_log(
+        tmp_path / 'run',
+        {'step': 20, 'lr': 0.1, 'agvm/noise_scale/all': 512.0} | values,
+    )
+    return tmp_path / 'run'
+
+
+def test_log_of_a_run_adds_its_forecast(run: Path, capsys: pytest.CaptureFixture):
+    arguments = '--gpus', 8, '--log', run, '--images-per-second', 1024
+    assert run_script('plan.py', AGVM_512, *arguments) == 0
+    labels = [line[:12].strip() for line in capsys.readouterr().out.splitlines()]
+    assert labels == [
+        *('batch', 'updates', 'precision', 'lr', *['module'] * 4, 'memory'),
+        *('traffic', '', 'AGVM', '', *['noise scale'] * 5, 'saved', 'mu'),
+        *('time', '', '', '', 'warning'),
+    ]
+
+
+def test_hours_alone_need_no_noise_scales(capsys: pytest.CaptureFixture):
+    arguments = '--gpus', 8, '--images-per-second', 1024
+    assert run_script('plan.py', AGVM_512, *arguments) == 0
+    # 230 updates in each of 16 epochs.
+    hours = 16 * 230 * 512 / 1024 / 3600
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f'time        {hours:.3f} hours, {8 * hours:.2f} GPU-hours')
+
+
+@pytest.mark.parametrize(
+    'arguments, status, message',
+    [
+        (['--log', 'nowhere'], 1, 'nowhere has no vis_data/scalars.json'),
+        (['--log', AGVM_512], 1, 'line 1 is not JSON'),
+        (['--noise', AGVM_512], 1, 'is not a file of tools/noise_scale.py --json'),
+        (['--log', 'a', '--noise', 'b'], 2, 'not allowed with argument --log'),
+        (['--images-per-second', '0'], 2, 'must be more than 0, got 0.0'),
+        (['--images-per-second', 'nan'], 2, 'must be more than 0, got nan'),
+    ],
+)
+def test_wrong_source_of_a_forecast_is_rejected(
+    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture
+):
+    assert run_script('plan.py', AGVM_512, '--gpus', 8, *arguments) == status
+    printed = capsys.readouterr()
+    assert message in printed.out + printed.err
+
+
+def test_log_of_another_model_is_a_problem(run: Path, capsys: pytest.CaptureFixture):
+    assert run_script('plan.py', SWIN, '--gpus', 64, '--log', run) == 1
+    printed = capsys.readouterr().out
+    assert 'PROBLEM     the config trains the modules backbone, decode_head' in printed

@@ -27,6 +27,21 @@ def test_pictures_are_written(run: Path, tmp_path: Path):
     assert '<svg' in svg.read_text()
 
 
+def test_batch_that_a_log_does_not_tell_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    values = {'agvm/phi/head': 0.5, 'agvm/noise_scale/head': 9.0}
+    for name, batch in (('with', {'batch_size': 8}), ('without', {})):
+        write_log(tmp_path / name, {'step': 2, 'lr': 0.1} | values | batch)
+    out = tmp_path / 'variance.png'
+    runs = tmp_path / 'with', tmp_path / 'without'
+    assert run_script(SCRIPT, *runs, '--out', out) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        'without: no line at the total batch, which its log does not tell',
+        str(out),
+    ]
+
+
 def test_unknown_format_is_rejected(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

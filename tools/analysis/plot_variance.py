@@ -1,17 +1,25 @@
-"""Draw every module's gradient variance and multiplier over the updates.
+"""Draw every module's gradient variance, multiplier and noise scale over the updates.
 
     python tools/analysis/plot_variance.py work_dirs/NAME --out variance.png
     python tools/analysis/plot_variance.py work_dirs/A work_dirs/B --out ab.png ab.svg
 
 Reads the JSON logs of one or several runs with VarianceSyncHook, and draws the runs
-side by side.
+side by side. Noise scales are in images, on a logarithmic axis, with a line at the
+batch of the run. They are gaps where they are not resolved. The logs of MMEngine's own
+loops do not tell the batch; the line is missing there.
 """
 
 import argparse
 
 from agvm_mm import cli
 from agvm_mm.analysis.figures import plot_runs, save_figure
-from agvm_mm.analysis.logs import name_runs, read_run
+from agvm_mm.analysis.logs import (
+    NOISE_KEY,
+    module_curves,
+    name_runs,
+    read_run,
+    total_batch,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,6 +59,9 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         # Matplotlib raises ValueError for an unknown file format.
         parser.error(str(error))
+    for name, records in runs.items():
+        if module_curves(records, NOISE_KEY) and total_batch(records) is None:
+            print(f'{name}: no line at the total batch, which its log does not tell')
     print(*args.out)
 
 

@@ -17,6 +17,10 @@ MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 
 LR_STEP = dict(color='0.45', linewidth=1, linestyle=(0, (1, 2)))
 """Look of the lines at learning-rate steps."""
+TOTAL_BATCH = dict(color='0.3', linewidth=1.2, linestyle=(0, (7, 3)))
+"""Look of the lines at the images of an update."""
+WHOLE_NETWORK = dict(color='0.15', linestyle='-', marker='.', linewidth=2.6)
+"""Look of the curve of the whole network among those of its modules."""
 
 
 class MethodStyle(NamedTuple):

@@ -1,27 +1,45 @@
-"""Figure of the gradient variance and the multiplier of every module."""
+"""Figure of the gradient variance, multiplier and noise scale of every module."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from agvm_mm.analysis.figures.style import LR_STEP, module_style, set_up_panel
+from agvm_mm.analysis.figures.style import (
+    LR_STEP,
+    TOTAL_BATCH,
+    WHOLE_NETWORK,
+    module_style,
+    set_up_panel,
+)
 from agvm_mm.analysis.logs import (
     MU_KEY,
+    NOISE_KEY,
     PHI_KEY,
     Record,
     drop_repeats,
     lr_drops,
     module_curves,
+    total_batch,
 )
+from agvm_mm.noise_scale import ALL
+
+PANELS = {
+    PHI_KEY: 'gradient variance $\\Phi$',
+    MU_KEY: 'learning-rate multiplier $\\mu$',
+    NOISE_KEY: 'noise scale in images',
+}
+"""Labels of the panels, from top to bottom, by what they show."""
 
 
 def plot_variance(
     records: Sequence[Record], *, title: str | None = None, window: int | None = None
 ) -> Figure:
-    """Draw Phi (above) and mu (below) of every module over the updates.
+    """Draw Phi, mu and the noise scale of every module over the updates.
 
     Args:
         records: Records of a run.
@@ -43,10 +61,12 @@ def plot_runs(
     title: str | None = None,
     window: int | None = None,
 ) -> Figure:
-    """Draw Phi (above) and mu (below) of several runs, side by side.
+    """Draw Phi, mu and the noise scales of several runs, side by side.
 
-    Thin lines are the measurements, thick ones their running mean. The multipliers
-    are averages already and drawn as they are.
+    Thin lines are the measurements of Phi, thick ones their running mean. Multipliers
+    and noise scales are averages already and drawn as they are. A noise scale that is
+    not resolved leaves a gap. The total batch is a line among them if it is known, see
+    :func:`total_batch`. What a run has not logged has no panel.
 
     Args:
         runs: Records of each run by its name.
@@ -60,76 +80,140 @@ def plot_runs(
     Raises:
         ValueError: If a run has logged no variance.
     """
-    # A module has the same look in all runs.
-    styles = {name: module_style(i) for i, name in enumerate(_module_names(runs))}
-    count = len(runs)
-    width = 8 if count == 1 else 4.8 * count
-    figure = Figure(figsize=(width, 6.5), layout='constrained')
-    axes = figure.subplots(2, count, sharex='col', sharey='row', squeeze=False)
-    for (name, records), (above, below) in zip(runs.items(), axes.T, strict=True):
-        _draw_run(above, below, records, styles, window)
-        above.set_title(name, fontsize=11)
-        below.set_xlabel('optimizer update')
-    axes[0, 0].set_ylabel('gradient variance $\\Phi$')
+    check_variances(runs)
+    logged = [
+        key for key in PANELS if any(module_curves(r, key) for r in runs.values())
+    ]
+    styles = _module_styles(runs.values())
+    width = 8 if len(runs) == 1 else 4.8 * len(runs)
+    figure = Figure(figsize=(width, 0.5 + 3 * len(logged)), layout='constrained')
+    axes = figure.subplots(
+        len(logged), len(runs), sharex='col', sharey='row', squeeze=False
+    )
+    for (name, records), column in zip(runs.items(), axes.T, strict=True):
+        _draw_run(dict(zip(logged, column, strict=True)), records, styles, window)
+        column[0].set_title(name, fontsize=11)
+    for key, row in zip(logged, axes, strict=True):
+        first = next(panel for panel in row if panel.get_visible())
+        first.set_ylabel(PANELS[key])
+        first.tick_params(labelleft=True)  # Others of a row share its labels.
     axes[0, 0].set_ylim(bottom=0)
-    axes[1, 0].set_ylabel('learning-rate multiplier $\\mu$')
-    _add_legend(figure, styles, any(map(lr_drops, runs.values())))
+    _add_legend(figure, styles, runs.values())
     if title:
         figure.suptitle(title)
     return figure
 
 
-def _add_legend(
-    figure: Figure, styles: Mapping[str, dict[str, Any]], has_lr_steps: bool
-) -> None:
-    handles = [
-        Line2D([], [], label=module, markersize=5, **style)
-        for module, style in styles.items()
-    ]
-    if has_lr_steps:
-        handles.append(Line2D([], [], label='learning-rate step', **LR_STEP))
-    figure.legend(handles=handles, loc='outside lower center', ncols=5, frameon=False)
+def check_variances(runs: Mapping[str, Sequence[Record]]) -> None:
+    """Check that each run has logged variances.
 
+    Args:
+        runs: Records of each run by its name.
 
-def _module_names(runs: Mapping[str, Sequence[Record]]) -> list[str]:
-    modules: list[str] = []
+    Raises:
+        ValueError: If one has not.
+    """
     for name, records in runs.items():
-        found = module_curves(records, PHI_KEY)
-        if not found:
+        if not module_curves(records, PHI_KEY):
             raise ValueError(
                 f"the log {name and f'of {name} '}has no '{PHI_KEY}<module>': was "
                 'VarianceSyncHook on, and did the run reach its begin?'
             )
-        modules += found
-    return list(dict.fromkeys(modules))
+
+
+def _module_styles(runs: Iterable[Sequence[Record]]) -> dict[str, dict[str, Any]]:
+    """Return the look of each module, the same in all runs and panels."""
+    names = [name for run in runs for key in PANELS for name in module_curves(run, key)]
+    modules = [name for name in dict.fromkeys(names) if name != ALL]
+    whole = {ALL: WHOLE_NETWORK} if ALL in names else {}
+    return {name: module_style(i) for i, name in enumerate(modules)} | whole
+
+
+def _add_legend(
+    figure: Figure,
+    styles: Mapping[str, dict[str, Any]],
+    runs: Iterable[Sequence[Record]],
+) -> None:
+    looks = {
+        'whole network' if name == ALL else name: style | dict(markersize=5)
+        for name, style in styles.items()
+    }
+    batches = {total_batch(run) for run in runs if module_curves(run, NOISE_KEY)}
+    for batch in sorted(batches - {None}):
+        looks[f'batch of {batch:,} images'] = TOTAL_BATCH
+    if any(map(lr_drops, runs)):
+        looks['learning-rate step'] = LR_STEP
+    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
+    rows = math.ceil(len(handles) / 5)
+    figure.legend(
+        handles=handles,
+        loc='outside lower center',
+        ncols=math.ceil(len(handles) / rows),
+        frameon=False,
+    )
 
 
 def _draw_run(
-    above: Axes,
-    below: Axes,
+    panels: Mapping[str, Axes],
     records: Sequence[Record],
     styles: Mapping[str, dict[str, Any]],
     window: int | None,
 ) -> None:
+    """Draw a run into its panels; hide those for which it has no values."""
     drops = lr_drops(records)
     measured = drop_repeats(records)
-    for module, (updates, values) in module_curves(measured, PHI_KEY).items():
-        style = styles[module]
-        above.plot(updates, values, color=style['color'], linewidth=0.8, alpha=0.45)
-        means = smooth(updates, values, window or max(5, len(values) // 20), drops)
-        above.plot(updates, means, label=module, **_marked(style, updates))
-    for module, (updates, values) in module_curves(measured, MU_KEY).items():
-        below.plot(updates, values, label=module, **_marked(styles[module], updates))
-    below.axhline(1, color='0.7', linewidth=0.8, zorder=0)
-    for panel in (above, below):
+    shown = {
+        key: panel for key, panel in panels.items() if module_curves(measured, key)
+    }
+    for key, panel in panels.items():
+        panel.set_visible(key in shown)
+    for key, panel in shown.items():
         set_up_panel(panel)
         for drop in drops:
             panel.axvline(drop, **LR_STEP)
+        for module, (updates, values) in module_curves(measured, key).items():
+            style = styles[module]
+            if key == PHI_KEY:
+                panel.plot(updates, values, color=style['color'], lw=0.8, alpha=0.45)
+                count = window or max(5, len(values) // 20)
+                values = smooth(updates, values, count, drops)
+            marks = dict(markersize=5, markevery=marked_points(values))
+            panel.plot(updates, values, label=module, **style, **marks)
+    panel.tick_params(labelbottom=True)  # Others of a column share its labels.
+    panel.set_xlabel('optimizer update')
+    if MU_KEY in shown:
+        shown[MU_KEY].axhline(1, color='0.7', linewidth=0.8, zorder=0)
+    if NOISE_KEY in shown:
+        _finish_noise_panel(shown[NOISE_KEY], records)
 
 
-def _marked(style: dict[str, Any], updates: Sequence[int]) -> dict[str, Any]:
-    """Add about a dozen markers along the curve to a style."""
-    return style | dict(markersize=5, markevery=max(1, len(updates) // 12))
+def _finish_noise_panel(panel: Axes, records: Sequence[Record]) -> None:
+    """Make the axis logarithmic and add the line at the total batch."""
+    panel.set_yscale('log', nonpositive='mask')
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter('{x:,g}')
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    curves = module_curves(records, NOISE_KEY).values()
+    if all(math.isnan(value) for _, values in curves for value in values):
+        panel.text(0.5, 0.5, 'not resolved', transform=panel.transAxes, ha='center')
+    batch = total_batch(records)
+    if batch is not None:
+        panel.axhline(batch, **TOTAL_BATCH)
+
+
+def marked_points(values: Sequence[float]) -> list[int]:
+    """Return the positions of about a dozen markers along a curve.
+
+    A point between two gaps (NaN) always has one: there is no line through it.
+    """
+    step = max(1, len(values) // 12)
+    padded = [math.nan, *values, math.nan]
+    return [
+        index
+        for index in range(len(values))
+        if index % step == 0
+        or (math.isnan(padded[index]) and math.isnan(padded[index + 2]))
+    ]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
