@@ -232,6 +232,8 @@ class NoiseReport:
         modules: Signal and noise by module, and of the whole network as 'all'.
         noise_scales: Noise scale in images by module, and of 'all'; None if not
             resolved: its interval reaches 0 signal.
+        lower_bounds: Lower end of the interval of each noise scale, also of those that
+            are not resolved; None without an interval.
         rows: What batches do, in their order.
     """
 
@@ -242,6 +244,7 @@ class NoiseReport:
     ratio_bounds: tuple[float, float]
     modules: dict[str, SignalAndNoise]
     noise_scales: dict[str, Estimate | None]
+    lower_bounds: dict[str, float | None]
     rows: list[BatchRow]
 
 
@@ -262,10 +265,8 @@ def make_report(
     """
     sums = sums.with_all()
     of_all = _Ratios(sums, None)
-    noise_scales = {
-        name: _noise_scale(of_all.interval(index))
-        for index, name in enumerate(sums.modules)
-    }
+    inverse = {name: of_all.interval(i) for i, name in enumerate(sums.modules)}
+    noise_scales = {name: _noise_scale(each) for name, each in inverse.items()}
     levels = [2**i for i in range(1, sums.replicas.bit_length())]
     measured = {level * sums.images_per_replica: level for level in levels}
     rows = []
@@ -290,6 +291,10 @@ def make_report(
             )
         },
         noise_scales=noise_scales,
+        lower_bounds={
+            name: 1 / each.high if 0 < each.high < math.inf else None
+            for name, each in inverse.items()
+        },
         rows=rows,
     )
 
@@ -321,7 +326,8 @@ class _Ratios:
     def phi(self, index: int, batch: int) -> Estimate:
         """Return Phi of a module at a batch."""
         ratio = self.interval(index)
-        value, high, low = (_phi(torch.tensor(r), batch).item() for r in ratio)
+        ends = _phi(torch.tensor(ratio, dtype=torch.float64), batch)
+        value, high, low = ends.tolist()
         return Estimate(value, low, high)
 
     def mu(

@@ -121,10 +121,12 @@ def reading(report: NoiseReport) -> str:
     """Return one sentence that a newcomer understands."""
     scale = report.noise_scales[ALL]
     if scale is None:
+        low, known = report.lower_bounds[ALL], 'not known'
+        if low:
+            known = f'above {_count(low)} images, and smaller batches are mostly noise'
         return (
-            f'The signal is not resolved by {report.images:,} images: the noise scale '
-            'is likely above them, so batches up to this size are mostly noise. More '
-            'images resolve it.'
+            f'{report.images:,} images do not resolve the noise scale of the network; '
+            f'it is {known}. Give more --images.'
         )
     return (
         f'At this checkpoint batches well below {_count(scale.value)} images can be '
@@ -154,6 +156,7 @@ def as_json(report: NoiseReport, **context: Any) -> dict[str, Any]:
                 signal=each.signal,
                 noise=each.noise,
                 noise_scale=_estimate(report.noise_scales[name]),
+                lower_bound=report.lower_bounds[name],
             )
             for name, each in report.modules.items()
         },

@@ -22,7 +22,7 @@ def plot_noise(report: NoiseReport, *, title: str | None = None) -> Figure:
 
     Points with bars are measured, lines are predicted from the noise scale of all
     images. Bars are intervals of 95%. A module whose noise scale is not resolved has no
-    line.
+    line, and an arrow from the lower end of its noise scale.
 
     Args:
         report: The report.
@@ -39,7 +39,8 @@ def plot_noise(report: NoiseReport, *, title: str | None = None) -> Figure:
     _draw_against_batch(mu, report, styles, 'mu')
     _draw_scales(scales, report, styles)
     phi.set_ylabel('gradient variance $\\Phi$')
-    phi.set_ylim(0, max(1.05, phi.get_ylim()[1]))
+    # Phi that is not resolved may have bars up to 2.
+    phi.set_ylim(0, min(1.25, max(1.05, phi.get_ylim()[1])))
     mu.set_ylabel('learning-rate multiplier $\\mu$')
     handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     gray = dict(color='0.4')
@@ -129,33 +130,60 @@ def _draw_scales(
     set_up_panel(panel)
     panel.set_xscale('log')
     names = list(report.noise_scales)
-    known = [each for each in report.noise_scales.values() if each]
+    known = [low for low in report.lower_bounds.values() if low]
+    known += [each.high for each in report.noise_scales.values() if each]
+    if known:
+        panel.set_xlim(min(known) / 2, max(known) * 3)
     for row, name in enumerate(names):
-        scale = report.noise_scales[name]
         style = styles.get(name, dict(color=BLACK, marker='*'))
-        if scale is None:
-            panel.text(
-                0.5,
-                row,
-                'not resolved',
-                transform=panel.get_yaxis_transform(),
-                ha='center',
-                va='center',
-                color=style['color'],
-            )
-            continue
+        _draw_scale(
+            panel,
+            row,
+            name,
+            report.noise_scales[name],
+            report.lower_bounds[name],
+            style,
+        )
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.set_xlabel('noise scale (images)')
+
+
+def _draw_scale(
+    panel: Axes,
+    row: int,
+    name: str,
+    scale: Estimate | None,
+    low: float | None,
+    style: dict[str, Any],
+) -> None:
+    color = style['color']
+    if scale is not None:
         panel.errorbar(
             scale.value,
             row,
             xerr=[[scale.value - scale.low], [scale.high - scale.value]],
-            color=style['color'],
+            color=color,
             marker=style['marker'],
-            markersize=8 if name == ALL else 6,
+            markersize=9 if name == ALL else 6,
             capsize=3,
             gid=f'scale {name}',
         )
-    if known:
-        panel.set_xlim(min(e.low for e in known) / 2, max(e.high for e in known) * 2)
-    panel.set_yticks(range(len(names)), names)
-    panel.set_ylim(len(names) - 0.5, -0.5)
-    panel.set_xlabel('noise scale (images)')
+        return
+    text = 'not resolved'
+    if low:
+        text += f', above {low:,.0f}'
+        end = panel.get_xlim()[1] / 1.3
+        arrow = dict(arrowstyle='->', color=color, linewidth=1.5)
+        panel.annotate('', (end, row), (low, row), arrowprops=arrow)
+        panel.plot(low, row, marker='|', color=color, gid=f'bound {name}')
+    panel.text(
+        0.5,
+        row - 0.12,
+        text,
+        transform=panel.get_yaxis_transform(),
+        ha='center',
+        va='bottom',
+        color=color,
+        fontsize=9,
+    )
