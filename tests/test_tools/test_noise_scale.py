@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from scripts import ROOT, run_script
 from zoo import load
@@ -118,6 +119,31 @@ def test_adamw_without_its_state_measures_the_plain_gradient_and_says_so(
     assert found['modules']['all']['noise_scale'] is None
     assert measure(LAMB, checkpoints[PLAIN], data, '--images', 8) == 0
     assert 'NOTE  LAMB' in capsys.readouterr().out.replace('Lamb', 'LAMB')
+
+
+def test_adamw_with_its_state_measures_what_it_steps_along(
+    data: Path, checkpoints: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    cfg = load(PLAIN)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    saved = torch.load(checkpoints[PLAIN])
+    model.load_state_dict(saved['state_dict'])
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper.copy())
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    wrapper.optimizer.step()
+    noises = []
+    for state in ({}, dict(optimizer=wrapper.state_dict())):
+        torch.save(saved | state, tmp_path / 'weights.pth')
+        flags = ['--images', 8, '--json', tmp_path / 'noise.json']
+        assert measure(PLAIN, tmp_path / 'weights.pth', data, *flags) == 0
+        found = json.loads((tmp_path / 'noise.json').read_text())
+        noises.append(found['modules']['backbone']['noise'])
+    assert 'measured: gradient / (sqrt(v) + eps)\n' in capsys.readouterr().out
+    assert found['gradient'] == 'gradient / (sqrt(v) + eps)' and not found['notes']
+    # v is 0.001 * 1000^2 everywhere.
+    assert noises[1] == pytest.approx(noises[0] / 1000, rel=1e-3)
 
 
 @pytest.mark.parametrize(
