@@ -15,7 +15,7 @@ from agvm_mm.noise_scale import predicted_variance
 @pytest.fixture
 def report() -> NoiseReport:
     rng = np.random.default_rng(4)
-    signals = dict(backbone=5.0, neck=0.0, head=40.0)
+    signals = dict(backbone=20.0, neck=0.0, head=80.0)
     gradients = {name: draw(rng, 32, s, 500.0) for name, s in signals.items()}
     found = make_report(sums_of(gradients, 8, 2), 'backbone', BOUNDS)
     assert found.noise_scales['neck'] is None and found.noise_scales['head']
