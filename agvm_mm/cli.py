@@ -8,6 +8,7 @@ import argparse
 import atexit
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         '--work-dir',
         help='folder for the output of the run; by default work_dirs/<config name>',
     )
+    add_launcher_flags(parser)
+
+
+def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a tool that runs on several ranks to a parser."""
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -91,13 +97,18 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config file and merge ``--cfg-options`` into it.
 
     Args:
-        path: Path of the config file.
+        path: Path of the config file, or name of a config in an installed toolbox,
+            such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'.
         options: Values by dotted key.
 
     Raises:
         FileNotFoundError: If there is no such file. The message suggests the nearest
             name in its folder.
+        ModuleNotFoundError: If the toolbox is not installed.
     """
+    toolbox, separator, name = path.partition('::')
+    if separator:
+        path = str(stock_folder(toolbox) / name)
     if not os.path.isfile(path):
         folder, name = os.path.split(path)
         folder = folder or '.'
@@ -109,6 +120,14 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     if options:
         cfg.merge_from_dict(options)
     return cfg
+
+
+def stock_folder(toolbox: str) -> Path:
+    """Return the folder with the configs of an installed toolbox."""
+    spec = find_spec(toolbox)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f'{toolbox} is not installed')
+    return Path(spec.origin).parent / '.mim' / 'configs'
 
 
 def load_run_config(args: argparse.Namespace) -> Config:

@@ -9,8 +9,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
@@ -25,7 +23,7 @@ from agvm_mm.analysis.plan import (
     quiet,
     variance_hooks,
 )
-from agvm_mm.cli import AMP_WRAPPERS
+from agvm_mm.cli import AMP_WRAPPERS, stock_folder
 from agvm_mm.engine import accumulative_counts
 from agvm_mm.optim.agvm_wrapper import CONSTRUCTOR_SETTINGS
 from agvm_mm.preflight import check_one_hook
@@ -76,14 +74,6 @@ class Result:
     family: str = ''
     modules: tuple[str, ...] = ()
     parameters: int = 0
-
-
-def stock_folder(toolbox: str) -> Path:
-    """Return the folder with the configs of an installed toolbox."""
-    spec = find_spec(toolbox)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f'{toolbox} is not installed')
-    return Path(spec.origin).parent / '.mim' / 'configs'
 
 
 def stock_configs(toolbox: str) -> list[str]:

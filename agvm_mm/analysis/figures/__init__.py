@@ -1,6 +1,7 @@
 """Figures of runs, drawn with Matplotlib."""
 
 from agvm_mm.analysis.figures.accuracy import plot_accuracy
+from agvm_mm.analysis.figures.noise import plot_noise
 from agvm_mm.analysis.figures.predictions import plot_predictions, predict
 from agvm_mm.analysis.figures.style import save_figure
 from agvm_mm.analysis.figures.variance import plot_runs, plot_variance
@@ -9,6 +10,7 @@ from agvm_mm.analysis.points import folder_points, table_points
 __all__ = [
     'folder_points',
     'plot_accuracy',
+    'plot_noise',
     'plot_predictions',
     'plot_runs',
     'plot_variance',

@@ -1,0 +1,55 @@
+"""Figure of noise scales: what is drawn for resolved and other modules."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from test_noise import BOUNDS, draw, sums_of
+
+from agvm_mm.analysis.figures import plot_noise, save_figure
+from agvm_mm.analysis.noise import NoiseReport, make_report
+from agvm_mm.noise_scale import predicted_variance
+
+
+@pytest.fixture
+def report() -> NoiseReport:
+    rng = np.random.default_rng(4)
+    signals = dict(backbone=20.0, neck=0.0, head=80.0)
+    gradients = {name: draw(rng, 32, s, 500.0) for name, s in signals.items()}
+    found = make_report(sums_of(gradients, 8, 2), 'backbone', BOUNDS)
+    assert found.noise_scales['neck'] is None and found.noise_scales['head']
+    return found
+
+
+def drawn(figure: Figure, panel: int) -> dict:
+    lines = figure.axes[panel].get_lines()
+    return {line.get_gid(): line for line in lines if line.get_gid()}
+
+
+def test_lines_are_predictions_and_points_measurements(report: NoiseReport):
+    figure = plot_noise(report, title='a title')
+    phi, mu = drawn(figure, 0), drawn(figure, 1)
+    assert 'predicted head' in phi and 'predicted neck' not in phi
+    assert 'predicted head' in mu and 'predicted backbone' not in mu
+    scale = report.noise_scales['head'].value
+    batches, values = phi['predicted head'].get_data()
+    expected = [predicted_variance(batch, scale) for batch in batches]
+    assert list(values) == pytest.approx(expected)
+    points = {
+        container.lines[0].get_gid(): container.lines[0].get_ydata()
+        for container in figure.axes[0].containers
+    }
+    measured = [row for row in report.rows if row.measured and row.batch >= 32]
+    for name in ('backbone', 'neck', 'head'):
+        expected = [row.phi[name].value for row in measured]
+        assert list(points[f'measured {name}']) == expected
+    texts = [text.get_text() for text in figure.axes[2].texts]
+    assert any('not resolved, above' in text for text in texts)
+
+
+def test_two_replicas_can_be_drawn(tmp_path: Path):
+    g = draw(np.random.default_rng(6), 2, 100.0, 1.0)
+    report = make_report(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)
+    save_figure(plot_noise(report), tmp_path / 'noise.png')
+    assert (tmp_path / 'noise.png').read_bytes().startswith(b'\x89PNG')

@@ -1,0 +1,151 @@
+"""noise_run.py: gradients of a toy model, one process and two ranks, rescaling."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_on_ranks
+from torch.utils.data import DataLoader, TensorDataset
+from toy import ToyDetector, make_images
+
+from agvm_mm.analysis import noise_run
+from agvm_mm.analysis.noise import GradientSums, divide_replicas
+from agvm_mm.estimators.preconditioner import (
+    AdamPreconditioner,
+    IdentityPreconditioner,
+    build_preconditioner,
+)
+
+REPLICAS, IMAGES = 70, 3
+
+
+def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> noise_run.Setup:
+    """Return the setup of one rank of the toy model."""
+    torch.manual_seed(0)
+    model = ToyDetector()
+    kwargs = dict(amsgrad=True) if amsgrad else {}
+    built = getattr(torch.optim, optimizer)(model.parameters(), lr=0.01, **kwargs)
+    for seed in (1, 2):
+        model(*make_images(8, seed))['loss'].backward()
+        built.step()
+        built.zero_grad()
+    blocks = divide_replicas(REPLICAS, ranks)
+    inputs, targets = make_images(REPLICAS * IMAGES, seed=7)
+    own = blocks.replicas * IMAGES // ranks
+    part = slice(rank * own, (rank + 1) * own)
+    return noise_run.Setup(
+        model=model,
+        by_module=noise_run.trainable_by_module(model, None),
+        preconditioner=build_preconditioner(built),
+        batches=DataLoader(TensorDataset(inputs[part], targets[part]), IMAGES),
+        blocks=blocks,
+        images_per_replica=IMAGES,
+        anchor='backbone',
+        ratio_bounds=(0.5, 10.0),
+        notes=[],
+    )
+
+
+def all_gradients(setup: noise_run.Setup, scale: Callable) -> dict[str, np.ndarray]:
+    """Return the gradients of all replicas by module, (replicas, elements)."""
+    rows: dict[str, list] = {name: [] for name in setup.by_module}
+    for inputs, targets in setup.batches:
+        loss = setup.model(inputs, targets)['loss']
+        for name, parameters in setup.by_module.items():
+            found = torch.autograd.grad(loss, parameters, retain_graph=True)
+            flat = [
+                scale(p, g).flatten() for p, g in zip(parameters, found, strict=True)
+            ]
+            rows[name].append(torch.cat(flat).numpy())
+    return {name: np.stack(each) for name, each in rows.items()}
+
+
+@pytest.mark.parametrize(
+    'optimizer, amsgrad',
+    [('SGD', False), ('AdamW', False), ('Adam', True)],
+)
+def test_sums_are_those_of_all_gradients(optimizer: str, amsgrad: bool):
+    setup = make_setup(optimizer, amsgrad, 1, 0)
+    before = {k: v.clone() for k, v in setup.model.state_dict().items()}
+    count = []
+    sums = noise_run.measure(setup, lambda: count.append(1))
+    assert (len(count), sums.blocks, sums.block_size) == (68, 17, 4)
+    assert sums.images == 204
+    for name, value in setup.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+    def scale(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        if optimizer == 'SGD':
+            return gradient
+        state = setup.preconditioner._optimizer.state[parameter]
+        v = state['max_exp_avg_sq' if amsgrad else 'exp_avg_sq']
+        return gradient / (v.sqrt() + 1e-8)
+
+    for index, g in enumerate(all_gradients(setup, scale).values()):
+        blocks = g[:68].reshape(17, 4, -1)
+        expected = [
+            (blocks.reshape(17, 4 // k, k, -1).mean(2) ** 2).sum(2).mean(1)
+            for k in (1, 2, 4)
+        ]
+        np.testing.assert_allclose(sums.group_sq[index], expected, rtol=1e-9)
+        means = blocks.mean(1)
+        np.testing.assert_allclose(sums.gram[index], means @ means.T, rtol=1e-7)
+
+
+def measure_on_rank() -> GradientSums:
+    """Measure this rank's half of the replicas."""
+    rank = torch.distributed.get_rank()
+    return noise_run.measure(make_setup('AdamW', False, 2, rank))
+
+
+def test_two_ranks_equal_one_process():
+    results = run_on_ranks(measure_on_rank, 2)
+    setup = make_setup('AdamW', False, 2, 0)
+    whole = make_setup('AdamW', False, 1, 0)
+    # One process on the same blocks.
+    whole.blocks = setup.blocks
+    expected = noise_run.measure(whole)
+    assert (expected.blocks, expected.replicas) == (16, 64)
+    for result in results:
+        torch.testing.assert_close(result.group_sq, expected.group_sq)
+        torch.testing.assert_close(result.gram, expected.gram)
+
+
+def test_model_with_its_own_train_step_and_a_module_without_gradient():
+    setup = make_setup('SGD', False, 1, 0)
+    model = setup.model
+    model.use_mask_head = False
+
+    def train_step(data: list, optim_wrapper: noise_run.BackwardOnly) -> dict:
+        with optim_wrapper.optim_context(model):
+            loss = model(*data)['loss']
+        optim_wrapper.update_params(loss / 2)
+        optim_wrapper.update_params(model(*data)['loss'] / 2)
+        return {}
+
+    model.train_step = train_step
+    sums = noise_run.measure(setup)
+    kept = noise_run.drop_without_gradient(sums, 'backbone')
+    assert set(sums.modules) - set(kept.modules) == {'mask_head'}
+    with pytest.raises(ValueError, match="no loss reaches the anchor 'mask_head'"):
+        noise_run.drop_without_gradient(sums, 'mask_head')
+
+
+def test_gradient_that_is_not_finite_is_refused():
+    setup = make_setup('SGD', False, 1, 0)
+    with torch.no_grad():
+        setup.model.roi_head['bbox_head'].bias[0] = float('nan')
+    with pytest.raises(FloatingPointError, match='gradient of .* is not finite'):
+        noise_run.measure(setup)
+
+
+def test_preconditioner_types():
+    assert isinstance(
+        make_setup('AdamW', False, 1, 0).preconditioner, AdamPreconditioner
+    )
+    assert make_setup('AdamW', False, 1, 0).gradient == noise_run.RESCALED
+    assert isinstance(
+        make_setup('SGD', False, 1, 0).preconditioner, IdentityPreconditioner
+    )
+    assert make_setup('SGD', False, 1, 0).gradient == noise_run.PLAIN

@@ -1,0 +1,122 @@
+"""Measure the gradient noise scale of every module, without training.
+
+    python tools/noise_scale.py CONFIG CHECKPOINT --images 4096 --out noise.png
+
+Runs training images forward and backward through a checkpoint, without a step, and
+prints Phi and mu of each module at batches from 32 to 10,240, measured where the images
+suffice and predicted beyond, with intervals of 95%. CONFIG is any config of MMDetection
+or MMSegmentation, with AGVM or not, also from their packages (mmdet::...).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.dist import get_rank
+from tqdm import tqdm
+
+from agvm_mm import cli
+from agvm_mm.analysis.figures import plot_noise, save_figure
+from agvm_mm.analysis.noise import make_report
+from agvm_mm.analysis.noise_run import drop_without_gradient, measure, set_up
+from agvm_mm.analysis.noise_text import describe, write_json
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_config_flags(parser)
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    cli.add_launcher_flags(parser)
+    parser.add_argument(
+        '--images',
+        type=int,
+        default=4096,
+        help='training images to run; rounded down to whole blocks of replicas; '
+        'default: %(default)s',
+    )
+    parser.add_argument(
+        '--images-per-replica',
+        type=int,
+        help="images of one backward pass; by default the config's batch_size",
+    )
+    parser.add_argument('--anchor', help="by default that of the config, or 'backbone'")
+    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    parser.add_argument('--json', help='write the result to this file')
+    parser.add_argument('--out', nargs='+', help='pictures to write')
+    parser.add_argument('--title', help='title of the figure')
+    args = parser.parse_args(argv)
+    for name in ('images', 'images_per_replica'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print, and write the files."""
+    cfg = cli.load_config(args.config, args.cfg_options)
+    setup = set_up(
+        cfg,
+        args.checkpoint,
+        images=args.images,
+        images_per_replica=args.images_per_replica,
+        anchor=args.anchor,
+        launcher=args.launcher,
+        seed=args.seed,
+    )
+    first = get_rank() == 0
+    if first and setup.images != args.images:
+        print(
+            f'--images {args.images}: rounded down to {setup.images}, whole blocks of '
+            f'{setup.blocks.size} x {setup.images_per_replica} images'
+        )
+    with tqdm(
+        total=setup.images, unit='image', disable=not first, file=sys.stderr
+    ) as bar:
+        per_step = setup.images // setup.replicas_per_rank
+        sums = measure(setup, lambda: bar.update(per_step))
+    report = make_report(
+        drop_without_gradient(sums, setup.anchor), setup.anchor, setup.ratio_bounds
+    )
+    if not first:
+        return
+    print(describe(report, setup.gradient, setup.notes))
+    if args.json:
+        write_json(
+            Path(args.json),
+            report,
+            config=args.config,
+            checkpoint=args.checkpoint,
+            gradient=setup.gradient,
+            notes=setup.notes,
+        )
+    if args.out:
+        title = args.title or f'{Path(args.config).stem}, {report.images:,} images'
+        save_figure(plot_noise(report, title=title), args.out)
+        print(*args.out)
+
+
+def main() -> int:
+    """Run, and return the exit status."""
+    args = parse_args()
+    try:
+        run(args)
+    except (
+        FileNotFoundError,
+        FloatingPointError,
+        KeyError,
+        ModuleNotFoundError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # KeyError shows its message in quotes.
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f'{type(error).__name__}: {text}', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
