@@ -21,8 +21,19 @@ def on_gpus(ranks: int) -> bool:
     return torch.cuda.is_available() and torch.cuda.device_count() >= ranks
 
 
+def rank_device() -> torch.device:
+    """Return the GPU that this rank was given, else the CPU."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.device('cuda', torch.cuda.current_device())
+    return torch.device('cpu')
+
+
 def run_on_ranks(
-    function: Callable, ranks: int, *args: Any, preload: Sequence[str] = ()
+    function: Callable,
+    ranks: int,
+    *args: Any,
+    preload: Sequence[str] = (),
+    share_gpus: bool = False,
 ) -> list:
     """Run ``function(*args)`` on several ranks and return what each rank returns.
 
@@ -32,6 +43,9 @@ def run_on_ranks(
         args: Arguments of the function.
         preload: Modules that take long to import. They are imported once and
             inherited by the ranks.
+        share_gpus: Whether more ranks than GPUs take turns on the GPUs and communicate
+            over gloo. NCCL accepts one rank per GPU. Defaults to False, such ranks run
+            on CPU cores.
 
     Raises:
         RuntimeError: If a rank fails; the message holds its traceback.
@@ -40,9 +54,16 @@ def run_on_ranks(
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     context = mp.get_context('forkserver')
     context.set_forkserver_preload(['torch', *preload])
+    gpus = torch.cuda.device_count() if on_gpus(1) else 0
+    backend = 'nccl' if gpus >= ranks else 'gloo'
+    used = gpus if share_gpus or gpus >= ranks else 0
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            context.Process(target=_rank, args=(function, rank, ranks, folder, args))
+            context.Process(
+                target=_rank,
+                args=(function, rank, ranks, folder, args),
+                kwargs=dict(backend=backend, gpu=rank % used if used else None),
+            )
             for rank in range(ranks)
         ]
         for process in processes:
@@ -60,20 +81,26 @@ def run_on_ranks(
 
 
 def _rank(
-    function: Callable, rank: int, ranks: int, folder: str, args: Sequence
+    function: Callable,
+    rank: int,
+    ranks: int,
+    folder: str,
+    args: Sequence,
+    *,
+    backend: str,
+    gpu: int | None,
 ) -> None:
     os.environ['LOCAL_RANK'] = str(rank)  # MMEngine reads it.
     # Otherwise MMEngine logs the initialization of every weight.
     MMLogger.get_current_instance().setLevel('WARNING')
     warnings.filterwarnings('ignore', category=FutureWarning)
-    gpus = on_gpus(ranks)
-    if gpus:
-        torch.cuda.set_device(rank)
-    else:
+    if gpu is None:
         torch.set_num_threads(1)
+    else:
+        torch.cuda.set_device(gpu)
     try:
         dist.init_process_group(
-            'nccl' if gpus else 'gloo',
+            backend,
             init_method=f'file://{folder}/rendezvous',
             rank=rank,
             world_size=ranks,
