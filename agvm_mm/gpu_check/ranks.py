@@ -41,8 +41,8 @@ def run_on_ranks(
         function: Function of a module; it is pickled by name.
         ranks: Number of processes.
         args: Arguments of the function.
-        preload: Modules that take long to import. They are imported once and
-            inherited by the ranks.
+        preload: Modules that take long to import. On CPU cores they are imported once
+            and inherited by the ranks.
         share_gpus: Whether more ranks than GPUs take turns on the GPUs and communicate
             over gloo. NCCL accepts one rank per GPU. Defaults to False, such ranks run
             on CPU cores.
@@ -52,11 +52,13 @@ def run_on_ranks(
     """
     # Two ranks on two cores: threads of one would take the other's core.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    context = mp.get_context('forkserver')
-    context.set_forkserver_preload(['torch', *preload])
     gpus = torch.cuda.device_count() if on_gpus(1) else 0
     backend = 'nccl' if gpus >= ranks else 'gloo'
     used = gpus if share_gpus or gpus >= ranks else 0
+    # Importing MMEngine asks for GPUs, and CUDA does not work in a fork after that.
+    context = mp.get_context('spawn' if used else 'forkserver')
+    if not used:
+        context.set_forkserver_preload(['torch', *preload])
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(
@@ -97,6 +99,7 @@ def _rank(
     if gpu is None:
         torch.set_num_threads(1)
     else:
+        torch.cuda.init()
         torch.cuda.set_device(gpu)
     try:
         dist.init_process_group(

@@ -48,50 +48,6 @@ def test_two_gpus_share_the_four_ranks_of_the_golden_case():
     assert str(parts.plan(2)[0][1]) == '4 x gloo, 2 GPU(s)'
 
 
-def placement(count, share_gpus, monkeypatch, gpus):
-    """Return the backend and the GPU of each rank."""
-    from agvm_mm.gpu_check import ranks
-
-    started = []
-
-    class Process:
-        exitcode = 0
-
-        def __init__(self, target, args, kwargs):
-            started.append((kwargs['backend'], kwargs['gpu']))
-            folder, rank = args[3], args[1]
-            torch.save(rank, f'{folder}/{rank}.result')
-
-        def start(self):
-            pass
-
-        join = start
-
-    class Context:
-        def set_forkserver_preload(self, modules):
-            pass
-
-    Context.Process = Process
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-    monkeypatch.setattr(ranks.mp, 'get_context', lambda method: Context())
-    ranks.run_on_ranks(print, count, share_gpus=share_gpus)
-    return started
-
-
-def test_ranks_get_a_gpu_each_with_nccl_or_share_them_over_gloo(monkeypatch):
-    assert placement(2, True, monkeypatch, 2) == [('nccl', 0), ('nccl', 1)]
-    assert placement(1, False, monkeypatch, 2) == [('nccl', 0)]
-    assert placement(3, True, monkeypatch, 2) == [
-        ('gloo', 0),
-        ('gloo', 1),
-        ('gloo', 0),
-    ]
-    # Without sharing they are on CPU cores, as those of the benchmarks.
-    assert placement(3, False, monkeypatch, 2) == [('gloo', None)] * 3
-    assert placement(2, True, monkeypatch, 0) == [('gloo', None)] * 2
-
-
 @pytest.fixture(scope='module')
 def checked(tmp_path_factory):
     """Run the check on CPU ranks, without training; return status, result, report."""
