@@ -1,5 +1,6 @@
 """Parts of the check: each runs on some ranks and says what it found."""
 
+import sys
 import tempfile
 import time
 import traceback
@@ -150,5 +151,6 @@ def run_part(function: Callable[[Ranks], Outcome], ranks: Ranks) -> dict:
         # That of a rank ends with the line that says what happened.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         outcome = Outcome('stopped', [lines[-1]], traceback.format_exc())
+        print(outcome.data, file=sys.stderr, flush=True)
     seconds = round(time.perf_counter() - start, 1)
     return dict(vars(outcome), ranks=str(ranks), seconds=seconds)

@@ -7,6 +7,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmengine.logging import MMLogger
+
+# Seconds until the other ranks are ended after one has failed: they may wait for it.
+GRACE = 10
 
 
 def on_gpus(ranks: int) -> bool:
@@ -70,8 +74,7 @@ def run_on_ranks(
         ]
         for process in processes:
             process.start()
-        for process in processes:
-            process.join()
+        join(processes)
         errors = [path.read_text() for path in sorted(Path(folder).glob('*.error'))]
         codes = [process.exitcode for process in processes]
         if errors or any(codes):
@@ -80,6 +83,17 @@ def run_on_ranks(
             torch.load(Path(folder, f'{rank}.result'), weights_only=False)
             for rank in range(ranks)
         ]
+
+
+def join(processes: Sequence[mp.Process]) -> None:
+    """Wait for all ranks; end those that remain ``GRACE`` after one has failed."""
+    while running := [process for process in processes if process.exitcode is None]:
+        failed = any(process.exitcode for process in processes)
+        sentinels = [process.sentinel for process in running]
+        if not connection.wait(sentinels, timeout=GRACE if failed else None):
+            for process in running:
+                process.kill()
+                process.join()
 
 
 def _rank(

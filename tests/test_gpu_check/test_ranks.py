@@ -1,5 +1,7 @@
 """Where ranks run; machines with GPUs are simulated."""
 
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,9 +20,6 @@ class Process:
 
     def start(self):
         torch.save(self.placement, f'{self.folder}/{self.rank}.result')
-
-    def join(self):
-        pass
 
 
 class Context:
@@ -69,12 +68,14 @@ def facts():
 def fail_on_second():
     if dist.get_rank() == 1:
         raise ValueError('the second rank is broken')
+    time.sleep(300)
 
 
 def test_each_rank_returns_its_result():
     assert ranks.run_on_ranks(facts, 2) == [(0, 2, 'gloo'), (1, 2, 'gloo')]
 
 
-def test_failure_of_a_rank_is_raised_with_its_traceback():
+def test_failure_of_a_rank_is_raised_and_the_others_are_ended(monkeypatch):
+    monkeypatch.setattr(ranks, 'GRACE', 0.1)
     with pytest.raises(RuntimeError, match=r'rank 1:\n(?s:.)*second rank is broken'):
         ranks.run_on_ranks(fail_on_second, 2)
