@@ -13,11 +13,11 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test zoo data docs lint format clean
+.PHONY: help install demo test zoo gpu-check data docs lint format clean
 
 help:  ## list the targets
 	@echo 'make TARGET [ARGS="..."] [TORCH=$(TORCH)] [MMENGINE=$(MMENGINE)]'
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  \1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 14
 
 install:  ## create the environment; compiles mmcv once (about 10 minutes on 2 cores)
 	@bash tools/dev/install.sh $(TORCH) $(MMENGINE) $(VENV)
@@ -30,6 +30,9 @@ test: lint  ## run lint and all tests; ARGS goes to pytest: ARGS="-k variance"
 
 zoo: install  ## compare optimizers and gradients of stock configs with and without AGVM
 	$(PY) tools/dev/zoo.py $(ARGS)
+
+gpu-check: install  ## train on the GPUs of this machine, compare with the CPU, measure the cost
+	$(PY) -m agvm_mm.doctor --gpu $(ARGS)
 
 data: install  ## write the embedded handwritten-digits scenes
 	$(PY) -m agvm_mm.digits $(ARGS)

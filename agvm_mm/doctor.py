@@ -1,11 +1,15 @@
 """Examine an installation and report what is wrong and how to fix it.
 
     python -m agvm_mm.doctor
+    python -m agvm_mm.doctor --gpu --out gpu_check.json
 
 If torch or MMEngine is missing or too old, importing the package fails with the command
 that installs it, and nothing is printed here. Otherwise one line is printed for each
 thing examined. The exit status is 1 if something that training needs is broken and 0
 otherwise; a missing package that only some users need is a warning.
+
+With ``--gpu`` it trains on the GPUs of this machine instead and compares the results
+with the CPU's, and the cost of an update with that of a plain one.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
 # The one release that both toolboxes accept, built against the installed torch.
@@ -337,9 +342,33 @@ def report(findings: list[Finding]) -> str:
     return '\n'.join(lines)
 
 
+def run_gpu_check(out: Path | None) -> int:
+    """Run the GPU check, or print what it needs; return the exit status."""
+    from agvm_mm.gpu_check.environment import missing_requirements
+
+    missing = missing_requirements()
+    if missing:
+        print(f'The GPU check needs {", ".join(missing)}.')
+        return 1
+    from agvm_mm.gpu_check.command import run_check
+
+    return run_check(out)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the report and return the exit status."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--gpu', action='store_true', help='check training on the GPUs (5 minutes)'
+    )
+    parser.add_argument(
+        '--out', type=Path, help='JSON file for the figures of the GPU check'
+    )
+    args = parser.parse_args(argv)
+    if args.gpu:
+        return run_gpu_check(args.out)
+    if args.out is not None:
+        parser.error('--out is for --gpu')
     findings = examine_installation()
     print(report(findings))
     return int(any(finding.state == PROBLEM for finding in findings))

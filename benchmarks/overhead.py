@@ -18,20 +18,17 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
-from common import memory, report, timing
-from common.ranks import run_on_ranks
-from common.trainers import OPTIMIZERS, Trainer
-from mmdet.registry import MODELS as REGISTRY
-from mmdet.structures import DetDataSample
+from common import memory, report
 from mmdet.utils import register_all_modules
-from mmengine.config import Config, ConfigDict
-from mmengine.hub import get_config
-from mmengine.structures import InstanceData
 
 from agvm_mm.estimators import ESTIMATORS
+from agvm_mm.gpu_check import timing
+from agvm_mm.gpu_check.counts import device_peak
+from agvm_mm.gpu_check.detectors import build_detector, detector_settings, make_batch
+from agvm_mm.gpu_check.ranks import run_on_ranks
+from agvm_mm.gpu_check.trainers import OPTIMIZERS, Trainer
 from agvm_mm.loops.summary import parameter_counts
 
-MODELS = ('faster-rcnn_r50', 'digits')
 # Size of an image in pixels, images per rank, and rounds.
 DEFAULTS = {'faster-rcnn_r50': (320, 1, 12), 'digits': (96, 8, 40)}
 PLAIN = (('plain', False), ('plain again', False))
@@ -51,57 +48,6 @@ TARGETS = {
 }
 
 
-def model_settings(name: str) -> ConfigDict:
-    """Return the model settings of a config, without weights to download."""
-    if name == 'digits':
-        root = Path(__file__).parents[1]
-        model = Config.fromfile(
-            root / 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
-        ).model
-        # SyncBN does not run on a CPU.
-        model.backbone.norm_cfg = dict(type='BN')
-    else:
-        model = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
-    model.backbone.init_cfg = None
-    return model
-
-
-def make_batch(seed: int, images: int, size: int, classes: int) -> dict:
-    """Return noise images of ``size`` pixels with three boxes each, for MMDetection."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs, samples = [], []
-    shape = (size, size)
-    for _ in range(images):
-        inputs.append(
-            torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator)
-        )
-        corner = torch.rand(3, 2, generator=generator) * size / 2
-        extent = (0.15 + 0.3 * torch.rand(3, 2, generator=generator)) * size
-        sample = DetDataSample(
-            metainfo=dict(
-                img_shape=shape,
-                ori_shape=shape,
-                batch_input_shape=shape,
-                pad_shape=shape,
-                scale_factor=(1.0, 1.0),
-            )
-        )
-        sample.gt_instances = InstanceData(
-            bboxes=torch.cat([corner, corner + extent], dim=1),
-            labels=torch.randint(classes, (3,), generator=generator),
-        )
-        samples.append(sample)
-    return dict(inputs=inputs, data_samples=samples)
-
-
-def build_model(settings: dict) -> torch.nn.Module:
-    """Build a detector; every call returns the same parameters."""
-    torch.manual_seed(0)
-    model = REGISTRY.build(settings)
-    model.init_weights()
-    return model
-
-
 def measure_rank(model: dict, settings: dict) -> dict:
     """Measure all variants on this rank.
 
@@ -111,7 +57,7 @@ def measure_rank(model: dict, settings: dict) -> dict:
     """
     register_all_modules()
     trainers = {
-        variant: Trainer(build_model(model), variant, settings['optimizer'])
+        variant: Trainer(build_detector(model), variant, settings['optimizer'])
         for variant in timing.variants_of(CELLS)
     }
     rank = torch.distributed.get_rank()
@@ -119,7 +65,8 @@ def measure_rank(model: dict, settings: dict) -> dict:
 
     def batch_of(turn: int) -> dict:
         seed = 1000 * turn + rank
-        return make_batch(seed, settings['images'], settings['size'], classes)
+        shape = (settings['size'],) * 2
+        return make_batch(seed, settings['images'], shape, classes)
 
     measured = timing.measure_cells(
         trainers,
@@ -139,9 +86,7 @@ def measure_rank(model: dict, settings: dict) -> dict:
 def measure_memory(trainers: dict[str, Trainer], batch: dict) -> dict:
     """Measure the estimators' memory, and each cell's peak on a GPU."""
     device_peaks = {
-        (variant, measured): memory.device_peak(
-            trainers[variant], batch, measured=measured
-        )
+        (variant, measured): device_peak(trainers[variant], batch, measured=measured)
         for variant, measured in CELLS
     }
     followed = ESTIMATORS if memory.can_follow_storages() else ()
@@ -169,7 +114,7 @@ def measure(model: str, ranks: int, settings: dict) -> dict:
     """Run the benchmark.
 
     Args:
-        model: One of ``MODELS``.
+        model: A key of ``DEFAULTS``.
         ranks: Number of ranks, at least 2.
         settings: 'rounds', 'warmup', 'images' per rank, their 'size' in pixels, and
             the 'optimizer', 'SGD' or 'AdamW'.
@@ -178,7 +123,7 @@ def measure(model: str, ranks: int, settings: dict) -> dict:
         Result as written to the JSON file.
     """
     by_rank = run_on_ranks(
-        measure_rank, ranks, model_settings(model), settings, preload=PRELOAD
+        measure_rank, ranks, detector_settings(model), settings, preload=PRELOAD
     )
     first = by_rank[0]
     variants = timing.merge_ranks(by_rank, PLAIN)
@@ -349,7 +294,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.split('\n')[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--model', nargs='+', choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        '--model', nargs='+', choices=list(DEFAULTS), default=list(DEFAULTS)
+    )
     parser.add_argument('--ranks', type=int, default=2)
     parser.add_argument('--rounds', type=int, help='timed rounds')
     parser.add_argument('--warmup', type=int, default=2, help='rounds before those')

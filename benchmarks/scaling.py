@@ -14,11 +14,13 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
-from common import report, timing
-from common.ranks import run_on_ranks
-from common.trainers import Trainer
+from common import report
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+
+from agvm_mm.gpu_check import timing
+from agvm_mm.gpu_check.ranks import run_on_ranks
+from agvm_mm.gpu_check.trainers import Trainer
 
 PLAIN = (('plain', False),)
 CELLS = (*PLAIN, *timing.AGVM_CELLS)

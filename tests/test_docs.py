@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest import mock
 from urllib.parse import unquote
 
 import pytest
@@ -400,7 +401,7 @@ def check_command(words: list[str]) -> str | None:
     program, *arguments = words
     check_files(arguments)
     if program == 'make':
-        targets = re.findall(r'^(\w+):', (ROOT / 'Makefile').read_text(), re.M)
+        targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M)
         for word in arguments:
             assert word in targets or re.match(r'(ARGS|TORCH|MMENGINE)=', word), word
     elif program == 'bash':
@@ -409,6 +410,11 @@ def check_command(words: list[str]) -> str | None:
         check_ranks_script(program, arguments)
     elif program == 'python' and arguments[0] == '-m':
         module, *rest = arguments[1:]
+        if module == 'agvm_mm.doctor' and '--gpu' in rest:
+            no_gpu = mock.patch.object(torch.cuda, 'is_available', return_value=False)
+            with no_gpu, redirect_stdout(io.StringIO()):
+                assert doctor.main(rest) == 1
+            return None
         if module == 'agvm_mm.doctor':
             with redirect_stdout(io.StringIO()) as output:
                 assert doctor.main(rest) == 0, output.getvalue()

@@ -2,9 +2,9 @@
 
 import math
 
-import golden
 import pytest
 
+from agvm_mm.gpu_check import golden
 from agvm_mm.modulator import MeasurementSchedule, Modulator, raw_multiplier
 
 BOUNDS = (0.5, 10.0)

@@ -2,7 +2,7 @@
 
 import math
 
-import golden
+from agvm_mm.gpu_check import golden
 import numpy as np
 import pytest
 import torch

@@ -1,11 +1,11 @@
 """variance.py against hand-worked numbers and sampling."""
 
-import golden
 import numpy as np
 import pytest
 import torch
 
 from agvm_mm.estimators.reductions import inner_products
+from agvm_mm.gpu_check import golden
 from agvm_mm.variance import (
     products_of_halves,
     split_into_halves,

@@ -1,4 +1,4 @@
-"""Memory of an estimator, tensor by tensor, and of a GPU."""
+"""Memory of an estimator, tensor by tensor."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from torch.futures import Future
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from common.trainers import Trainer, synchronize
+from agvm_mm.gpu_check.trainers import Trainer
 
 
 def can_follow_storages() -> bool:
@@ -117,13 +117,3 @@ def estimator_memory(trainer: Trainer, batch: dict) -> dict[str, int]:
     while own.live and time.monotonic() < deadline:
         time.sleep(0.01)
     return dict(own=own.peak, in_flight=in_flight.peak, left_over=own.live)
-
-
-def device_peak(trainer: Trainer, batch: dict, *, measured: bool = False) -> int | None:
-    """Run an update and return the peak bytes on the GPU; None on a CPU."""
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    trainer.update(batch, measured=measured)
-    synchronize()
-    return torch.cuda.max_memory_allocated()

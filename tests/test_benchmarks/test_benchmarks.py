@@ -14,6 +14,7 @@ from common.memory import can_follow_storages
 from common.report import RESULTS
 
 from agvm_mm.estimators.reductions import CPU_PIECE
+from agvm_mm.gpu_check import command
 
 ROOT = Path(__file__).parents[2]
 FLOAT32 = 4
@@ -50,7 +51,7 @@ def assert_times(rows: dict[tuple[str, bool], dict], rounds: int) -> None:
 
 @pytest.mark.parametrize('path', sorted(RESULTS.glob('*.json')), ids=lambda p: p.stem)
 def test_checked_in_report_is_rendered_from_its_result(path: Path):
-    scripts = dict(accuracy=accuracy, overhead=overhead, scaling=scaling)
+    scripts = dict(accuracy=accuracy, gpu=command, overhead=overhead, scaling=scaling)
     script = scripts[path.stem.split('_')[0]]
     report = script.describe(json.loads(path.read_text()))
     assert report + '\n' == path.with_suffix('.md').read_text()

@@ -4,42 +4,30 @@ import re
 from contextlib import nullcontext
 from unittest import mock
 
-import golden
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_on_ranks
-from reference import ReferenceAGVM
 from torch.nn.parallel import DistributedDataParallel
-from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
+from toy import OPTIMIZERS, ToyDetector, make_wrapper
 
 from agvm_mm.estimators import build_estimator
+from agvm_mm.gpu_check import golden
+from agvm_mm.gpu_check.parity import (
+    in_buckets,
+    shard,
+    train_cases,
+    train_rank,
+    train_reference,
+)
 from agvm_mm.modulator import MeasurementSchedule
-from agvm_mm.modules import assign_modules
 
 ESTIMATORS = ('halves', 'replicas')
-COMBINATIONS = [(o, e) for o in ('SGD', 'AdamW') for e in ESTIMATORS]
-SCHEDULE = dict(interval=2, begin=1)
-UPDATES = 20
-
-
-def golden_rank():
-    """Measure the golden case on this rank."""
-    results = {}
-    for estimator in ESTIMATORS:
-        model = golden.GoldenModel()
-        ddp = DistributedDataParallel(model)
-        wrapper = make_wrapper(model, estimator=estimator, attach_to=ddp)
-        with wrapper.optim_context(ddp):
-            loss = ddp(dist.get_rank())
-        wrapper.update_params(loss)
-        results[estimator] = (wrapper.variances, wrapper.multipliers)
-    return results
 
 
 def test_golden_case():
-    for results in run_on_ranks(golden_rank, 4):
+    for results in run_on_ranks(golden.measure_golden, 4):
         for estimator, (variances, multipliers) in results.items():
             expected = golden.VARIANCES[estimator]
             assert variances == pytest.approx(expected, abs=1e-9)
@@ -47,110 +35,9 @@ def test_golden_case():
             assert multipliers['head'] == pytest.approx(head, abs=1e-7)
 
 
-def shard(update, rank, micro_batch, accumulation, ranks):
-    """Return 4 images of one micro-batch of one rank."""
-    inputs, targets = make_images(4 * ranks * accumulation, seed=update)
-    start = 4 * (rank * accumulation + micro_batch)
-    return inputs[start : start + 4], targets[start : start + 4]
-
-
-def in_buckets(model, **ddp_kwargs):
-    """Wrap a model in DDP with buckets of 100 bytes, so that there are several."""
-    # Older releases of torch ignore the setting for the first one.
-    with mock.patch.object(dist, '_DEFAULT_FIRST_BUCKET_BYTES', 100):
-        return DistributedDataParallel(model, **dict(bucket_cap_mb=1e-4) | ddp_kwargs)
-
-
-def train_rank(optimizer, estimator, accumulation=1, use_mask_head=True, **ddp_kwargs):
-    """Train on this rank; return parameters, and mu and Phi of each update."""
-    model = ToyDetector(use_mask_head=use_mask_head)
-    ddp = in_buckets(model, **ddp_kwargs)
-    wrapper = make_wrapper(
-        model,
-        optimizer,
-        estimator=estimator,
-        attach_to=ddp,
-        schedule=SCHEDULE,
-        accumulative_counts=accumulation,
-    )
-    # The images of a rank's update count as one.
-    wrapper.attach(
-        wrapper._estimator,
-        wrapper._schedule,
-        images_per_pass=dist.get_world_size() / accumulation,
-    )
-    history = []
-    for update in range(UPDATES):
-        for micro_batch in range(accumulation):
-            images = shard(
-                update,
-                dist.get_rank(),
-                micro_batch,
-                accumulation,
-                dist.get_world_size(),
-            )
-            with wrapper.optim_context(ddp):
-                loss = ddp(*images)['loss']
-            wrapper.update_params(loss)
-        noise = wrapper.noise.averages()
-        history.append((wrapper.multipliers, wrapper.variances, noise))
-    parameters = {k: p.detach().numpy() for k, p in model.named_parameters()}
-    return parameters, history
-
-
-def train_reference(optimizer, estimator, ranks, accumulation, use_mask_head=True):
-    """Run the same training on full gradients, without torch.distributed."""
-    model = ToyDetector(use_mask_head=use_mask_head)
-    reference = ReferenceAGVM(
-        {k: p.detach().numpy() for k, p in model.named_parameters()},
-        assign_modules(model),
-        optimizer=optimizer,
-        lr=OPTIMIZERS[optimizer]['lr'],
-        weight_decay=OPTIMIZERS[optimizer]['weight_decay'],
-        estimator=estimator,
-        interval=SCHEDULE['interval'],
-        begin=SCHEDULE['begin'],
-    )
-    history = []
-    for update in range(UPDATES):
-        model.load_state_dict(
-            {k: torch.from_numpy(v) for k, v in reference.parameters.items()}
-        )
-        replicas = []
-        for rank in range(ranks):
-            model.zero_grad()
-            for micro_batch in range(accumulation):
-                images = shard(update, rank, micro_batch, accumulation, ranks)
-                (model(*images)['loss'] / accumulation).backward()
-            replicas.append(
-                {k: p.grad.numpy().copy() for k, p in model.named_parameters()}
-            )
-        reference.step(replicas)
-        noise = {
-            name: (signal, ranks * noise)
-            for name, (signal, noise) in reference.noise_averages().items()
-        }
-        history.append((dict(reference.multipliers), dict(reference.variances), noise))
-    return reference.parameters, history
-
-
-def train_all_rank():
-    """Train with every optimizer and estimator, plain and accumulated."""
-    return {
-        (optimizer, estimator, accumulation): train_rank(
-            optimizer,
-            estimator,
-            accumulation,
-            gradient_as_bucket_view=accumulation == 1,
-        )
-        for optimizer, estimator in COMBINATIONS
-        for accumulation in (1, 2)
-    }
-
-
 @pytest.mark.parametrize('ranks', [2, 3, 4])
 def test_matches_independent_reference(ranks):
-    results = run_on_ranks(train_all_rank, ranks)
+    results = run_on_ranks(train_cases, ranks)
     for case in results[0]:
         parameters, history = results[0][case]
         for other_parameters, other_history in (r[case] for r in results[1:]):

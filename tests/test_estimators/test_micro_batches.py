@@ -1,12 +1,12 @@
 """One process: replicas are the micro-batches of an accumulated update."""
 
-import golden
 import numpy as np
 import pytest
 import torch
-from reference import ReferenceAGVM
 from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
+from agvm_mm.gpu_check import golden
+from agvm_mm.gpu_check.reference import ReferenceAGVM
 from agvm_mm.modules import assign_modules
 
 

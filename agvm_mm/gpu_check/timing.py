@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch.distributed as dist
 
 from agvm_mm.estimators import ESTIMATORS
-from common.trainers import Trainer
+from agvm_mm.gpu_check.trainers import Trainer
 
 Cell = tuple[str, bool]
 """A variant, and whether its updates are measured."""

@@ -1,4 +1,4 @@
-"""Variants of training that the benchmarks compare."""
+"""Variants of training that the check and the benchmarks compare."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
 from agvm_mm.estimators import VarianceEstimator, build_estimator
-from common.ranks import on_gpus
+from agvm_mm.gpu_check.ranks import rank_device
 
 # The learning rate is 0: a step does all its arithmetic, but the models stay the same,
 # so all variants do the same work on the same images.
@@ -136,18 +136,17 @@ class Trainer:
 
 def to_ddp(model: BaseModel) -> MMDistributedDataParallel:
     """Move a model to the device of this rank and wrap it in DDP."""
-    device_ids = None
-    if on_gpus(dist.get_world_size()):
-        model = model.cuda()
-        device_ids = [torch.cuda.current_device()]
+    device = rank_device()
     return MMDistributedDataParallel(
-        model, device_ids=device_ids, broadcast_buffers=False
+        model.to(device),
+        device_ids=None if device.type == 'cpu' else [device.index],
+        broadcast_buffers=False,
     )
 
 
 def synchronize() -> None:
     """Wait for the GPU if one is in use."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if rank_device().type == 'cuda':
         torch.cuda.synchronize()
 
 

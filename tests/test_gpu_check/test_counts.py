@@ -1,0 +1,137 @@
+"""Counts of an update; what only a GPU does is simulated."""
+
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from agvm_mm.gpu_check import counts, synchronizations
+from agvm_mm.gpu_check.parts import Ranks
+
+WARNING = 'called a synchronizing CUDA operation (Triggered internally)'
+
+
+@pytest.fixture
+def modes(monkeypatch):
+    """Pretend to have a GPU; return the debug modes that are set."""
+    found = []
+    monkeypatch.setattr(counts, 'rank_device', lambda: torch.device('cuda'))
+    monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', found.append)
+    return found
+
+
+def test_synchronizations_are_counted_from_the_warnings_of_torch(modes):
+    def update():
+        assert modes == ['warn']
+        for message in (WARNING, 'something else', WARNING):
+            warnings.warn(message, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert counts.count_synchronizations(update) == 2
+    assert modes == ['warn', 'default']
+
+
+def test_error_about_a_synchronization_is_returned_and_others_are_raised(modes):
+    def update(message):
+        assert modes[-1] == 'error'
+        if message:
+            raise RuntimeError(message)
+
+    assert counts.synchronization_error(lambda: update('')) is None
+    assert counts.synchronization_error(lambda: update(WARNING)) == WARNING
+    with pytest.raises(RuntimeError, match='out of memory'):
+        counts.synchronization_error(lambda: update('out of memory'))
+    assert modes == ['error', 'default'] * 3
+
+
+def test_cpu_has_neither_synchronizations_nor_a_peak():
+    assert counts.count_synchronizations(pytest.fail) is None
+    assert counts.device_peak(None, {}) is None
+
+
+def test_operators_of_an_update_are_counted():
+    total = torch.ones(3)
+
+    def update():
+        for _ in range(4):
+            total.mul_(total)
+
+    assert counts.count_calls(update) == dict(operators=4, kernels=None)
+
+
+def test_kernels_are_the_launches_of_cuda():
+    names = [
+        'aten::add',
+        'cudaLaunchKernel',
+        'cudaLaunchKernelExC',
+        'cuLaunchKernelEx',
+        'cudaMemcpyAsync',
+        'cudaStreamSynchronize',
+        'void at::native::vectorized_elementwise_kernel<4>',
+        'aten::mul',
+    ]
+    assert counts.count_names(names) == dict(operators=2, kernels=3)
+
+
+def cells(counted, errors=()):
+    """Return results of one rank with the given counts."""
+    return {
+        cell: dict(count=count, error=WARNING if cell in errors else None)
+        for cell, count in zip(synchronizations.CELLS, counted, strict=True)
+    }
+
+
+HALVES = ('halves', False)
+
+
+@pytest.mark.parametrize(
+    'counted, errors, problems',
+    [
+        ((0, 0, 1, 0, 1), (), 0),
+        ((5, 5, 6, 5, 5), (), 0),
+        ((0, 1, 1, 0, 1), (), 1),
+        ((0, 0, 2, 0, 1), (), 1),
+        ((0, 0, 1, 0, 1), (HALVES,), 1),
+        # Then it is not AGVM's.
+        ((1, 1, 1, 1, 1), (synchronizations.PLAIN, HALVES), 0),
+        ((None,) * 5, (), 0),
+    ],
+)
+def test_only_a_measured_update_may_add_a_synchronization(counted, errors, problems):
+    right, own = cells((0, 0, 1, 0, 1)), cells(counted, errors)
+    for by_rank in ([own, right], [right, own]):
+        assert len(synchronizations.judge(by_rank)) == problems
+
+
+def test_description_names_each_cell():
+    assert synchronizations.describe(cells((0, 0, 1, 0, 2))) == (
+        'plain 0, halves 0, halves measured 1, replicas 0, replicas measured 2'
+    )
+    assert 'plain update raises' in synchronizations.describe(
+        cells((1,) * 5, (synchronizations.PLAIN,))
+    )
+
+
+def counted_rank():
+    """Measure on this rank as if on a GPU; return the debug modes, too."""
+    asked = []
+
+    @contextmanager
+    def mode(name):
+        asked.append(name)
+        yield
+
+    counts.sync_debug_mode = mode
+    counts.rank_device = lambda: torch.device('cuda')
+    return synchronizations.measure_synchronizations(), asked
+
+
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_each_cell_is_measured_on_ranks(ranks):
+    for found, asked in Ranks(ranks, 0).run(counted_rank):
+        assert list(found) == list(synchronizations.CELLS)
+        assert {cell['count'] for cell in found.values()} == {0}
+        # Over gloo nothing is forbidden.
+        assert asked == ['warn'] * len(found)

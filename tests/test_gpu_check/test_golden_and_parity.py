@@ -1,0 +1,69 @@
+"""Golden case and parity: differences are found, on CPU ranks."""
+
+import copy
+import math
+
+import pytest
+
+from agvm_mm.gpu_check import golden, parity
+from agvm_mm.gpu_check.parts import Ranks, compare, compare_golden, compare_parity
+
+CPU_PAIR = Ranks(2, 0)
+
+
+def test_golden_case_passes_on_four_ranks():
+    outcome = compare_golden(Ranks(golden.RANKS, 0))
+    assert not outcome.problems
+    assert set(outcome.data) == {'Phi', 'mu'}
+
+
+@pytest.mark.parametrize('kind, name', [(0, 'Phi'), (1, 'mu')])
+@pytest.mark.parametrize('rank', [0, 1])
+def test_wrong_value_on_any_rank_differs_from_golden_case(kind, name, rank):
+    right = {
+        estimator: (dict(phi), dict(backbone=1.0, head=golden.MULTIPLIER[estimator]))
+        for estimator, phi in golden.VARIANCES.items()
+    }
+    by_rank = [right, copy.deepcopy(right)]
+    assert not compare(golden.golden_differences(by_rank), golden.TOLERANCES).problems
+    by_rank[rank] = copy.deepcopy(right)
+    by_rank[rank]['halves'][kind]['head'] += 0.01
+    found = golden.golden_differences(by_rank)
+    assert found[name] == pytest.approx(0.01)
+    (problem,) = compare(found, golden.TOLERANCES).problems
+    assert problem.startswith(f'{name}: 1.0e-02 is more than')
+
+
+def test_difference_that_is_not_a_number_is_a_problem():
+    assert math.isnan(golden.largest([0.0, math.nan]))
+    assert compare(dict(Phi=math.nan), dict(Phi=1e-9)).problems
+
+
+def test_parity_passes_on_two_ranks():
+    outcome = compare_parity(CPU_PAIR)
+    assert not outcome.problems
+    assert set(outcome.data) == {'Phi', 'mu', 'parameters', 'ranks'}
+
+
+def reference_cases(ranks):
+    """Return what each rank would return if it were equal to the reference."""
+    trained = {
+        case: parity.train_reference(case[0], case[1], ranks, case[2])
+        for case in parity.CASES
+    }
+    return [copy.deepcopy(trained) for _ in range(ranks)]
+
+
+@pytest.mark.parametrize('spoiled', ['mu', 'Phi', 'parameters'])
+def test_parity_finds_what_differs_from_the_reference_or_between_ranks(spoiled):
+    for rank in range(2):
+        by_rank = reference_cases(2)
+        parameters, history = by_rank[rank]['AdamW', 'replicas', 2]
+        if spoiled == 'parameters':
+            parameters['neck.weight'][3, 4] += 1e-3
+        else:
+            history[7][spoiled == 'Phi']['bbox_head'] += 1e-3
+        found = parity.parity_differences(by_rank)
+        changed = {name for name, value in found.items() if value > 1e-4}
+        # The first rank is compared with the reference, the others with the first.
+        assert changed == ({spoiled, 'ranks'} if rank == 0 else {'ranks'})
