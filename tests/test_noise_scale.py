@@ -2,12 +2,12 @@
 
 import math
 
-from agvm_mm.gpu_check import golden
 import numpy as np
 import pytest
 import torch
 
 from agvm_mm import noise_scale
+from agvm_mm.gpu_check import golden
 from agvm_mm.noise_scale import (
     ALL,
     NoiseAverages,
