@@ -54,19 +54,13 @@ def describe(report: NoiseReport, gradient: str, notes: Sequence[str] = ()) -> s
 def _scale_table(report: NoiseReport) -> Iterator[list[str]]:
     yield ['module', 'noise scale (images)', 'interval', 'signal', 'noise']
     for name, (signal, noise) in report.modules.items():
-        scale = report.noise_scales[name]
-        shown = [UNRESOLVED, '-']
+        scale, low = report.noise_scales[name], report.lower_bounds[name]
+        value, ends = UNRESOLVED, f'above {_count(low)}' if low else '-'
         if scale:
-            shown = [
-                _count(scale.value),
-                f'{_count(scale.low)} to {_count(scale.high)}',
-            ]
-        yield [
-            name,
-            *shown,
-            f'{signal:.3g}' if signal > 0 else UNRESOLVED,
-            f'{noise:.3g}',
-        ]
+            value = _count(scale.value)
+            ends = f'{_count(scale.low)} to {_count(scale.high)}'
+        size = f'{signal:.3g}' if signal > 0 else UNRESOLVED
+        yield [name, value, ends, size, f'{noise:.3g}']
 
 
 def _value_table(

@@ -1,5 +1,6 @@
 """Figure of noise scales: what is drawn for resolved and other modules."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from test_noise import BOUNDS, draw, sums_of
 
 from agvm_mm.analysis.figures import plot_noise, save_figure
 from agvm_mm.analysis.noise import NoiseReport, make_report
+from agvm_mm.analysis.noise_text import describe
 from agvm_mm.noise_scale import predicted_variance
 
 
@@ -53,3 +55,9 @@ def test_two_replicas_can_be_drawn(tmp_path: Path):
     report = make_report(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)
     save_figure(plot_noise(report), tmp_path / 'noise.png')
     assert (tmp_path / 'noise.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_text_shows_the_lower_end_of_what_is_not_resolved(report: NoiseReport):
+    lines = describe(report, 'gradient').splitlines()
+    (line,) = [line for line in lines if line.startswith('neck ')]
+    assert re.match(r'neck +not resolved +above [\d,]+ ', line)
