@@ -172,8 +172,11 @@ def _estimates(found: Mapping[str, Estimate | None]) -> dict[str, dict | None]:
     return {name: _estimate(each) for name, each in found.items()}
 
 
-def _estimate(found: Estimate | None) -> dict[str, float] | None:
-    return None if found is None else found._asdict()
+def _estimate(found: Estimate | None) -> dict[str, float | None] | None:
+    if found is None:
+        return None
+    ends = (end if math.isfinite(end) else None for end in found)
+    return dict(zip(('value', 'low', 'high'), ends, strict=True))
 
 
 def write_json(path: Path, report: NoiseReport, **context: Any) -> None:

@@ -1,5 +1,6 @@
 """Figure of noise scales: what is drawn for resolved and other modules."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from test_noise import BOUNDS, draw, sums_of
 
 from agvm_mm.analysis.figures import plot_noise, save_figure
 from agvm_mm.analysis.noise import NoiseReport, make_report
-from agvm_mm.analysis.noise_text import describe
+from agvm_mm.analysis.noise_text import describe, write_json
 from agvm_mm.noise_scale import predicted_variance
 
 
@@ -61,3 +62,15 @@ def test_text_shows_the_lower_end_of_what_is_not_resolved(report: NoiseReport):
     lines = describe(report, 'gradient').splitlines()
     (line,) = [line for line in lines if line.startswith('neck ')]
     assert re.match(r'neck +not resolved +above [\d,]+ ', line)
+
+
+def test_unknown_ends_of_intervals_are_null_in_the_file(tmp_path: Path):
+    g = draw(np.random.default_rng(6), 2, 100.0, 1.0)
+    report = make_report(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)
+    write_json(tmp_path / 'noise.json', report)
+    found = json.loads((tmp_path / 'noise.json').read_text())
+    assert found['modules']['backbone']['noise_scale'] is None
+    row = next(row for row in found['batches'] if row['measured'])
+    phi = row['phi']['backbone']
+    assert phi['value'] == pytest.approx(report.rows[1].phi['backbone'].value)
+    assert all(end is None or 0 <= end <= 2 for end in phi.values())
