@@ -194,11 +194,14 @@ def assign_modules(
     return {name: assigned[name] for name in trainable if name in assigned}
 
 
-def trainable_by_module(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the trainable parameters of each module of the default split.
+def trainable_by_module(
+    model: nn.Module, modules: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[nn.Parameter]]:
+    """Return the trainable parameters of each module.
 
     Args:
         model: Network, wrapped in DDP or not.
+        modules: See :func:`assign_modules`. Defaults to None, the default split.
 
     Raises:
         ValueError: See :func:`assign_modules`.
@@ -206,7 +209,7 @@ def trainable_by_module(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     model = getattr(model, 'module', model)
     parameters = dict(model.named_parameters())
     by_module: dict[str, list[nn.Parameter]] = {}
-    for name, module in assign_modules(model).items():
+    for name, module in assign_modules(model, modules).items():
         if parameters[name].requires_grad:
             by_module.setdefault(module, []).append(parameters[name])
     return by_module

@@ -35,7 +35,7 @@ from agvm_mm.estimators.preconditioner import (
 from agvm_mm.estimators.reductions import squared_norm
 from agvm_mm.loops import pop_resume_switch
 from agvm_mm.modulator import Modulator
-from agvm_mm.modules import assign_modules
+from agvm_mm.modules import trainable_by_module
 from agvm_mm.preflight import check_one_optimizer
 from agvm_mm.validation import check_number, type_name
 
@@ -193,23 +193,6 @@ def build_model(cfg: Config) -> nn.Module:
         model = revert_sync_batchnorm(model)
     model.train()  # A detector with a teacher returns nothing.
     return model
-
-
-def trainable_by_module(
-    model: nn.Module, modules: Mapping | None
-) -> dict[str, list[nn.Parameter]]:
-    """Return the trainable parameters of each module.
-
-    Args:
-        model: The model.
-        modules: See :func:`agvm_mm.modules.assign_modules`.
-    """
-    module_of = assign_modules(model, modules)
-    by_module: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            by_module.setdefault(module_of[name], []).append(parameter)
-    return by_module
 
 
 def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
@@ -427,9 +410,16 @@ class BlockSums:
         return self._waiting[-1]
 
     def _measure(self, level: int, total: list[Tensor | None]) -> None:
-        for module, gradient in zip(self._owners, total, strict=True):
-            if gradient is not None:
-                self.group_sq[module, level] += squared_norm(gradient).cpu() / 4**level
+        found = [
+            (module, squared_norm(gradient))
+            for module, gradient in zip(self._owners, total, strict=True)
+            if gradient is not None
+        ]
+        if found:
+            modules, norms = zip(*found, strict=True)
+            # One transfer to the host for all parameters.
+            norms = torch.stack(norms).cpu().double() / 4**level
+            self.group_sq[:, level].index_add_(0, torch.tensor(modules), norms)
 
 
 def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:

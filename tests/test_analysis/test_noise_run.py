@@ -16,6 +16,7 @@ from agvm_mm.estimators.preconditioner import (
     IdentityPreconditioner,
     build_preconditioner,
 )
+from agvm_mm.modules import trainable_by_module
 
 REPLICAS, IMAGES = 70, 3
 
@@ -36,7 +37,7 @@ def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> noise_ru
     part = slice(rank * own, (rank + 1) * own)
     return noise_run.Setup(
         model=model,
-        by_module=noise_run.trainable_by_module(model, None),
+        by_module=trainable_by_module(model),
         preconditioner=build_preconditioner(built),
         batches=DataLoader(TensorDataset(inputs[part], targets[part]), IMAGES),
         blocks=blocks,
