@@ -194,6 +194,16 @@ def assign_modules(
     return {name: assigned[name] for name in trainable if name in assigned}
 
 
+def has_sync_bn(model: nn.Module) -> bool:
+    """Return whether a model has SyncBN, which couples the ranks."""
+    # torch's and mmcv's.
+    return any(
+        base.__name__ == 'SyncBatchNorm'
+        for module in model.modules()
+        for base in type(module).__mro__
+    )
+
+
 def trainable_by_module(
     model: nn.Module, modules: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, list[nn.Parameter]]:

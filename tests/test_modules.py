@@ -10,7 +10,12 @@ from torch import nn
 from toy import ToyDetector
 
 from agvm_mm.analysis.plan import build_model
-from agvm_mm.modules import assign_modules, default_modules, has_prefix
+from agvm_mm.modules import (
+    assign_modules,
+    default_modules,
+    has_prefix,
+    has_sync_bn,
+)
 from agvm_mm.optim import AGVMOptimWrapperConstructor
 
 
@@ -329,3 +334,12 @@ def test_frozen_module_is_refused():
     model.backbone.requires_grad_(False)
     with pytest.raises(ValueError, match="'backbone' has no trainable parameter"):
         assign_modules(model, COMPLETE)
+
+
+def test_sync_bn_of_torch_and_mmcv_is_found():
+    class Derived(nn.SyncBatchNorm):
+        pass
+
+    assert not has_sync_bn(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+    for layer in nn.SyncBatchNorm(3), Derived(3):
+        assert has_sync_bn(nn.Sequential(nn.Sequential(layer)))

@@ -35,7 +35,7 @@ from agvm_mm.estimators.preconditioner import (
 from agvm_mm.estimators.reductions import squared_norm
 from agvm_mm.loops import pop_resume_switch
 from agvm_mm.modulator import Modulator
-from agvm_mm.modules import trainable_by_module
+from agvm_mm.modules import has_sync_bn, trainable_by_module
 from agvm_mm.preflight import check_one_optimizer
 from agvm_mm.validation import check_number, type_name
 
@@ -278,8 +278,7 @@ def make_preconditioner(
 
 def notes_on_model(model: nn.Module) -> list[str]:
     """Return what couples replicas of a model."""
-    kinds = {type(module).__name__ for module in model.modules()}
-    if get_world_size() == 1 or not kinds & {*cli.SYNC_BN_TYPES, '_BatchNormXd'}:
+    if get_world_size() == 1 or not has_sync_bn(model):
         return []
     return [
         'SyncBN couples the replicas of the ranks: noise scales are biased. Measure on '

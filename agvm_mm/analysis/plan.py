@@ -42,7 +42,7 @@ from agvm_mm.estimators import build_preconditioner
 from agvm_mm.hooks import VarianceSyncHook
 from agvm_mm.loops import LargeBatchMixin, pop_resume_switch
 from agvm_mm.modulator import MeasurementSchedule
-from agvm_mm.modules import assign_modules
+from agvm_mm.modules import assign_modules, has_sync_bn
 from agvm_mm.optim.agvm_wrapper import AGVMMixin
 from agvm_mm.preflight import (
     check_accumulation,
@@ -205,7 +205,7 @@ def make_plan(
         plan.settled = settled(noise, total, cfg)
     plan.problems = find_problems(plan, cfg)
     plan.warnings = find_warnings(plan)
-    if noise is not None and has_sync_bn(cfg, model):
+    if noise is not None and will_have_sync_bn(cfg, model):
         plan.warnings.append(
             'with SyncBN, noise scales that several ranks have measured are biased '
             'upwards or not resolved, and with them all that follows from them'
@@ -438,10 +438,9 @@ def settled(noise: NoiseScales, total: int, cfg: Config) -> dict[str, float]:
     return settled_multipliers(total, noise.modules, anchor, bounds)
 
 
-def has_sync_bn(cfg: Config, model: nn.Module) -> bool:
+def will_have_sync_bn(cfg: Config, model: nn.Module) -> bool:
     """Return whether a model has SyncBN or gets it from the runner."""
-    layers = {type(layer).__name__ for layer in model.modules()}
-    return bool(cfg.get('sync_bn')) or not layers.isdisjoint(cli.SYNC_BN_TYPES)
+    return bool(cfg.get('sync_bn')) or has_sync_bn(model)
 
 
 def find_problems(plan: Plan, cfg: Config) -> list[str]:

@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 from agvm_mm.engine import ParamScheduler, accumulative_counts
 from agvm_mm.loops.batch_size import BatchSize
 from agvm_mm.modulator import MeasurementSchedule
+from agvm_mm.modules import has_sync_bn
 
 
 def parameter_counts(optim_wrapper: OptimWrapper) -> dict[str, int]:
@@ -58,6 +59,10 @@ def describe_run(
             f'  AGVM      from update {schedule.begin}{end}, measured every '
             f'{schedule.interval} by {estimator}, {acts}'
         )
+        if batch.ranks > 1 and has_sync_bn(runner.model):
+            lines.append(
+                '  noise     SyncBN couples the ranks, so noise scales are biased'
+            )
     return '\n'.join(lines)
 
 

@@ -11,6 +11,9 @@ from runners import ImageDataset, make_runner
 
 from agvm_mm import noise_scale
 from agvm_mm.hooks import VarianceSyncHook
+from agvm_mm.loops.batch_size import BatchSize
+from agvm_mm.loops.summary import describe_run
+from agvm_mm.modulator import MeasurementSchedule
 
 AGVM = dict(
     type='AGVMOptimWrapper',
@@ -421,3 +424,15 @@ def test_measuring_on_two_ranks(tmp_path):
     first, second = run_on_ranks(measuring_rank, 2, str(tmp_path))
     assert set(first) == {*MODULES, 'all'}
     assert first == second
+
+
+def test_summary_of_several_ranks_says_that_sync_bn_biases_noise_scales(tmp_path):
+    runner = run_measuring(tmp_path, PLAIN, [MEASURE], train_cfg=epochs(1, 16))
+    schedule = MeasurementSchedule(act=False)
+    runner.model.add_module('norm', torch.nn.SyncBatchNorm(3))
+    alone, together = (
+        describe_run(runner, BatchSize(ranks, 4, 2), schedule, 'halves')
+        for ranks in (1, 2)
+    )
+    assert 'SyncBN' not in alone
+    assert 'SyncBN couples the ranks, so noise scales are biased' in together
