@@ -18,6 +18,7 @@ MIM_FILES = (
     'tools/dist_*.sh',
     'tools/slurm*.sh',
     'tools/torchrun.*',
+    'tools/noise_scale.py',
     'tools/paper_tables.py',
     'tools/plan.py',
     'tools/rendezvous.py',

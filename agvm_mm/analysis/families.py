@@ -28,7 +28,7 @@ from agvm_mm.cli import revert_sync_bn
 from agvm_mm.estimators import build_estimator
 from agvm_mm.hooks.variance_sync import explain_rejected, not_finite
 from agvm_mm.modulator import MeasurementSchedule
-from agvm_mm.optim.agvm_wrapper import Measurement
+from agvm_mm.optim.measuring import Measurement
 
 MICRO_BATCHES = 2
 IMAGES = 2

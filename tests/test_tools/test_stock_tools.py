@@ -101,7 +101,12 @@ def check_log(rows: list[dict[str, Any]], modules: list[str]) -> None:
     """Check that each module was measured once, after the second micro-batch."""
     (measured,) = (row for row in rows if 'agvm/phi/backbone' in row)
     assert {key for key in measured if key.startswith('agvm/')} == {
-        f'agvm/{kind}/{module}' for kind in ('phi', 'mu') for module in modules
+        'agvm/noise_scale/all',
+        *(
+            f'agvm/{kind}/{module}'
+            for kind in ('phi', 'mu', 'noise_scale')
+            for module in modules
+        ),
     }
     assert all(0 < measured[f'agvm/phi/{module}'] < 2 for module in modules)
 
