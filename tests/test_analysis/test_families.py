@@ -8,6 +8,7 @@ import pytest
 from mmengine.config import ConfigDict
 
 from agvm_mm.analysis import families, images, stock, zoo_page
+from agvm_mm.estimators import ModuleStatistics
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs/zoo.md'
 SSD = 'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py'
@@ -90,7 +91,8 @@ def test_missing_gradients_are_found(change_estimator):
 
 
 def test_variance_that_is_not_finite_is_found(change_estimator):
-    change_estimator('finish', lambda _, old: old() | dict(bbox_head=math.nan))
+    bad = ModuleStatistics(variance=math.nan, signal=1.0, noise=1.0)
+    change_estimator('finish', lambda _, old: old() | dict(bbox_head=bad))
     update = families.one_update(SSD)
     assert update.outcome == 'rejected'
     assert 'bbox_head' in update.reason
