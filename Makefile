@@ -1,13 +1,22 @@
 # Every target sets up the environment first, which is quick once it is installed.
 TORCH ?= 2.13.0
 MMENGINE ?= 0.10.7
+# openmmlab, or onedl: maintained forks with the same module names.
+STACK ?= openmmlab
+# Name or path of the Python that creates the environment; without it python3.11 if
+# there is one, else python3.12 or python3.10.
+PYTHON ?=
+# Only for install.sh: the scripts that the tests start read a variable of this name.
+unexport PYTHON
 ARGS ?=
 # Number of parallel test processes.
 WORKERS ?= 2
 # The default versions are in .venv. Every other lane has its own environment, such as
-# .venv-torch2.1.2 or .venv-mmengine0.11.0rc3.
+# .venv-torch2.1.2, .venv-mmengine0.11.0rc3, .venv-python3.12 or .venv-onedl.
 VENV := .venv$(patsubst %,-torch%,$(filter-out 2.13.0,$(TORCH)))$(patsubst \
-	%,-mmengine%,$(filter-out 0.10.7,$(MMENGINE)))
+	%,-mmengine%,$(filter-out 0.10.7,$(MMENGINE)))$(patsubst \
+	%,-%,$(filter-out python python3 python3.11,$(notdir $(PYTHON))))$(patsubst \
+	%,-%,$(filter-out openmmlab,$(STACK)))
 PY := $(VENV)/bin/python
 # For tools that call torchrun or python by name.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -16,11 +25,12 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help install demo test zoo gpu-check data docs lint format clean
 
 help:  ## list the targets
-	@echo 'make TARGET [ARGS="..."] [TORCH=$(TORCH)] [MMENGINE=$(MMENGINE)]'
+	@echo 'make TARGET [ARGS="..."] [TORCH=$(TORCH)] [MMENGINE=$(MMENGINE)]' \
+		'[PYTHON=python3.12] [STACK=onedl]'
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 14
 
 install:  ## create the environment; compiles mmcv once (about 10 minutes on 2 cores)
-	@bash tools/dev/install.sh $(TORCH) $(MMENGINE) $(VENV)
+	@PYTHON='$(PYTHON)' bash tools/dev/install.sh $(TORCH) $(MMENGINE) $(VENV) $(STACK)
 
 demo: install  ## train and evaluate a detector with AGVM on real digits, draw figures
 	$(PY) tools/demo.py $(ARGS)

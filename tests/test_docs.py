@@ -403,7 +403,8 @@ def check_command(words: list[str]) -> str | None:
     if program == 'make':
         targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M)
         for word in arguments:
-            assert word in targets or re.match(r'(ARGS|TORCH|MMENGINE)=', word), word
+            setting = re.match(r'(ARGS|TORCH|MMENGINE|PYTHON|STACK)=', word)
+            assert word in targets or setting, word
     elif program == 'bash':
         assert (ROOT / arguments[0]).exists()
     elif program.endswith('.sh'):

@@ -25,7 +25,7 @@ FAKE_PYTHON = r"""#!/usr/bin/env bash
 here=$(dirname "$0")
 echo "$*" >>"$FAKE_LOG"
 case "$*" in
-  -V) echo Python 3.11.9 ;;
+  -V) echo "Python ${FAKE_VERSION:-3.11.9}" ;;
   *_base_executable*) echo "$FAKE_BASE" ;;
   *sysconfig*) echo "$FAKE_INCLUDE" ;;
   *mmcv._ext*) [ -e "$here/mmcv" ] ;;
@@ -42,7 +42,7 @@ case "$*" in
     [ -e "$here/pip" ] || exit 1
     case "$*" in *"${PIP_WAIT:-nothing}"*) echo >"$FAKE_LOG.waits"; sleep 20 ;; esac
     case "$*" in *"${PIP_FAIL:-nothing}"*) exit 1 ;; esac
-    case "$*" in *' mmcv') echo >"$here/mmcv" ;; esac ;;
+    case "$*" in *mmcv) echo >"$here/mmcv" ;; esac ;;
 esac
 """
 
@@ -135,7 +135,7 @@ def test_second_run_does_nothing(sandbox):
     installs = sandbox.pip_installs()
     order = ['setuptools', 'torch-2.13.0.txt', 'mmcv', 'common.txt', 'panoptic', '-e .']
     assert len(installs) == len(order)
-    assert installs[3].endswith('-r tools/dev/pins/mmengine-0.10.7.txt')
+    assert installs[3].endswith('-rtools/dev/pins/mmengine-0.10.7.txt')
     assert all(word in call for word, call in zip(order, installs, strict=True))
     assert '--no-build-isolation' in installs[2]
 
@@ -152,6 +152,7 @@ def test_second_run_does_nothing(sandbox):
         'tools/dev/install.sh',
         'tools/dev/pins/common.txt',
         'tools/dev/pins/torch-2.13.0.txt',
+        'tools/dev/pins/stack-openmmlab.txt',
         'tools/dev/pins/mmengine-0.10.7.txt',
     ],
 )
@@ -176,12 +177,114 @@ def test_other_mmengine_is_another_lane(sandbox):
     with_pins = [call for call in sandbox.pip_installs() if ' -c ' in call]
     assert with_pins
     for call in with_pins:
-        assert '-c tools/dev/pins/mmengine-0.11.0rc3.txt' in call
+        assert '-ctools/dev/pins/mmengine-0.11.0rc3.txt' in call
         assert '0.10.7' not in call
     assert sandbox.install(*args) == (0, '')
     # The same environment for another MMEngine is completed in place.
     sandbox.install('2.13.0', '0.10.7', args[2])
     assert sandbox.pip_installs()
+
+
+def test_forks_are_another_lane(sandbox):
+    args = ('2.13.0', '0.10.7', '.venv-onedl', 'onedl')
+    code, output = sandbox.install(*args)
+    assert code == 0, output
+    assert not sandbox.venv.exists()
+    installs = sandbox.pip_installs()
+    assert installs[2].endswith(' onedl-mmcv')
+    assert 'onedl-mmdetection==' in installs[4] and '--no-deps' in installs[4]
+    for call in installs:
+        # The forks have the same modules: no package of OpenMMLab next to them.
+        assert 'stack-openmmlab' not in call and 'pins/mmengine-' not in call
+        assert ' -c ' not in call or '-ctools/dev/pins/stack-onedl.txt' in call
+    assert sandbox.install(*args) == (0, '')
+    code, output = sandbox.install('2.13.0', '0.11.0rc3', '.venv-x', 'onedl')
+    assert code == 1
+    assert 'MMENGINE=0.11.0rc3 has no effect' in output
+
+
+def test_pinned_forks_and_openmmlab_packages_exclude_each_other():
+    pins = ROOT / 'tools' / 'dev' / 'pins'
+    names = {'mmcv', 'mmdet', 'mmsegmentation', 'mmengine'}
+    for file in ('common.txt', 'stack-onedl.txt'):
+        found = {line.partition('==')[0] for line in (pins / file).open()}
+        assert not names & found, file
+
+
+def test_python_of_a_lane(sandbox):
+    sandbox.program('python3.12', FAKE_PYTHON)
+    base = str(sandbox.bin / 'python3.12')
+    settings = dict(PYTHON='python3.12', FAKE_VERSION='3.12.1', FAKE_BASE=base)
+    args = ('2.13.0', '0.10.7', '.venv-python3.12')
+    code, output = sandbox.install(*args, **settings)
+    assert code == 0, output
+    assert 'creating .venv-python3.12 with Python 3.12.1' in output
+    assert not sandbox.venv.exists()
+    assert sandbox.install(*args, **settings) == (0, '')
+
+
+def test_python_of_a_lane_may_be_one_of_pyenv(sandbox):
+    """pyenv's command python3.12 fails unless this release is selected."""
+    sandbox.program('python3.12', '#!/bin/sh\nexit 127\n')
+    root = sandbox.root.parent / 'pyenv'
+    installed = root / 'versions' / '3.12.1' / 'bin'
+    installed.mkdir(parents=True)
+    shutil.copy(sandbox.bin / 'python3.11', installed / 'python3.12')
+    sandbox.program('pyenv', f'#!/bin/sh\necho {root}\n')
+    settings = dict(PYTHON='python3.12', FAKE_BASE=str(installed / 'python3.12'))
+    code, output = sandbox.install(**settings)
+    assert code == 0, output
+
+
+def test_environment_of_another_python_is_refused(sandbox):
+    code, output = sandbox.install()
+    assert code == 0, output
+    calls = FAKE_PYTHON.replace('Python ${FAKE_VERSION:-3.11.9}', 'Python 3.12.1')
+    sandbox.program('python3.12', calls)
+    base = str(sandbox.bin / 'python3.12')
+    code, output = sandbox.install(PYTHON='python3.12', FAKE_BASE=base)
+    assert code == 1
+    assert '.venv has Python 3.11.9, but PYTHON=python3.12 is Python 3.12.1' in output
+    assert 'make install PYTHON=python3.12' in output
+    # Nothing was changed, and the same release under another name is accepted.
+    assert sandbox.install(PYTHON='python3.11') == (0, '')
+
+
+@pytest.mark.parametrize(
+    ('settings', 'arguments'),
+    [
+        ('', '2.13.0 0.10.7 .venv openmmlab'),
+        ('TORCH=2.1.2', '2.1.2 0.10.7 .venv-torch2.1.2 openmmlab'),
+        (
+            'MMENGINE=0.11.0rc3',
+            '2.13.0 0.11.0rc3 .venv-mmengine0.11.0rc3 openmmlab',
+        ),
+        ('PYTHON=python3.11', '2.13.0 0.10.7 .venv openmmlab'),
+        ('PYTHON=python3.10', '2.13.0 0.10.7 .venv-python3.10 openmmlab'),
+        ('PYTHON=/a/bin/python3.12', '2.13.0 0.10.7 .venv-python3.12 openmmlab'),
+        ('STACK=onedl', '2.13.0 0.10.7 .venv-onedl onedl'),
+        (
+            'TORCH=2.1.2 PYTHON=python3.10',
+            '2.1.2 0.10.7 .venv-torch2.1.2-python3.10 openmmlab',
+        ),
+    ],
+)
+def test_every_lane_has_its_own_folder(settings, arguments):
+    if not shutil.which('make'):
+        pytest.skip('needs make')
+    lane = ('TORCH', 'MMENGINE', 'PYTHON', 'STACK', 'MAKEFLAGS', 'MAKEOVERRIDES')
+    done = subprocess.run(
+        ['make', '--no-print-directory', '-n', 'install', *settings.split()],
+        cwd=ROOT,
+        # Without the settings of the lane that runs this test.
+        env={name: value for name, value in os.environ.items() if name not in lane},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    python = dict(word.split('=') for word in settings.split()).get('PYTHON', '')
+    expected = f"PYTHON='{python}' bash tools/dev/install.sh {arguments}\n"
+    assert done.stdout == expected
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -273,7 +376,7 @@ def test_environment_without_pip_is_completed(sandbox):
 
 def test_cached_operators_of_another_torch_are_compiled_again(sandbox):
     """Such a wheel installs but does not import."""
-    text = FAKE_PYTHON.replace("*' mmcv')", "*'--no-cache-dir'*' mmcv')")
+    text = FAKE_PYTHON.replace('*mmcv) ', "*'--no-cache-dir'*mmcv) ")
     sandbox.program('python3.11', text)
     code, output = sandbox.install()
     assert code == 0, output
@@ -350,3 +453,6 @@ def test_unknown_versions_list_the_known_ones(sandbox):
     code, output = sandbox.install('2.13.0', '0.1.0')
     assert code == 1
     assert 'mmengine-0.10.7.txt' in output and 'mmengine-0.11.0rc3.txt' in output
+    code, output = sandbox.install('2.13.0', '0.10.7', '.venv', 'other')
+    assert code == 1
+    assert 'stack-onedl.txt' in output and 'stack-openmmlab.txt' in output

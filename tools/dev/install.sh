@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up an environment: install.sh [TORCH [MMENGINE [VENV]]]. It can run at any time:
-# it skips finished work and does not trust interrupted work.
+# Set up an environment: [PYTHON=python3.12] install.sh [TORCH [MMENGINE [VENV [STACK]]]].
+# It can run at any time: it skips finished work and does not trust interrupted work.
 #
 # $VENV/agvm_mm.stamp holds the state:
 #   a key        installed and checked for exactly this key
@@ -14,8 +14,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 TORCH=${1:-2.13.0}
 MMENGINE=${2:-0.10.7}
 VENV=${3:-.venv}
+STACK=${4:-openmmlab}
 PINS=tools/dev/pins
-LANE=("$PINS/torch-$TORCH.txt" "$PINS/mmengine-$MMENGINE.txt")
+LANE=("$PINS/torch-$TORCH.txt" "$PINS/stack-$STACK.txt")
+# Installed without their requirements: panopticapi works with numpy 2, openmim's client
+# for data sets pins an old setuptools and is not needed for training, and imaug works
+# with OpenCV 5.
+NO_DEPS=(panopticapi-lite==0.2.0 openmim==0.3.9)
+case $STACK in
+  openmmlab) MMCV=mmcv LANE+=("$PINS/mmengine-$MMENGINE.txt") ;;
+  onedl) MMCV=onedl-mmcv NO_DEPS+=(onedl-mmdetection==3.5.1 imaug==0.4.3) ;;
+esac
 PY=$VENV/bin/python
 STAMP=$VENV/agvm_mm.stamp
 NEEDED_GB=4
@@ -41,7 +50,7 @@ die() {
 key() {
   { cat tools/dev/install.sh agvm_mm/doctor.py "$PINS/common.txt" "${LANE[@]}" \
       setup.py agvm_mm/version.py
-    echo "$TORCH $MMENGINE $PWD"
+    echo "$TORCH $MMENGINE $STACK $PWD"
     "$PY" -V; } 2>&1 | cksum
 }
 state() { cat "$STAMP" 2>/dev/null || true; }
@@ -52,9 +61,25 @@ supported() {
 sys.exit(sys.implementation.name != "cpython" or not (3, 10) <= sys.version_info < (3, 13))' \
     2>/dev/null
 }
+minor() {
+  local version
+  version=$("$1" -V 2>&1)
+  version=${version#Python }
+  echo "${version%.*}"
+}
+# pyenv's commands run only the selected releases; look among all installed ones.
+in_pyenv() {
+  local path found=
+  command -v pyenv >/dev/null || return 0
+  for path in "$(pyenv root)"/versions/*/bin/"$1"; do
+    [ ! -x "$path" ] || found=$path
+  done
+  echo "$found"
+}
 find_python() {
   local name found=
   for name in ${PYTHON:-python3.11 python3.12 python3.10 python3 python}; do
+    supported "$name" || name=$(in_pyenv "$name")
     supported "$name" || continue
     found=${found:-$name}
     if "$name" -c 'import venv, ensurepip' 2>/dev/null; then
@@ -68,7 +93,8 @@ find_python() {
     "Debian, Ubuntu: apt install $("$found" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
   die "no CPython 3.10, 3.11 or 3.12 found${PYTHON:+ under the name $PYTHON}." \
     'Debian, Ubuntu: apt install python3.11 python3.11-venv python3.11-dev' \
-    'If it is not on the PATH: PYTHON=/path/to/python3.11 make install'
+    'Other releases: pyenv install 3.12, or uv python install 3.12' \
+    'If it is not on the PATH: make install PYTHON=/path/to/python3.11'
 }
 
 # mmcv needs a C++17 compiler that finds its headers, not just one with that name.
@@ -95,8 +121,24 @@ ops_load() { "$PY" -c 'import torch, mmcv._ext' 2>/dev/null; }
 
 [ -e "${LANE[0]}" ] || die "no pinned versions for torch $TORCH." \
   "There are: $(cd $PINS && echo torch-*.txt)"
-[ -e "${LANE[1]}" ] || die "no pinned versions for MMEngine $MMENGINE." \
-  "There are: $(cd $PINS && echo mmengine-*.txt)"
+[ -e "${LANE[1]}" ] || die "no pinned versions for the stack $STACK." \
+  "There are: $(cd $PINS && echo stack-*.txt)"
+if [ "$STACK" = openmmlab ]; then
+  [ -e "${LANE[2]}" ] || die "no pinned versions for MMEngine $MMENGINE." \
+    "There are: $(cd $PINS && echo mmengine-*.txt)"
+elif [ "$MMENGINE" != 0.10.7 ]; then
+  die "the stack $STACK has its own MMEngine, so MMENGINE=$MMENGINE has no effect." \
+    "Leave out MMENGINE or STACK."
+fi
+# PYTHON only creates environments. An existing one must have the same release.
+if [ -n "${PYTHON:-}" ]; then
+  find_python
+  if "$PY" -c pass 2>/dev/null && [ "$(minor "$PY")" != "$(minor "$BASE")" ]; then
+    die "$VENV has $("$PY" -V 2>&1), but PYTHON=$PYTHON is $("$BASE" -V 2>&1)." \
+      "Move or delete $VENV, or give the release a folder of its own:" \
+      "make install PYTHON=python$(minor "$BASE")"
+  fi
+fi
 if finished; then exit 0; fi
 
 # One installation at a time. The lock is released when its owner's last child ends.
@@ -141,9 +183,9 @@ fi
 export PATH="$PWD/$VENV/bin:$PATH"
 
 failed='see the messages of pip above; run this again to continue.'
-pins=(-c "$PINS/common.txt" -c "${LANE[0]}" -c "${LANE[1]}")
+pins=(-c "$PINS/common.txt" "${LANE[@]/#/-c}")
 say "installing torch $TORCH"
-pip install "${pins[@]}" setuptools wheel ninja || die "$failed"
+pip install "${pins[@]}" setuptools wheel ninja packaging || die "$failed"
 pip install "${pins[@]}" -r "${LANE[0]}" || die "$failed"
 
 if ! ops_load; then
@@ -155,10 +197,10 @@ sys.exit(torch.cuda.is_available() and torch.version.hip is None and CUDA_HOME i
       'Install the toolkit, set CUDA_HOME if it is not found, and run this again,' \
       'or ignore the GPU: CUDA_VISIBLE_DEVICES= make demo'
   jobs=${MAX_JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
-  say "installing mmcv; compiling its operators takes about 10 minutes on 2 cores, once"
+  say "installing $MMCV; compiling its operators takes about 10 minutes on 2 cores, once"
   # No build isolation, because the build needs torch: without it mmcv silently
   # installs without its operators.
-  mmcv() { MAX_JOBS=$jobs MMCV_WITH_OPS=1 pip install "${pins[@]}" --no-build-isolation "$@" mmcv; }
+  mmcv() { MAX_JOBS=$jobs MMCV_WITH_OPS=1 pip install "${pins[@]}" --no-build-isolation "$@" "$MMCV"; }
   mmcv || die "$failed" 'Out of memory? MAX_JOBS=1 make install'
   if ! ops_load; then
     say 'the cached operators belong to another torch; compiling again'
@@ -167,10 +209,8 @@ sys.exit(torch.cuda.is_available() and torch.version.hip is None and CUDA_HOME i
 fi
 
 say 'installing the other packages'
-pip install -q "${pins[@]}" -r "$PINS/common.txt" -r "${LANE[1]}" || die "$failed"
-# Without their requirements: panopticapi works with numpy 2, and openmim's client for
-# data sets pins an old setuptools and is not needed for training.
-pip install -q --no-deps panopticapi-lite==0.2.0 openmim==0.3.9 || die "$failed"
+pip install -q "${pins[@]}" -r "$PINS/common.txt" "${LANE[@]/#/-r}" || die "$failed"
+pip install -q --no-deps "${NO_DEPS[@]}" || die "$failed"
 pip install -q --no-deps --no-build-isolation -e . || die "$failed"
 
 # Packages can install without errors and still not work together.
