@@ -20,14 +20,24 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
-# The one release that both toolboxes accept, built against the installed torch.
-BUILD_MMCV = (
-    'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
-    'mmcv==2.1.0'
-)
+# Packages of the modules: the one release of OpenMMLab's mmcv that both its toolboxes
+# accept, and maintained forks with the same module names.
+OPENMMLAB = {
+    'mmengine': 'mmengine',
+    'mmcv': 'mmcv==2.1.0',
+    'mmdet': 'mmdet==3.3.0',
+    'mmseg': 'mmsegmentation==1.2.2',
+}
+ONEDL = {
+    'mmengine': 'onedl-mmengine',
+    'mmcv': 'onedl-mmcv',
+    'mmdet': 'onedl-mmdetection',
+    'mmseg': 'onedl-mmsegmentation',
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,23 @@ class Finding:
     state: str
     found: str
     fix: str = ''
+
+
+def packages() -> dict[str, str]:
+    """Return the package of each module, a fork if MMEngine is one."""
+    try:
+        metadata.version('onedl-mmengine')
+    except metadata.PackageNotFoundError:
+        return OPENMMLAB
+    return ONEDL
+
+
+def build_mmcv() -> str:
+    """Return the command that builds mmcv's operators against the installed torch."""
+    return (
+        'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
+        + packages()['mmcv']
+    )
 
 
 def version_of(module: str) -> str:
@@ -87,6 +114,26 @@ def examine_numpy() -> Finding:
     return Finding('numpy', OK, version)
 
 
+def examine_stack() -> Finding:
+    """Look for modules that two packages have overwritten for each other."""
+    owners = metadata.packages_distributions()
+    both = [
+        name
+        for module in ONEDL
+        if len(set(owners.get(module, ()))) > 1
+        for name in sorted(set(owners[module]))
+    ]
+    if both:
+        return Finding(
+            'stack',
+            PROBLEM,
+            f'{", ".join(both)} contain the same modules',
+            f'pip uninstall {" ".join(both)}, then install one of each again',
+        )
+    stack = 'OpenMMLab' if packages() is OPENMMLAB else 'onedl'
+    return Finding('stack', OK, f'packages of {stack}')
+
+
 def examine_mmcv() -> Finding:
     """Run one of mmcv's compiled operators; an mmcv built without torch has none."""
     found = ''
@@ -98,19 +145,19 @@ def examine_mmcv() -> Finding:
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
         _, kept = ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5)
     except Exception as error:
-        return Finding('mmcv', PROBLEM, found + first_line(error), BUILD_MMCV)
+        return Finding('mmcv', PROBLEM, found + first_line(error), build_mmcv())
     if kept.tolist() != [0]:
-        return Finding('mmcv', PROBLEM, f'{version}, nms is wrong', BUILD_MMCV)
+        return Finding('mmcv', PROBLEM, f'{version}, nms is wrong', build_mmcv())
     return Finding('mmcv', OK, f'{version}, operators run')
 
 
-def examine_toolbox(module: str, dist: str) -> Finding:
+def examine_toolbox(module: str) -> Finding:
     """Import MMDetection or MMSegmentation with all its models.
 
     Args:
         module: 'mmdet' or 'mmseg'.
-        dist: Name and version on the package index.
     """
+    dist = packages()[module]
     if importlib.util.find_spec(module) is None:
         return Finding(module, WARNING, 'not installed', f'pip install {dist}')
     try:
@@ -120,11 +167,11 @@ def examine_toolbox(module: str, dist: str) -> Finding:
         missing = (error.name or '').partition('.')[0]
         # MMSegmentation's tokenizer, for example, imports packages that it does not
         # require.
-        fix = BUILD_MMCV if missing == 'mmcv' else f'pip install {missing or dist}'
+        fix = build_mmcv() if missing == 'mmcv' else f'pip install {missing or dist}'
         return Finding(module, PROBLEM, str(error), fix)
     except Exception as error:
         # Both assert the versions of mmcv and MMEngine and import mmcv's operators.
-        return Finding(module, PROBLEM, first_line(error), BUILD_MMCV)
+        return Finding(module, PROBLEM, first_line(error), build_mmcv())
     return Finding(module, OK, version)
 
 
@@ -137,7 +184,7 @@ def examine_toolboxes() -> Finding:
         'toolbox',
         PROBLEM,
         'neither MMDetection nor MMSegmentation is installed',
-        'pip install "mmdet==3.3.0" or "mmsegmentation==1.2.2"',
+        'pip install "{mmdet}" or "{mmseg}"'.format(**packages()),
     )
 
 
@@ -316,9 +363,10 @@ def examine_installation() -> list[Finding]:
         examine_numpy,
         lambda: Finding('mmengine', OK, version_of('mmengine')),
         examine_setuptools,
+        examine_stack,
         examine_mmcv,
-        lambda: examine_toolbox('mmdet', 'mmdet==3.3.0'),
-        lambda: examine_toolbox('mmseg', 'mmsegmentation==1.2.2'),
+        lambda: examine_toolbox('mmdet'),
+        lambda: examine_toolbox('mmseg'),
         examine_toolboxes,
         examine_registries,
         examine_distributed,

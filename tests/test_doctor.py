@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 import types
+from importlib import metadata
 
 import pytest
 import torch
@@ -95,13 +96,55 @@ def test_numpy_that_torch_cannot_use(monkeypatch):
     assert (finding.state, finding.fix) == (doctor.PROBLEM, 'pip install "numpy<2"')
 
 
-def test_missing_toolbox_is_a_warning(monkeypatch):
+STACKS = pytest.mark.parametrize(
+    'installed, mmcv, mmdet, mmseg',
+    [
+        ('mmengine', 'mmcv==2.1.0', 'mmdet==3.3.0', 'mmsegmentation==1.2.2'),
+        ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
+    ],
+)
+
+
+def install(monkeypatch, *names, modules=()):
+    """Make these the only installed packages; modules are pairs (module, packages)."""
+
+    def version(name):
+        if name not in names:
+            raise metadata.PackageNotFoundError(name)
+        return '1.0'
+
+    monkeypatch.setattr(doctor.metadata, 'version', version)
+    owners = dict(modules)
+    monkeypatch.setattr(doctor.metadata, 'packages_distributions', lambda: owners)
+
+
+@STACKS
+def test_fixes_name_the_packages_of_the_installed_stack(
+    monkeypatch, installed, mmcv, mmdet, mmseg
+):
+    """The forks have the same modules: OpenMMLab's packages would overwrite them."""
+    install(monkeypatch, installed)
+    assert doctor.examine_stack().state == doctor.OK
     monkeypatch.setattr(doctor.importlib.util, 'find_spec', lambda name: None)
-    finding = doctor.examine_toolbox('mmdet', 'mmdet==3.3.0')
-    assert (finding.state, finding.fix) == (
-        doctor.WARNING,
-        'pip install mmdet==3.3.0',
-    )
+    for module, package in (('mmdet', mmdet), ('mmseg', mmseg)):
+        finding = doctor.examine_toolbox(module)
+        assert finding.state == doctor.WARNING
+        assert finding.fix == f'pip install {package}'
+    assert doctor.examine_toolboxes().fix == f'pip install "{mmdet}" or "{mmseg}"'
+    block(monkeypatch, 'mmcv')
+    assert doctor.examine_mmcv().fix.endswith(f'--no-deps {mmcv}')
+
+
+def test_both_stacks_in_one_environment(monkeypatch):
+    owners = {
+        'mmengine': ['mmengine', 'mmengine', 'onedl-mmengine'],
+        'mmcv': ['onedl-mmcv', 'onedl-mmcv'],
+    }
+    install(monkeypatch, 'mmengine', 'onedl-mmengine', 'onedl-mmcv', modules=owners)
+    finding = doctor.examine_stack()
+    assert finding.state == doctor.PROBLEM
+    assert finding.found == 'mmengine, onedl-mmengine contain the same modules'
+    assert finding.fix.startswith('pip uninstall mmengine onedl-mmengine,')
 
 
 @pytest.mark.parametrize(
@@ -115,23 +158,23 @@ def test_missing_toolbox_is_a_warning(monkeypatch):
 )
 def test_toolbox_without_working_operators(monkeypatch, error):
     block(monkeypatch, 'mmdet.models', error=error)
-    finding = doctor.examine_toolbox('mmdet', 'mmdet==3.3.0')
+    finding = doctor.examine_toolbox('mmdet')
     assert finding.state == doctor.PROBLEM
-    assert '--no-build-isolation' in finding.fix and 'mmcv==2.1.0' in finding.fix
+    assert finding.fix == doctor.build_mmcv()
     assert '\n' not in finding.found
 
 
 def test_toolbox_with_missing_requirement(monkeypatch):
     block(monkeypatch, 'mmseg.models', error=MISSING('no ftfy', name='ftfy'))
-    finding = doctor.examine_toolbox('mmseg', 'mmsegmentation==1.2.2')
+    finding = doctor.examine_toolbox('mmseg')
     assert (finding.state, finding.fix) == (doctor.PROBLEM, 'pip install ftfy')
 
 
 def test_toolbox_that_refuses_installed_mmcv(monkeypatch):
     block(monkeypatch, 'mmdet', error=AssertionError('MMCV==2.2.0 is incompatible'))
-    finding = doctor.examine_toolbox('mmdet', 'mmdet==3.3.0')
+    finding = doctor.examine_toolbox('mmdet')
     assert finding.state == doctor.PROBLEM
-    assert 'mmcv==2.1.0' in finding.fix
+    assert finding.fix == doctor.build_mmcv()
 
 
 def test_no_toolbox_is_a_problem(monkeypatch):

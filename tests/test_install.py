@@ -442,7 +442,7 @@ def test_little_disk_space(sandbox):
     sandbox.disk(1)
     code, output = sandbox.install()
     assert code == 1
-    assert 'only 1024 MB free' in output and '4 GB' in output
+    assert 'only 1024 MB free' in output and '8 GB' in output
     assert not sandbox.venv.exists()
 
 

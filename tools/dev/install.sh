@@ -27,7 +27,8 @@ case $STACK in
 esac
 PY=$VENV/bin/python
 STAMP=$VENV/agvm_mm.stamp
-NEEDED_GB=4
+# torch with CUDA, which PyPI has for x86-64, takes most of it.
+NEEDED_GB=8
 
 say() { printf '==> %s\n' "$*" >&2; }
 
