@@ -17,7 +17,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS, Registry
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import checkpoint
 from runners import make_runner
 from test_resume import assert_same
 
@@ -306,7 +306,7 @@ def test_documented_ways_to_resume_a_file_with_other_types(
         later.train()
         assert later.iter == 4
         """
-    if not resumes and 'weights_only=False' in inspect.getsource(load_from_local):
+    if not resumes and 'weights_only=False' in inspect.getsource(checkpoint):
         pytest.skip('this MMEngine loads anything')
     path = [str(tmp_path), *sys.path]
     done = subprocess.run(

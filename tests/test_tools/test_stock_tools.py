@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from agvm_mm.digits import write_digits
+from agvm_mm.doctor import packages
 
 CONFIG = """\
 _base_ = '{base}'
@@ -75,10 +76,16 @@ def train(
 
 
 def mim_train(toolbox: str) -> Callable[[Path], list]:
-    """Return a function that returns the command `mim train TOOLBOX CONFIG`."""
+    """Return a function that returns the command `mim train PACKAGE CONFIG`.
+
+    Args:
+        toolbox: 'mmdet' or 'mmseg'. mim wants the name of the package, which may be
+            that of a fork.
+    """
     # Not one of the extras: its requirements would break the environment.
     pytest.importorskip('mim')
-    return lambda config: [sys.executable, '-m', 'mim', 'train', toolbox, config]
+    package = packages()[toolbox].partition('==')[0]
+    return lambda config: [sys.executable, '-m', 'mim', 'train', package, config]
 
 
 def dist_train(config: Path) -> list:
@@ -207,6 +214,6 @@ def test_mim_train_mmsegmentation(data: Path, tmp_path: Path):
             f'{dataset}.data_prefix.seg_map_path': f'annotations/semantic_{folder}/',
         }
     base = 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
-    rows = train(mim_train('mmsegmentation'), base, tmp_path, settings)
+    rows = train(mim_train('mmseg'), base, tmp_path, settings)
     check_log(rows, ['backbone', 'neck', 'decode_head'])
     assert 'mIoU' in rows[-1]
