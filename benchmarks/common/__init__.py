@@ -1,1 +1,1 @@
-"""Shared code of the benchmarks: ranks, trainers, timing, memory, reports."""
+"""Shared code of the benchmarks: memory, reports, trainings to a fixed loss."""

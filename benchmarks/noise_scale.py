@@ -1,0 +1,601 @@
+"""Does the noise scale predict what it says? On the embedded digits.
+
+    python benchmarks/noise_scale.py
+
+``predictions``: trains the digits twins plainly at batch 64, with the config's number
+of updates and schedule. At the end of the warm-up and before and after each step of
+the learning rate it measures the noise scale of each module, and compares Phi at larger
+batches, predicted from groups of 64 images, with Phi measured on groups of that size.
+
+``updates``: trains the twin of Semantic FPN on smaller scenes to a fixed training loss
+at several batch sizes, with the best constant learning rate of each, and compares the
+updates with S_min (1 + B_noise / B).
+
+A repeated call resumes: trainings, measurements and runs that exist in ``--work-dirs``
+are kept. The data must exist in ``data/digits`` (``python -m agvm_mm.digits``).
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from itertools import chain, pairwise
+from operator import itemgetter
+from pathlib import Path
+from statistics import geometric_mean, median
+
+import torch
+from common import noise_figures, race, report
+from mmengine.config import Config
+from torch import Tensor
+
+from agvm_mm.analysis.figures import save_figure
+from agvm_mm.analysis.noise import Estimate, GradientSums, jackknife
+from agvm_mm.analysis.noise_run import drop_without_gradient, measure, set_up
+from agvm_mm.noise_scale import relative_updates
+from agvm_mm.validation import check_number
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {
+    'sem-fpn': 'configs/digits/sem-fpn_r18_w16_sgd_b256_10e_digits.py',
+    'faster-rcnn': 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py',
+}
+CONFIG_BATCH = 256
+IMAGES = 4096
+BATCH = 64
+"""Batch that the trainings have and that Phi is predicted from."""
+LARGER = (256, 1024)
+"""Batches that Phi is predicted for."""
+
+
+def short_config(model: str, micro_batch: int) -> Config:
+    """Return a twin's config at batch 64, with as many updates as at its own batch.
+
+    The schedule is the same in updates. The learning rate falls with the square root
+    of the batch. Checkpoints are kept after every tenth of the updates.
+    """
+    cfg = Config.fromfile(ROOT / CONFIGS[model])
+    epoch = IMAGES // CONFIG_BATCH
+    updates = cfg.train_cfg.max_epochs * epoch
+    steps = cfg.param_scheduler[1]
+    milestones = [each * epoch for each in steps.milestones]
+    steps.update(by_epoch=False, end=updates, milestones=milestones)
+    cfg.optim_wrapper.optimizer.lr *= math.sqrt(BATCH / CONFIG_BATCH)
+    cfg.train_cfg = dict(
+        type='LargeBatchIterTrainLoop',
+        max_iters=updates,
+        val_interval=updates + 1,
+        total_batch_size=BATCH,
+    )
+    cfg.train_dataloader.batch_size = micro_batch
+    cfg.default_hooks.checkpoint.update(
+        by_epoch=False, interval=epoch, max_keep_ckpts=-1
+    )
+    cfg.log_processor.by_epoch = False
+    return cfg
+
+
+def moments(cfg: Config) -> dict[int, str]:
+    """Return what happens at the checkpoints that are measured, by update."""
+    interval = cfg.default_hooks.checkpoint.interval
+    found = {cfg.param_scheduler[0].end: 'end of the warm-up'}
+    for number, step in enumerate(cfg.param_scheduler[1].milestones, 1):
+        found[step] = ' and '.join(
+            filter(None, [found.get(step), f'before step {number}'])
+        )
+        found[step + interval] = f'{interval} updates after step {number}'
+    return found
+
+
+def train(cfg: Config, folder: Path) -> None:
+    """Train a config in a work folder, unless its last checkpoint exists.
+
+    Raises:
+        RuntimeError: If the training fails.
+    """
+    if checkpoint(folder, cfg.train_cfg.max_iters).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg.dump(folder / 'config.py')
+    command = [sys.executable, ROOT / 'tools/train.py', folder / 'config.py']
+    command += ['--work-dir', folder, '--resume']
+    log = folder / 'output.txt'
+    with open(log, 'a') as output:
+        done = subprocess.run(command, stdout=output, stderr=output)
+    if done.returncode:
+        raise RuntimeError(f'training failed with {done.returncode}: see {log}')
+
+
+def checkpoint(folder: Path, update: int) -> Path:
+    """Return the path of the checkpoint after an update."""
+    return folder / f'iter_{update}.pth'
+
+
+def measured_sums(cfg: Config, path: Path, images: int, replica: int) -> GradientSums:
+    """Return the sums over the gradients at a checkpoint, measured once."""
+    file = path.with_name(f'{path.stem}_{images}x{replica}.sums.pt')
+    if not file.exists():
+        setup = set_up(cfg, str(path), images=images, images_per_replica=replica)
+        sums = drop_without_gradient(measure(setup), setup.anchor)
+        torch.save(vars(sums), file)
+    return GradientSums(**torch.load(file))
+
+
+def signal_over_noise(sums: GradientSums, group: int | None = None) -> list[Tensor]:
+    """Return signal / noise, of all blocks and then without each; shape (modules,)."""
+    left_out = (None, *range(sums.blocks))
+    pairs = (sums.signal_and_noise(group, without) for without in left_out)
+    return [signal / noise for signal, noise in pairs]
+
+
+def interval(values: list[Tensor], index: int) -> Estimate:
+    """Return the interval of a module from values of all blocks and without each."""
+    whole, *deleted = values
+    return jackknife(whole[index].item(), torch.stack(deleted)[:, index])
+
+
+def inverse(found: Estimate) -> Estimate:
+    """Return the interval of 1 / x; the upper end is infinite where x may be 0."""
+    value, high, low = (1 / end if end > 0 else math.inf for end in found)
+    return Estimate(value, low, high)
+
+
+def exponential(found: Estimate) -> Estimate:
+    """Return the interval of exp(x)."""
+    return Estimate(*map(math.exp, found))
+
+
+def compare(sums: GradientSums) -> list[dict]:
+    """Compare Phi predicted from batch 64 with Phi measured, for each module.
+
+    The ratio of both has an interval of its own: they are of the same images, so their
+    errors go together.
+
+    Returns:
+        A row for each module and larger batch.
+    """
+    sums = sums.with_all()
+    small = signal_over_noise(sums, BATCH // sums.images_per_replica)
+    whole = signal_over_noise(sums)
+    rows = []
+    for batch in LARGER:
+        large = signal_over_noise(sums, batch // sums.images_per_replica)
+
+        def log_phi(ratios: list[Tensor], batch: int = batch) -> list[Tensor]:
+            # Phi is at most 2.
+            return [-(1 + batch * x.clamp(min=-1 / batch) / 2).log() for x in ratios]
+
+        predicted, found = log_phi(small), log_phi(large)
+        ratios = [a - b for a, b in zip(predicted, found, strict=True)]
+        for index, module in enumerate(sums.modules):
+            rows.append(
+                dict(
+                    module=module,
+                    batch=batch,
+                    noise_scale=inverse(interval(whole, index)),
+                    noise_scale_64=inverse(interval(small, index)),
+                    predicted=exponential(interval(predicted, index)),
+                    measured=exponential(interval(found, index)),
+                    ratio=exponential(interval(ratios, index)),
+                )
+            )
+    return rows
+
+
+def predictions(args: argparse.Namespace, model: str) -> Iterator[list[dict]]:
+    """Train a twin, measure at its moments, and yield the rows of each."""
+    cfg = short_config(model, args.images_per_replica)
+    folder = args.work_dirs / model
+    train(cfg, folder)
+    for update, what in moments(cfg).items():
+        path = checkpoint(folder, update)
+        sums = measured_sums(cfg, path, args.images, args.images_per_replica)
+        context = dict(model=model, update=update, moment=what, images=sums.images)
+        yield [context | row for row in compare(sums)]
+
+
+def summarize(rows: list[dict]) -> list[dict]:
+    """Return how far predictions are off, for each model and batch."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row['model'], row['batch']), []).append(row)
+    found = []
+    for (model, batch), members in groups.items():
+        errors = [abs(row['ratio'].value - 1) for row in members]
+        inside = sum(row['ratio'].low <= 1 <= row['ratio'].high for row in members)
+        worst = members[errors.index(max(errors))]
+        found.append(
+            dict(
+                model=model,
+                batch=batch,
+                cells=len(members),
+                inside=inside,
+                median=median(errors),
+                largest=max(errors),
+                where=f'{worst["module"]}, update {worst["update"]}',
+            )
+        )
+    return found
+
+
+def smaller_scenes(cfg: Config, size: int) -> Config:
+    """Return Semantic FPN's config on scenes of another size, without clipping."""
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    pipeline.insert(2, dict(type='Resize', scale=(size, size), keep_ratio=True))
+    cfg.model.data_preprocessor.size = (size, size)
+    cfg.optim_wrapper.pop('clip_grad')
+    return cfg
+
+
+def run_updates(args: argparse.Namespace) -> Iterator[dict]:
+    """Run the trainings to a fixed loss and yield the result after each batch.
+
+    The first result has only what is measured at the start.
+    """
+    cfg = smaller_scenes(short_config('sem-fpn', args.images_per_replica), args.size)
+    folder = args.work_dirs / f'updates_{args.size}'
+    warmup = cfg.param_scheduler[0].end
+    cfg.train_cfg.max_iters = warmup
+    train(cfg, folder)
+    start = checkpoint(folder, warmup)
+    settings = race.Race(
+        start=str(start),
+        target=args.target,
+        window=args.window,
+        micro_batch=args.images_per_replica,
+        max_updates=args.max_updates,
+    )
+    measured = measured_sums(cfg, start, args.images, args.images_per_replica)
+    scales = {'start': scale_of_all(measured)}
+    result = dict(
+        settings=asdict(settings), at_start=compare(measured), scales=scales, rows=[]
+    )
+    yield result
+    # Built when the first training is not finished yet.
+    course = cache(lambda: race.Course(cfg))
+    for row in search_all(course, settings, args, folder):
+        result['rows'].append(row)
+        yield result
+    middle = result['rows'][len(args.batches) // 2]
+    if middle['lr']:
+        file = run_file(folder, middle['batch'], middle['lr'], args.seeds[0])
+        path = file.with_suffix('.pth')
+        measured = measured_sums(cfg, path, args.images, args.images_per_replica)
+        scales['end'] = scale_of_all(measured)
+    yield result
+
+
+def scale_of_all(sums: GradientSums) -> Estimate:
+    """Return the noise scale of the whole network."""
+    return inverse(interval(signal_over_noise(sums.with_all()), len(sums.modules)))
+
+
+def search_all(
+    course: Callable[[], race.Course],
+    settings: race.Race,
+    args: argparse.Namespace,
+    folder: Path,
+) -> Iterator[dict]:
+    """Search the learning rate of each batch, from the smallest; yield each row.
+
+    The first learning rate of a batch is the best of the one before, times the square
+    root of their ratio, rounded to a power of 2. A training gives up after 1.5 times
+    the updates of the batch before: a larger batch does not need more.
+    """
+    first, limit = args.first_lr, settings.max_updates
+    for before, batch in pairwise([args.batches[0], *args.batches]):
+        first *= 2 ** round(math.log2(batch / before) / 2)
+        limited = replace(settings, max_updates=limit)
+        row = race_at(course, limited, batch, first, args.seeds, folder)
+        yield row
+        if row['updates']:
+            first, limit = row['lr'], min(limit, math.ceil(1.5 * row['updates']))
+
+
+def run_file(folder: Path, batch: int, lr: float, seed: int) -> Path:
+    """Return the file with the result of a run."""
+    return folder / f'b{batch}_lr{lr:g}_seed{seed}.json'
+
+
+def race_at(
+    course: Callable[[], race.Course],
+    settings: race.Race,
+    batch: int,
+    first: float,
+    seeds: Sequence[int],
+    folder: Path,
+) -> dict:
+    """Search the learning rate of a batch on the first seed and run the others."""
+
+    def run(lr: float, limit: int, seed: int = seeds[0]) -> float | None:
+        file = run_file(folder, batch, lr, seed)
+        each = race.Run(batch, lr, seed)
+        found = race.read_or_train(
+            file,
+            settings,
+            each,
+            limit,
+            lambda: course().train(settings, each, limit, file.with_suffix('.pth')),
+        )
+        print(f'batch {batch} lr {lr:g} seed {seed}: {found["updates"]}', flush=True)
+        return found['updates']
+
+    best, tried = race.search(run, first, settings.max_updates)
+    reached = []
+    if best is not None:
+        reached = [tried[best]]
+        reached += [run(best, settings.max_updates, seed) for seed in seeds[1:]]
+        reached = [each for each in reached if each is not None]
+    return dict(
+        batch=batch,
+        lr=best,
+        tried={f'{lr:g}': tried[lr] for lr in sorted(tried)},
+        updates=geometric_mean(reached) if reached else None,
+        by_seed=reached,
+    )
+
+
+def fit(rows: list[dict], scales: dict[str, Estimate]) -> list[dict]:
+    """Return the curve of each noise scale, and that of the best one.
+
+    There is none before two batches reached the target, and the fit of both parameters
+    needs three.
+    """
+    reached = [row for row in rows if row['updates']]
+    if len(reached) < 2:
+        return []
+    batches = [row['batch'] for row in reached]
+    updates = [row['updates'] for row in reached]
+    curves = [
+        (
+            f'measured at the {name}',
+            scale.value,
+            *race.fit_fewest(batches, updates, scale.value),
+        )
+        for name, scale in scales.items()
+        if math.isfinite(scale.value)
+    ]
+    if len(reached) > 2:
+        curves.append(('fitted', *race.fit_noise_scale(batches, updates)))
+    keys = ('name', 'noise_scale', 'fewest', 'error')
+    return [dict(zip(keys, curve, strict=True)) for curve in curves]
+
+
+def show_scale(found: Estimate) -> str:
+    """Format a noise scale with its interval."""
+    high = f'{found.high:,.0f}' if math.isfinite(found.high) else 'inf'
+    return f'{found.value:,.0f} ({found.low:,.0f} to {high})'
+
+
+def show(found: Estimate) -> str:
+    """Format a number with its interval."""
+    return f'{found.value:.3f} ({found.low:.3f} to {found.high:.3f})'
+
+
+PREDICTION_COLUMNS = (
+    ('model', itemgetter('model')),
+    ('update', itemgetter('update')),
+    ('module', itemgetter('module')),
+    ('noise scale', lambda row: show_scale(row['noise_scale'])),
+    ('from batch 64', lambda row: show_scale(row['noise_scale_64'])),
+    ('batch', itemgetter('batch')),
+    ('Phi predicted', lambda row: show(row['predicted'])),
+    ('Phi measured', lambda row: show(row['measured'])),
+    ('predicted / measured', lambda row: show(row['ratio'])),
+)
+SUMMARY_COLUMNS = (
+    ('model', itemgetter('model')),
+    ('batch', itemgetter('batch')),
+    ('cells', itemgetter('cells')),
+    ('1 in the interval of the ratio', itemgetter('inside')),
+    ('median error', lambda row: f'{row["median"]:.1%}'),
+    ('largest error', lambda row: f'{row["largest"]:.1%}'),
+    ('where', itemgetter('where')),
+)
+
+
+def describe_predictions(result: dict) -> str:
+    """Return the result of the predictions as Markdown."""
+    rows = result['rows']
+    machine = result['environment']
+    what = dict.fromkeys((row['update'], row['moment']) for row in rows)
+    return '\n\n'.join(
+        [
+            '# Phi predicted from batch 64',
+            f'Digits twins, plain SGD at batch {BATCH}, '
+            f'{rows[0]["images"]:,} images in replicas of '
+            f'{result["images_per_replica"]} at each moment: '
+            + '; '.join(f'{update}, {moment}' for update, moment in what)
+            + '. Intervals of 95%.',
+            report.table(SUMMARY_COLUMNS, result['summary']),
+            report.table(PREDICTION_COLUMNS, rows),
+            f'{machine["device"]}, torch {machine["torch"]}, {machine["date"]}.',
+        ]
+    )
+
+
+def show_tried(row: dict) -> str:
+    """Format the learning rates of a batch and the updates of each."""
+    return ', '.join(
+        f'{lr}: {"stopped" if found is None else format(found, ".1f")}'
+        for lr, found in row['tried'].items()
+    )
+
+
+def describe_updates(result: dict) -> str:
+    """Return the result of the trainings to a fixed loss as Markdown."""
+    settings, machine = result['settings'], result['environment']
+    rows, fits = result['rows'], result['fits']
+    reached = [row for row in rows if row['updates']]
+    columns = [
+        ('batch', itemgetter('batch')),
+        ('learning rates tried: updates', show_tried),
+        ('best', lambda row: f'{row["lr"]:g}'),
+        ('updates', lambda row: f'{row["updates"]:.1f}'),
+        ('images', lambda row: f'{row["updates"] * row["batch"]:,.0f}'),
+    ]
+    for fit_ in fits:
+
+        def curve(row: dict, fit_: dict = fit_) -> str:
+            return f'{curve_updates(fit_, row["batch"]):.1f}'
+
+        columns.append((f'curve, {fit_["name"]}', curve))
+    fit_columns = (
+        ('noise scale', itemgetter('name')),
+        ('images', lambda row: f'{row["noise_scale"]:,.0f}'),
+        ('S_min', lambda row: f'{row["fewest"]:.1f}'),
+        ('RMS error of log updates', lambda row: f'{row["error"]:.3f}'),
+    )
+    scales = ', '.join(
+        f'{show_scale(scale)} at the {name}' for name, scale in result['scales'].items()
+    )
+    lost = [str(row['batch']) for row in rows if not row['updates']]
+    return '\n\n'.join(
+        [
+            '# Updates to a fixed training loss',
+            f'Twin of Semantic FPN, scenes of {result["size"]} x {result["size"]}, SGD '
+            'with momentum 0.9 and a constant learning rate, no clipping, from the end '
+            f'of a warm-up to a training loss of {settings["target"]}, averaged over '
+            f'{settings["window"]} images (or one update). Seeds {result["seeds"]}, '
+            'the learning rate is searched on the first. "Stopped": not at the target '
+            'after the updates of the best so far.',
+            f'Noise scale of the whole network, measured: {scales}.',
+            *([report.table(columns, reached)] if reached else []),
+            *([report.table(fit_columns, fits)] if fits else []),
+            *(
+                [f'No learning rate reached it at batch {", ".join(lost)}.']
+                if lost
+                else []
+            ),
+            f'Phi at the start, predicted from batch {BATCH} and measured, on '
+            f'{result["images"]:,} images in replicas of {settings["micro_batch"]}:',
+            report.table(PREDICTION_COLUMNS[2:], result['at_start']),
+            f'{machine["device"]}, torch {machine["torch"]}, {machine["date"]}.',
+        ]
+    )
+
+
+def curve_updates(fit_: dict, batch: int) -> float:
+    """Return the updates that a curve has at a batch."""
+    return fit_['fewest'] * relative_updates(batch, fit_['noise_scale'])
+
+
+def plain(value: object) -> object:
+    """Return a result for JSON: intervals as objects, None for infinity."""
+    if isinstance(value, Estimate):
+        return {key: plain(each) for key, each in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parts = ['predictions', 'updates']
+    parser.add_argument('--parts', nargs='+', choices=parts, default=parts)
+    parser.add_argument(
+        '--models', nargs='+', choices=list(CONFIGS), default=list(CONFIGS)
+    )
+    parser.add_argument(
+        '--images', type=int, default=2048, help='of a measurement, 1024 or more'
+    )
+    parser.add_argument('--images-per-replica', type=int, default=16)
+    group = parser.add_argument_group('updates')
+    group.add_argument('--batches', nargs='+', type=int, default=[16, 32, 64, 192, 512])
+    group.add_argument(
+        '--first-lr', type=float, default=0.05, help='tried first at the first batch'
+    )
+    group.add_argument('--target', type=float, default=0.9, help='loss to reach')
+    group.add_argument(
+        '--window', type=int, default=512, help='images of the averaged loss'
+    )
+    group.add_argument('--max-updates', type=int, default=300)
+    group.add_argument('--seeds', nargs='+', type=int, default=[0])
+    group.add_argument('--size', type=int, default=48, help='of a scene, in pixels')
+    parser.add_argument(
+        '--work-dirs', type=Path, default=ROOT / 'work_dirs/noise_scale'
+    )
+    parser.add_argument('--out', type=Path, default=report.RESULTS)
+    return parser.parse_args(arguments)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Check that replicas make up all batches.
+
+    Raises:
+        ValueError: If not.
+    """
+    replica = args.images_per_replica
+    check_number('--images-per-replica', replica, low=1, integer=True)
+    groups = BATCH // replica
+    if BATCH % replica or groups < 2 or groups & (groups - 1):
+        raise ValueError(
+            f'--images-per-replica {replica}: {BATCH} images must make 2, 4, 8 ... '
+            'replicas'
+        )
+    check_number('--images', args.images, low=max(LARGER), integer=True)
+    for batch in args.batches:
+        check_number('--batches', batch, low=1, integer=True)
+
+
+def write_predictions(
+    args: argparse.Namespace, rows: list[dict], environment: dict
+) -> None:
+    """Print the table of the predictions so far, and write it and the figure."""
+    result = dict(
+        images_per_replica=args.images_per_replica,
+        rows=rows,
+        summary=summarize(rows),
+        environment=environment,
+    )
+    name, text = 'noise_scale_predictions', describe_predictions(result)
+    report.write(args.out, name, plain(result), text)
+    save_figure(noise_figures.plot_predictions(rows), args.out / f'{name}.png')
+
+
+def write_updates(args: argparse.Namespace, found: dict, environment: dict) -> None:
+    """Print the tables of the trainings so far, and write them and the figure."""
+    result = found | dict(
+        fits=fit(found['rows'], found['scales']),
+        size=args.size,
+        seeds=args.seeds,
+        images=args.images,
+        environment=environment,
+    )
+    name, text = 'noise_scale_updates', describe_updates(result)
+    report.write(args.out, name, plain(result), text)
+    if any(row['updates'] for row in found['rows']):
+        save_figure(noise_figures.plot_updates(result), args.out / f'{name}.png')
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, print the tables, write them and the figures."""
+    args = parse_args(arguments)
+    check_args(args)
+    # Results shall not depend on the machine's number of cores.
+    torch.set_num_threads(1)
+    environment = report.environment(1)
+    if 'predictions' in args.parts:
+        rows = []
+        # Written after each moment: a run that is interrupted has results.
+        for found in chain.from_iterable(predictions(args, m) for m in args.models):
+            rows += found
+            write_predictions(args, rows, environment)
+    if 'updates' in args.parts:
+        for found in run_updates(args):
+            write_updates(args, found, environment)
+
+
+if __name__ == '__main__':
+    main()
