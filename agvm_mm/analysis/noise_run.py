@@ -54,7 +54,7 @@ class Setup:
     Args:
         model: In training mode, with the weights of the checkpoint.
         by_module: Trainable parameters by module.
-        preconditioner: Turns a gradient into what is measured.
+        preconditioner: Turns a gradient into the measured quantity.
         batches: Yields this rank's replicas.
         blocks: Blocks of all ranks.
         images_per_replica: Images of a replica.
@@ -75,7 +75,7 @@ class Setup:
 
     @property
     def gradient(self) -> str:
-        """What is measured."""
+        """Name of the measured quantity."""
         rescaled = isinstance(self.preconditioner, AdamPreconditioner)
         return RESCALED if rescaled else PLAIN
 

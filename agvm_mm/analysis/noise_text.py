@@ -130,7 +130,7 @@ def reading(report: NoiseReport) -> str:
 
 
 def as_json(report: NoiseReport, **context: Any) -> dict[str, Any]:
-    """Return the content of the JSON file; what is not resolved is null.
+    """Return the content of the JSON file; unresolved values are null.
 
     Args:
         report: The report.

@@ -48,7 +48,7 @@ class Outcome:
 
     Args:
         found: What was found, in one line.
-        problems: What is wrong. Defaults to nothing.
+        problems: Faults that were found. Defaults to none.
         data: All figures. Defaults to None.
     """
 

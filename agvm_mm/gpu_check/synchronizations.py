@@ -56,7 +56,7 @@ def measure_synchronizations() -> dict[Cell, dict]:
 
 
 def judge(by_rank: Sequence[Mapping[Cell, dict]]) -> list[str]:
-    """Return what is wrong with the results of :func:`measure_synchronizations`."""
+    """Return the problems in results of :func:`measure_synchronizations`."""
     problems = []
     for rank, found in enumerate(by_rank):
         plain = found[PLAIN]

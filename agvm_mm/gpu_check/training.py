@@ -27,7 +27,7 @@ LOSS_SCALE = dict(init_scale=2.0**20, growth_interval=4)
 
 
 class RecordHook(Hook):
-    """Hook that keeps what is checked after each update.
+    """Hook that keeps the values to check after each update.
 
     Attributes:
         records: For each update its 'loss', 'variances', loss 'scale' afterwards, and
@@ -150,7 +150,7 @@ def train_digits(
 def judge_training(
     records: Sequence[Mapping], updates: int, first_scale: float
 ) -> list[str]:
-    """Return what is wrong with a training.
+    """Return the problems of a training.
 
     Args:
         records: Records of :func:`train_digits`.
