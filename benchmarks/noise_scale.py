@@ -496,6 +496,24 @@ def plain(value: object) -> object:
     return value
 
 
+def restored(value: object) -> object:
+    """Return a result as it was before :func:`plain`."""
+    if isinstance(value, dict):
+        if value.keys() == set(Estimate._fields):
+            value = {key: math.inf if x is None else x for key, x in value.items()}
+            return Estimate(**value)
+        return {key: restored(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [restored(each) for each in value]
+    return value
+
+
+def describe(result: dict) -> str:
+    """Return a result that was read from its JSON file as Markdown."""
+    is_race = 'fits' in result
+    return (describe_updates if is_race else describe_predictions)(restored(result))
+
+
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(

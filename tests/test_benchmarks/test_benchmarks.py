@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import accuracy
+import noise_scale
 import overhead
 import pytest
 import scaling
@@ -51,7 +52,13 @@ def assert_times(rows: dict[tuple[str, bool], dict], rounds: int) -> None:
 
 @pytest.mark.parametrize('path', sorted(RESULTS.glob('*.json')), ids=lambda p: p.stem)
 def test_checked_in_report_is_rendered_from_its_result(path: Path):
-    scripts = dict(accuracy=accuracy, gpu=command, overhead=overhead, scaling=scaling)
+    scripts = dict(
+        accuracy=accuracy,
+        gpu=command,
+        noise=noise_scale,
+        overhead=overhead,
+        scaling=scaling,
+    )
     script = scripts[path.stem.split('_')[0]]
     report = script.describe(json.loads(path.read_text()))
     assert report + '\n' == path.with_suffix('.md').read_text()
