@@ -1,6 +1,6 @@
 """Add AGVM to every stock config of the toolboxes; compare optimizers and gradients.
 
-    python tools/dev/zoo.py            # write docs/zoo.md, about 15 minutes
+    python tools/dev/zoo.py            # write docs/zoo.md, about 20 minutes
     python tools/dev/zoo.py --only detr --out zoo.md
 
 Exits with status 1 if the optimizer of a config is another one than without AGVM, or if
