@@ -1,190 +1,262 @@
-"""Accuracy against the batch size on the embedded digits, with and without AGVM.
+"""Sensitivity to the learning rate on the embedded digits, with and without AGVM.
 
-    python benchmarks/accuracy.py --methods sgd agvm-sgd --batch-sizes 64 256 512
+    python benchmarks/accuracy.py --model sem-fpn --plain adamw --batch-sizes 256
 
-Trains the digits twin of a model once for each method, total batch and seed, always for
-the same number of epochs. The config has the settings for batch 256. At batch B the
-learning rate is sqrt(B / 256) times the config's, as in the authors' recipe beyond 128.
-It stops growing at the batch ``--lr-grows-to``: the larger rates of 512 and 1024
-diverge on the digits. The warm-up and AGVM's begin stay at the same epochs. Runs are
-trained one after the other. A repeated call resumes an interrupted run and skips
-finished ones. The data must exist (``python -m agvm_mm.digits``).
+Trains the digits twin of a model, on 48 x 48 scenes that stay in memory, with every
+method of ``--plain``'s family: the optimizer alone, with AGVM, and with a fixed
+multiplier on all modules but the backbone. All have the same epochs, seeds and learning
+rates, so each run with AGVM has its pair. Learning rates differ by factors of 1.5. The
+first seed searches until the best rate of each method has neighbors on both sides; the
+other seeds repeat the best rates and their neighbors. Each run writes one file into
+``--work-dirs`` and is trained once; an interrupted run starts again.
 """
 
 import argparse
+import functools
+import json
 import math
-import statistics
+import multiprocessing
+import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from operator import itemgetter
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from common import report
+from common.sensitivity import (
+    BEST_COLUMNS,
+    PAIR_COLUMNS,
+    missing_runs,
+    pair_differences,
+    summarize,
+)
 from mmengine.config import Config
+from mmengine.runner import Runner
 from tqdm import tqdm
 
-from agvm_mm.analysis import figures, logs, paper
-from agvm_mm.validation import check_number
+from agvm_mm import cli
+from agvm_mm.analysis import logs
+from agvm_mm.analysis.figures import plot_sensitivity, save_figure
+from agvm_mm.analysis.paper import METRICS
+from agvm_mm.checkpoint.atomic import replaced_when_whole
+from agvm_mm.digits import pretrain_backbone, write_digits
+from agvm_mm.validation import check_choice, check_number
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = 4096
-CONFIG_BATCH_SIZE = 256
+TWINS = ROOT / 'configs/digits'
+SCENES, IMAGE_SIZE = 16384, 48
+# Images of a micro-batch, at every batch size: batch normalization depends on it.
+MICRO_BATCH = 32
+FACTOR = 1.5
+# Parts of the updates: the warm-up, AGVM's begin, the drops of the learning rate.
+WARMUP, BEGIN, DROPS = 0.15, 0.2, (0.7, 0.9)
+# Where the search starts at batch 256; it grows with the square root of the batch.
+START = {
+    'sem-fpn': {'adamw': 0.006, 'sgd': 0.1, 'lamb': 0.01, 'pmd-lamb': 0.01},
+    'faster-rcnn': {'adamw': 0.0015, 'sgd': 0.04, 'lamb': 0.01, 'pmd-lamb': 0.01},
+}
+METRIC = {'sem-fpn': 'mIoU', 'faster-rcnn': 'bbox_mAP'}
+AGVM_SETTINGS = ('momentum', 'interval', 'ratio_bounds', 'estimator', 'anchor')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Run:
     """One training.
 
     Args:
-        config: Path of the twin's config from the root.
-        method: Method, as in the config's name.
+        model: A key of ``START``.
+        plain: Optimizer, a key of ``START[model]``.
+        variant: '' for the optimizer alone, 'agvm', or a fixed multiplier, 'x1.4'.
         batch_size: Images of an update.
+        step: Learning rate, in factors of 1.5 from the start of the search.
         seed: Seed of the training; the scenes are the same for all.
-        lr_grows_to: Batch up to which the learning rate grows.
+        epochs: Passes over the scenes.
     """
 
-    config: str
-    method: str
+    model: str
+    plain: str
+    variant: str
     batch_size: int
+    step: int
     seed: int
-    lr_grows_to: int
+    epochs: int
+
+    @property
+    def method(self) -> str:
+        """Name of the method, as in configs; 'adamw-x1.4' for a fixed multiplier."""
+        if self.variant.startswith('agvm'):
+            return f'agvm-{self.plain}{self.variant.removeprefix("agvm")}'
+        return '-'.join(filter(None, (self.plain, self.variant)))
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the backbone."""
+        start = START[self.model][self.plain] * math.sqrt(self.batch_size / 256)
+        return float(f'{start * FACTOR**self.step:.3g}')
 
     @property
     def name(self) -> str:
-        """Name of the config, with the batch of this run."""
-        name = paper.parse_config_name(Path(self.config).stem)
-        return str(replace(name, batch=self.batch_size))
-
-    @property
-    def work_root(self) -> str:
-        """Name of the folder for the work folders of this seed."""
-        return f'seed{self.seed}_lr{self.lr_grows_to}'
-
-    def settings(self) -> dict[str, object]:
-        """Return what this run changes in the config, as ``--cfg-options``."""
-        cfg = Config.fromfile(ROOT / self.config)
-        epoch = math.ceil(IMAGES / self.batch_size)
-        config_epoch = IMAGES // CONFIG_BATCH_SIZE
-        lr_batch = min(self.batch_size, self.lr_grows_to)
-        factor = math.sqrt(lr_batch / CONFIG_BATCH_SIZE)
-        warmup = cfg.param_scheduler[0]
-        settings = {
-            'randomness.seed': self.seed,
-            'train_cfg.total_batch_size': self.batch_size,
-            'optim_wrapper.optimizer.lr': cfg.optim_wrapper.optimizer.lr * factor,
-            'param_scheduler.0.end': warmup.end // config_epoch * epoch,
-        }
-        if hook := cfg.default_hooks.get('agvm'):
-            begin = hook.begin // config_epoch * epoch
-            settings['default_hooks.agvm.begin'] = begin
-        return settings
-
-    def cell(self, metric: str, ranks: int) -> paper.Cell:
-        """Return this run as a cell that ``paper.run_cell`` trains."""
-        options = ' '.join(f'{key}={value}' for key, value in self.settings().items())
-        cell = find_cell(self.config, ranks)
-        return replace(
-            cell,
-            metric=metric,
-            batch_size=self.batch_size,
-            config=f'{self.name}.py',
-            command=f'{cell.command} --cfg-options {options}',
+        """Name of the files of this run."""
+        return (
+            f'{self.model}_{self.method}_b{self.batch_size}_lr{self.lr:g}'
+            f'_{self.epochs}e_seed{self.seed}'
         )
 
 
-def find_cell(config: str, ranks: int) -> paper.Cell:
-    """Return the first cell of the digits' tables that a config reproduces."""
-    cells = paper.read_cells('digits', ranks)
-    return next(cell for cell in cells if cell.config == config)
-
-
-def find_config(model: str, method: str) -> str:
-    """Return the config of the digits twin of a model and a method.
+def agvm_options(variant: str) -> dict:
+    """Return AGVM's settings of a variant: 'agvm', or 'agvm momentum=0.97'.
 
     Raises:
-        ValueError: If there is none, or several.
+        ValueError: If a setting is not one of ``AGVM_SETTINGS``.
     """
-    pattern = f'configs/digits/{model}_*_{method}_b{CONFIG_BATCH_SIZE}_*.py'
-    found = sorted(ROOT.glob(pattern))
-    if len(found) != 1:
-        raise ValueError(f'{len(found)} configs match {pattern}')
-    return found[0].relative_to(ROOT).as_posix()
+    options = dict(momentum=0.9, interval=1, estimator='replicas')
+    for word in variant.split()[1:]:
+        key, _, value = word.partition('=')
+        check_choice('--variants', key, AGVM_SETTINGS)
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
 
 
-def summarize(results: list[dict]) -> list[dict]:
-    """Return the mean and range over the seeds of each method at each batch size.
+def run_config(run: Run, data: Path) -> Config:
+    """Return the config of a run.
 
     Args:
-        results: Runs with 'method', 'batch_size' and 'value', which is in percent, or
-            'NaN' for a run that diverged.
-
-    Returns:
-        Rows with 'mean', 'lowest' and 'highest' of the runs that did not diverge (None
-        if all did), 'runs' and 'diverged'.
+        run: The run.
+        data: Folder of the scenes; the backbone is next to it.
     """
-    groups: dict[tuple[str, int], list] = {}
-    for result in results:
-        key = result['method'], result['batch_size']
-        groups.setdefault(key, []).append(result['value'])
-    summary = []
-    for (method, batch_size), values in groups.items():
-        numbers = [value for value in values if value != 'NaN']
-        summary.append(
-            dict(
-                method=method,
-                batch_size=batch_size,
-                mean=statistics.mean(numbers) if numbers else None,
-                lowest=min(numbers, default=None),
-                highest=max(numbers, default=None),
-                runs=len(values),
-                diverged=len(values) - len(numbers),
-            )
-        )
-    return summary
+    (path,) = TWINS.glob(f'{run.model}_*_sgd_b256_*.py')
+    (recipe,) = TWINS.glob(f'faster-rcnn_*_{run.plain}_b256_*.py')
+    cfg = Config.fromfile(path)
+    wrapper = Config.fromfile(recipe).optim_wrapper
+    wrapper.clip_grad = cfg.optim_wrapper.clip_grad
+    wrapper.optimizer.lr = run.lr
+    updates = run.epochs * math.ceil(SCENES / run.batch_size)
+    warmup, begin, *drops = (
+        max(1, round(part * updates)) for part in (WARMUP, BEGIN, *DROPS)
+    )
+    schedule = [
+        dict(type='LinearLR', start_factor=0.001, by_epoch=False, end=warmup),
+        dict(type='MultiStepLR', by_epoch=False, milestones=drops, gamma=0.1),
+    ]
+    if run.variant.startswith('agvm'):
+        options = agvm_options(run.variant)
+        wrapper.type = 'AGVMOptimWrapper'
+        wrapper.constructor = 'AGVMOptimWrapperConstructor'
+        for key in {'momentum', 'ratio_bounds', 'anchor'} & options.keys():
+            wrapper[key] = options.pop(key)
+        cfg.default_hooks.agvm = dict(type='VarianceSyncHook', begin=begin, **options)
+    elif run.variant:
+        multiplier = float(run.variant[1:])
+        wrapper.optimizer.lr *= multiplier
+        keys = dict(backbone=dict(lr_mult=1 / multiplier))
+        wrapper.paramwise_cfg = dict(custom_keys=keys)
+    cfg.optim_wrapper = wrapper
+    cfg.param_scheduler = schedule
+    cfg.merge_from_dict(
+        {
+            'train_cfg.max_epochs': run.epochs,
+            'train_cfg.val_interval': run.epochs,
+            'train_cfg.total_batch_size': run.batch_size,
+            'randomness.seed': run.seed,
+            'default_hooks.logger.interval': 1,
+            'log_level': 'WARNING',
+            'model.backbone.init_cfg.checkpoint': str(backbone_file(data)),
+        }
+    )
+    # What is not the model
+    for name in ('checkpoint', 'visualization', 'sync_buffers'):
+        del cfg.default_hooks[name]
+    use_small_scenes(cfg, data)
+    return cfg
 
 
-def show(row: dict) -> str:
-    """Format a row of the summary: mean, range of several runs, diverged runs."""
-    if row['mean'] is None:
-        return 'diverged'
-    text = f'{row["mean"]:.1f}'
-    if row['runs'] - row['diverged'] > 1:
-        text += f' ({row["lowest"]:.1f} to {row["highest"]:.1f})'
-    if row['diverged']:
-        text += f', {row["diverged"]} of {row["runs"]} diverged'
-    return text
+def use_small_scenes(cfg: Config, data: Path) -> None:
+    """Train and evaluate on the scenes of the study, which stay in memory."""
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.batch_size = MICRO_BATCH
+        loader.dataset.update(data_root=f'{data}/', cache=True)
+    # Samples are copied for each micro-batch, with all that is packed with them.
+    cfg.train_dataloader.dataset.pipeline[-1].meta_keys = ('img_shape',)
+    if 'ann_file' in cfg.val_evaluator:
+        cfg.val_evaluator.ann_file = str(data / cfg.val_dataloader.dataset.ann_file)
+        cfg.val_dataloader.dataset.pipeline[1].scale = (IMAGE_SIZE, IMAGE_SIZE)
+    else:
+        cfg.model.data_preprocessor.size = (IMAGE_SIZE, IMAGE_SIZE)
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
 
 
-def accuracy_table(summary: list[dict]) -> str:
-    """Return a table with a row for each method and a column for each batch size."""
+def backbone_file(data: Path) -> Path:
+    """Return the checkpoint of the backbone, which the demo has as well."""
+    return data.parent / 'digits' / 'resnet18_w16.pth'
 
-    def column(batch_size: int) -> report.Column:
-        return f'batch {batch_size}', lambda row: row.get(batch_size, '')
 
-    batch_sizes = sorted({row['batch_size'] for row in summary})
-    methods: dict[str, dict] = {}
-    for row in summary:
-        cells = methods.setdefault(row['method'], dict(method=row['method']))
-        cells[row['batch_size']] = show(row)
-    columns = [('method', itemgetter('method')), *map(column, batch_sizes)]
-    return report.table(columns, methods.values())
+def result_file(run: Run, work_dirs: Path) -> Path:
+    """Return the file with the result of a run."""
+    return work_dirs / f'{run.name.replace(" ", "_")}.json'
+
+
+def name_run(cfg: Config, folder: Path) -> None:
+    """Set the work folder of a run, and a name that no other run has.
+
+    MMEngine keeps loggers and visualizers by name; a process trains several runs.
+    """
+    cfg.work_dir = cfg.experiment_name = cfg.visualizer.name = str(folder)
+
+
+def use_fast_layout(runner: Runner) -> None:
+    """Store weights with the channels last: feature maps then are as well.
+
+    Convolutions of few channels are faster that way.
+    """
+    runner.model.to(memory_format=torch.channels_last)
+
+
+def train(run: Run, data: Path, work_dirs: Path) -> None:
+    """Train a run in this process, and write its result."""
+    torch.set_num_threads(1)
+    cfg = run_config(run, data)
+    file = result_file(run, work_dirs)
+    folder = file.with_suffix('') / str(time.time_ns())
+    name_run(cfg, folder)
+    start = time.process_time()
+    runner = cli.build_runner(cfg, 'none')
+    use_fast_layout(runner)
+    runner.train()
+    key, factor = METRICS[METRIC[run.model]]
+    value = logs.last_result(folder, key) * factor
+    last = logs.read_run(folder)[-1]
+    result = dict(
+        run=asdict(run),
+        method=run.method,
+        lr=run.lr,
+        # JSON has no NaN: None is a run that diverged.
+        value=round(value, 2) if math.isfinite(value) else None,
+        cpu_seconds=round(time.process_time() - start, 1),
+        agvm={key: value for key, value in last.items() if key.startswith('agvm/')},
+    )
+    with replaced_when_whole(file) as path:
+        path.write_text(json.dumps(result, indent=1) + '\n')
 
 
 def describe(result: dict) -> str:
     """Return the result as Markdown."""
-    seeds = sorted({row['seed'] for row in result['runs']})
     machine = result['environment']
     return '\n\n'.join(
         [
-            f'# Accuracy of {result["model"]} on the digits',
-            f'{result["metric"]} in percent after {result["epochs"]} epochs, seed(s) '
-            f'{", ".join(map(str, seeds))}: the mean, and where there are several runs '
-            'the lowest and the highest. The learning rate grows with the square root '
-            f'of the batch up to {result["lr_grows_to"]}.',
-            accuracy_table(result['summary']),
-            f'{machine["device"]}, {machine["ranks"]} {machine["backend"]} rank(s), '
-            f'torch {machine["torch"]}, {machine["date"]}.',
+            f'# {result["model"]} with {result["plain"]} on the digits',
+            f'{result["metric"]} in percent after {result["epochs"]} epoch(s) of '
+            f'{SCENES} scenes of {IMAGE_SIZE} x {IMAGE_SIZE}; '
+            f'{len(result["runs"])} runs. The first seed searched the rates.',
+            report.table(BEST_COLUMNS, result['best']),
+            f'Minus {result["plain"]} alone, with the same batch, learning rate and '
+            'seed:',
+            report.table(PAIR_COLUMNS, result['pairs']),
+            f'{machine["device"]}, torch {machine["torch"]}, {machine["date"]}.',
         ]
     )
 
@@ -195,87 +267,124 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--model', default='faster-rcnn', help='twin to train')
-    parser.add_argument('--methods', nargs='+', default=['sgd', 'agvm-sgd'])
-    parser.add_argument('--batch-sizes', nargs='+', type=int, default=[64, 256, 512])
+    parser.add_argument('--model', choices=START, default='sem-fpn')
+    parser.add_argument('--plain', choices=START['sem-fpn'], default='adamw')
     parser.add_argument(
-        '--lr-grows-to',
-        type=int,
-        default=CONFIG_BATCH_SIZE,
-        help='batch up to which the learning rate grows with its square root',
+        '--variants',
+        nargs='*',
+        default=['agvm', 'x1.4', 'x2'],
+        help="to compare with the optimizer alone; settings as 'agvm momentum=0.97'",
     )
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
-    parser.add_argument('--ranks', type=int, default=2, help='processes, or GPUs')
     parser.add_argument(
-        '--work-dirs', type=Path, default=ROOT / 'work_dirs/accuracy', help='for runs'
+        '--batch-sizes', nargs='+', type=int, default=[1024, 4096, 256, 64]
     )
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3])
+    parser.add_argument('--epochs', type=int, default=4)
+    parser.add_argument('--workers', type=int, default=2, help='runs at the same time')
+    parser.add_argument('--hours', type=float, help='start no runs after this time')
+    parser.add_argument('--data', type=Path, default=ROOT / 'data/digits48')
+    parser.add_argument('--work-dirs', type=Path, default=ROOT / 'work_dirs/accuracy')
     parser.add_argument('--out', type=Path, default=report.RESULTS)
-    parser.add_argument(
-        '--name', help='of the files in --out; by default accuracy_<model>'
-    )
     return parser.parse_args(arguments)
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Check that there is at least one rank, and one image in each batch.
+    """Check the numbers and the variants.
 
     Raises:
-        ValueError: If not.
+        ValueError: If a number is below one, a batch is no multiple of a micro-batch,
+            or a variant is unknown.
     """
-    check_number('--ranks', args.ranks, low=1, integer=True)
+    for name in ('epochs', 'workers'):
+        check_number(f'--{name}', getattr(args, name), low=1, integer=True)
     for batch_size in args.batch_sizes:
-        check_number('--batch-sizes', batch_size, low=1, integer=True)
-    check_number('--lr-grows-to', args.lr_grows_to, low=1, integer=True)
+        if batch_size < MICRO_BATCH or batch_size % MICRO_BATCH:
+            raise ValueError(
+                f'--batch-sizes must be multiples of {MICRO_BATCH}, got {batch_size}'
+            )
+    for variant in args.variants:
+        if variant.startswith('agvm'):
+            agvm_options(variant)
+        elif not re.fullmatch(r'x\d+(\.\d+)?', variant) or float(variant[1:]) == 0:
+            raise ValueError(
+                "--variants must be 'agvm', with settings as in 'agvm momentum=0.97', "
+                f"or a multiplier as 'x1.4', got {variant!r}"
+            )
 
 
-def train(run: Run, metric: str, ranks: int, work_dirs: Path) -> tuple[dict, Path]:
-    """Train a run if it is not finished; return its result and its work folder."""
-    cell = run.cell(metric, ranks)
-    root = work_dirs.absolute() / run.work_root
-    paper.run_cell(cell, root)
-    folder = paper.work_dir(cell, root)
+def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
+    """Train what is missing, batch by batch; return the results by run.
+
+    Args:
+        args: The command line.
+        run_all: Trains a list of runs and yields each when its result is written.
+    """
+    results: dict[Run, dict] = {}
+    for file in args.work_dirs.glob('*.json'):
+        found = json.loads(file.read_text())
+        results[Run(**found['run'])] = found
+    variants = ['', *args.variants]
+    end = time.monotonic() + 3600 * (math.inf if args.hours is None else args.hours)
+    with tqdm(unit='run', file=sys.stderr) as progress:
+        for batch_size in args.batch_sizes:
+
+            def make(
+                variant: str, step: int, seed: int, batch_size: int = batch_size
+            ) -> Run:
+                fixed = args.model, args.plain, variant, batch_size
+                return Run(*fixed, step, seed, args.epochs)
+
+            while runs := missing_runs(make, variants, args.seeds, results):
+                # All variants of a rate: never half a pair.
+                for run in run_all(runs[: len(variants)]):
+                    file = result_file(run, args.work_dirs)
+                    results[run] = json.loads(file.read_text())
+                    progress.set_description(f'{run.name} {results[run]["value"]}')
+                    progress.update()
+                if time.monotonic() > end:
+                    return results
+    return results
+
+
+def _train(run: Run, data: Path, work_dirs: Path) -> Run:
+    train(run, data, work_dirs)
+    return run
+
+
+def report_study(args: argparse.Namespace, results: dict[Run, dict]) -> None:
+    """Print and write the tables, and write the figure."""
+    runs = [
+        result
+        for run, result in sorted(results.items())
+        if (run.model, run.plain, run.epochs) == (args.model, args.plain, args.epochs)
+    ]
     result = dict(
-        method=run.method,
-        batch_size=run.batch_size,
-        seed=run.seed,
-        value=paper.read_result(folder, metric),
-        hours=logs.training_hours(folder),
-        command=cell.command,
+        model=args.model,
+        plain=args.plain,
+        metric=METRIC[args.model],
+        epochs=args.epochs,
+        best=summarize(runs),
+        pairs=pair_differences(runs),
+        runs=runs,
+        environment=report.environment(1),
     )
-    return result, folder
+    name = f'accuracy_{args.model}_{args.plain}'
+    report.write(args.out, name, result, describe(result))
+    save_figure(plot_sensitivity(runs, METRIC[args.model]), args.out / f'{name}.png')
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is missing, print the table, write it and the figure."""
+    """Train what is missing, print the tables, write them and the figure."""
     args = parse_args(arguments)
     check_args(args)
-    runs = [
-        Run(find_config(args.model, method), method, batch, seed, args.lr_grows_to)
-        for seed in args.seeds
-        for batch in args.batch_sizes
-        for method in args.methods
-    ]
-    metric = find_cell(runs[0].config, args.ranks).metric
-    results, folders = [], []
-    with tqdm(runs, unit='run', file=sys.stderr) as progress:
-        for run in progress:
-            progress.set_description(f'{run.name}, seed {run.seed}')
-            found, folder = train(run, metric, args.ranks, args.work_dirs)
-            results.append(found)
-            folders.append(folder)
-    result = dict(
-        model=args.model,
-        metric=paper.METRICS[metric][0],
-        lr_grows_to=args.lr_grows_to,
-        epochs=Config.fromfile(ROOT / runs[0].config).train_cfg.max_epochs,
-        runs=results,
-        summary=summarize(results),
-        environment=report.environment(args.ranks),
-    )
-    name = args.name or f'accuracy_{args.model}'
-    report.write(args.out, name, result, describe(result))
-    figure = figures.plot_accuracy(figures.folder_points(folders))
-    figures.save_figure(figure, [args.out / f'{name}.png'])
+    args.data, args.work_dirs = args.data.absolute(), args.work_dirs.absolute()
+    write_digits(args.data, num_train=SCENES, image_size=IMAGE_SIZE)
+    pretrain_backbone(backbone_file(args.data).parent)
+    task = functools.partial(_train, data=args.data, work_dirs=args.work_dirs)
+    # Not forked: threads of torch do not survive it.
+    with multiprocessing.get_context('spawn').Pool(args.workers) as pool:
+        results = study(args, functools.partial(pool.imap_unordered, task))
+    report_study(args, results)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from agvm_mm.digits import pretrain_backbone, write_digits
-from agvm_mm.digits.scenes import SPLITS
+from agvm_mm.digits.scenes import IMAGE_SIZE, SPLITS
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -24,6 +24,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f'--num-{split}', type=int, default=number, help=f'number of {split} scenes'
         )
     parser.add_argument(
+        '--image-size', type=int, default=IMAGE_SIZE, help='side of a scene in pixels'
+    )
+    parser.add_argument(
         '--no-backbone', action='store_true', help='do not train the backbone'
     )
     return parser.parse_args(argv)
@@ -34,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     start = time.perf_counter()
     written = write_digits(
-        args.out, seed=args.seed, num_train=args.num_train, num_val=args.num_val
+        args.out,
+        seed=args.seed,
+        num_train=args.num_train,
+        num_val=args.num_val,
+        image_size=args.image_size,
     )
     print(
         f'{args.num_train} train and {args.num_val} val scenes '

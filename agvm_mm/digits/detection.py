@@ -3,6 +3,7 @@
 from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmengine.registry import DATASETS
 
+from agvm_mm.digits.cache import CacheMixin
 from agvm_mm.digits.scenes import (
     CLASS_COLORS,
     CLASSES,
@@ -16,11 +17,11 @@ from agvm_mm.validation import suggests_arguments
 
 @DATASETS.register_module()
 @suggests_arguments()
-class DigitsDetDataset(CocoDataset):
+class DigitsDetDataset(CacheMixin, CocoDataset):
     """Digits scenes with boxes and instance masks, read from COCO files.
 
     ``python -m agvm_mm.digits`` writes the files. Takes the arguments of
-    ``mmdet.datasets.CocoDataset``.
+    ``mmdet.datasets.CocoDataset`` and ``cache`` of :class:`CacheMixin`.
 
     Raises:
         FileNotFoundError: If the annotation file does not exist.

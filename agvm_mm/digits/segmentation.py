@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 
+from agvm_mm.digits.cache import CacheMixin
 from agvm_mm.digits.scenes import (
     CLASS_COLORS,
     CLASSES,
@@ -25,7 +26,7 @@ BACKGROUND = 'background'
 
 @DATASETS.register_module()
 @suggests_arguments()
-class DigitsSegDataset(BaseSegDataset):
+class DigitsSegDataset(CacheMixin, BaseSegDataset):
     """Digits scenes with label maps: ten digits, and textures or one background.
 
     ``python -m agvm_mm.digits`` writes the files. Takes the arguments of
@@ -39,7 +40,7 @@ class DigitsSegDataset(BaseSegDataset):
             10. Defaults to True.
         img_suffix: Ending of the images' names. Defaults to '.png'.
         reduce_zero_label: Must be False.
-        **kwargs: Those of ``BaseSegDataset``.
+        **kwargs: Those of ``BaseSegDataset``, and ``cache`` of :class:`CacheMixin`.
 
     Raises:
         FileNotFoundError: If the folder of the images or of the maps does not exist.

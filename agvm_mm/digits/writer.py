@@ -35,6 +35,7 @@ def write_digits(
     seed: int = 0,
     num_train: int = 4096,
     num_val: int = 512,
+    image_size: int = scenes.IMAGE_SIZE,
     progress: bool = True,
 ) -> bool:
     """Write the train and validation scenes, unless they exist already.
@@ -55,6 +56,7 @@ def write_digits(
         seed: Random seed, not negative.
         num_train: Number of training scenes.
         num_val: Number of validation scenes.
+        image_size: Side of a scene in pixels, at least that of the largest digit.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -65,7 +67,9 @@ def write_digits(
         TypeError: If a number is not an integer.
         ValueError: If a number is out of range.
     """
-    settings = digits_settings(seed=seed, num_train=num_train, num_val=num_val)
+    settings = digits_settings(
+        seed=seed, num_train=num_train, num_val=num_val, image_size=image_size
+    )
     out = Path(out).absolute()
     if read_json(out / SETTINGS_FILE) == settings:
         return False
@@ -85,7 +89,9 @@ def write_digits(
     return True
 
 
-def digits_settings(*, seed: int, num_train: int, num_val: int) -> dict[str, int]:
+def digits_settings(
+    *, seed: int, num_train: int, num_val: int, image_size: int = scenes.IMAGE_SIZE
+) -> dict[str, int]:
     """Return the content of :data:`SETTINGS_FILE`: everything the files depend on.
 
     Raises:
@@ -95,12 +101,13 @@ def digits_settings(*, seed: int, num_train: int, num_val: int) -> dict[str, int
     check_number('seed', seed, low=0, integer=True)
     check_number('num_train', num_train, low=1, integer=True)
     check_number('num_val', num_val, low=1, integer=True)
+    check_number('image_size', image_size, low=scenes.DIGIT_HEIGHTS[1], integer=True)
     return dict(
         format_version=FORMAT_VERSION,
         seed=seed,
         num_train=num_train,
         num_val=num_val,
-        image_size=scenes.IMAGE_SIZE,
+        image_size=image_size,
     )
 
 

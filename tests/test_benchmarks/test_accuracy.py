@@ -1,117 +1,220 @@
-"""Settings, summary and report of accuracy.py; training is replaced by a log."""
+"""Configs, search, comparison and report of accuracy.py; training is a stand-in."""
 
 import json
-import math
-import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import accuracy
 import pytest
-from mmengine.config import Config
+from accuracy import Run
+from common import sensitivity
 
-from agvm_mm import cli
-from agvm_mm.analysis.paper import Cell
-
-ROOT = Path(__file__).parents[2]
-SGD = 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py'
-AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
+DATA = Path('/data/digits48')
 
 
-def trained_config(run: accuracy.Run) -> Config:
-    """Return the config that a run's command trains."""
-    words = shlex.split(run.cell('bbox_mAP', 2).command)
-    assert words[:3] == ['tools/dist_train.sh', run.config, '2']
-    options = dict(
-        word.split('=') for word in words[words.index('--cfg-options') + 1 :]
-    )
-    values = {key: float(value) for key, value in options.items()}
-    return cli.load_config(str(ROOT / run.config), values)
+def make_run(variant: str = '', step: int = 0, seed: int = 0, **changes) -> Run:
+    """Return a run of Semantic FPN with AdamW at batch 256."""
+    settings = dict(model='sem-fpn', plain='adamw', batch_size=256, epochs=4)
+    return Run(variant=variant, step=step, seed=seed, **(settings | changes))
+
+
+def make_result(run: Run, value: float | None) -> dict:
+    """Return the result of a run, as far as the comparison reads it."""
+    fields = dict(batch_size=run.batch_size, seed=run.seed, variant=run.variant)
+    return dict(run=fields, method=run.method, lr=run.lr, value=value)
+
+
+def test_rates_differ_by_factors_from_the_square_root_rule():
+    assert make_run().lr == 0.006
+    assert make_run(step=1).lr == pytest.approx(0.009)
+    assert make_run(batch_size=1024, step=-1).lr == 0.008
 
 
 @pytest.mark.parametrize(
-    'batch_size, lr_grows_to, lr',
-    [(64, 256, 0.02), (256, 256, 0.04), (1024, 256, 0.04), (1024, 2048, 0.08)],
+    'variant, method',
+    [
+        ('', 'adamw'),
+        ('agvm', 'agvm-adamw'),
+        ('x1.4', 'adamw-x1.4'),
+        ('agvm momentum=0.97', 'agvm-adamw momentum=0.97'),
+    ],
 )
-def test_schedules_stay_at_same_epochs(batch_size: int, lr_grows_to: int, lr: float):
-    cfg = trained_config(accuracy.Run(AGVM, 'agvm-sgd', batch_size, 3, lr_grows_to))
-    epoch = math.ceil(4096 / batch_size)
-    assert cfg.train_cfg.total_batch_size == batch_size
-    assert cfg.randomness.seed == 3
-    # As in the config: a warm-up of 3 epochs, AGVM after 4.
-    assert cfg.param_scheduler[0].end == 3 * epoch
-    assert cfg.default_hooks.agvm.begin == 4 * epoch
-    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(lr)
+def test_method_names_optimizer_and_variant(variant: str, method: str):
+    assert make_run(variant).method == method
 
 
-def test_batch_256_trains_unchanged_config():
-    for config, method in ((SGD, 'sgd'), (AGVM, 'agvm-sgd')):
-        run = accuracy.Run(config, method, 256, 0, 256)
-        original = cli.load_config(str(ROOT / config))
-        assert trained_config(run).to_dict() == original.to_dict()
-        assert run.name == Path(config).stem
-        assert accuracy.find_config('faster-rcnn', method) == config
-    with pytest.raises(ValueError, match='0 configs match'):
-        accuracy.find_config('faster-rcnn', 'lars')
-
-
-def test_summary_shows_mean_range_and_divergence():
-    def result(method: str, batch_size: int, value: float | str) -> dict:
-        return dict(method=method, batch_size=batch_size, value=value)
-
-    rows = accuracy.summarize(
-        [
-            result('sgd', 64, 50.0),
-            result('sgd', 64, 53.0),
-            result('sgd', 256, 'NaN'),
-            result('sgd', 256, 40.0),
-            result('lamb', 256, 'NaN'),
-        ]
-    )
-    assert [accuracy.show(row) for row in rows] == [
-        '51.5 (50.0 to 53.0)',
-        '40.0, 1 of 2 diverged',
-        'diverged',
-    ]
-
-
-def test_every_run_is_trained_once_and_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize('model', ['sem-fpn', 'faster-rcnn'])
+@pytest.mark.parametrize('plain', ['sgd', 'adamw', 'lamb', 'pmd-lamb'])
+def test_variants_of_a_pair_differ_in_the_optimizer_wrapper_only(
+    model: str, plain: str
 ):
-    values = iter([0.5, 0.6, 0.4, 0.7])
-    calls = []
-
-    def run_cell(cell: Cell, root: Path) -> None:
-        folder = accuracy.paper.work_dir(cell, root)
-        calls.append(folder.relative_to(tmp_path).as_posix())
-        log = folder / '20260101_000000/vis_data/scalars.json'
-        log.parent.mkdir(parents=True)
-        rows = [
-            {'step': 10, 'lr': 0.1, 'loss': 1.0, 'time': 6.0},
-            {'step': 1, 'coco/bbox_mAP': next(values)},
-        ]
-        log.write_text('\n'.join(map(json.dumps, rows)))
-
-    monkeypatch.setattr(accuracy.paper, 'run_cell', run_cell)
-    accuracy.main(
-        ['--batch-sizes', '64', '--seeds', '0', '1', '--out', str(tmp_path / 'out')]
-        + ['--work-dirs', str(tmp_path)]
+    plain_cfg, fixed = (
+        accuracy.run_config(make_run(variant, model=model, plain=plain), DATA)
+        for variant in ('', 'x1.4')
     )
-    stem = 'faster-rcnn_r18_w16_fpn_{}_b64_10e_digits'
-    assert calls == [
-        f'seed{seed}_lr256/{stem.format(method)}'
-        for seed in (0, 1)
-        for method in ('sgd', 'agvm-sgd')
-    ]
+    settings = dict(fixed.optim_wrapper)
+    lr_mult = settings.pop('paramwise_cfg').custom_keys.backbone.lr_mult
+    lr = plain_cfg.optim_wrapper.optimizer.lr
+    # The backbone keeps its rate, the others have 1.4 times that.
+    assert settings['optimizer'].lr == pytest.approx(1.4 * lr)
+    assert settings['optimizer'].lr * lr_mult == pytest.approx(lr)
+    settings['optimizer'].lr = lr
+    assert settings == plain_cfg.optim_wrapper
+    fixed.optim_wrapper = plain_cfg.optim_wrapper
+    assert fixed.to_dict() == plain_cfg.to_dict()
+
+
+@pytest.mark.parametrize('plain', ['sgd', 'adamw'])
+def test_agvm_begins_after_the_warmup_with_its_settings(plain: str):
+    variant = 'agvm momentum=0.97 estimator=halves ratio_bounds=[0.5,4]'
+    run = make_run(variant, plain=plain, batch_size=1024)
+    cfg, without = (
+        accuracy.run_config(each, DATA)
+        for each in (run, make_run(plain=plain, batch_size=1024))
+    )
+    # 4 epochs of 16 updates: warm-up of 10, AGVM from 13.
+    assert cfg.param_scheduler[0].end == 10
+    hook = cfg.default_hooks.pop('agvm')
+    assert hook == dict(
+        type='VarianceSyncHook', begin=13, interval=1, estimator='halves'
+    )
+    wrapper = cfg.optim_wrapper
+    assert (wrapper.pop('momentum'), wrapper.pop('ratio_bounds')) == (0.97, [0.5, 4])
+    assert wrapper.pop('constructor') == 'AGVMOptimWrapperConstructor'
+    assert wrapper.pop('type') == 'AGVMOptimWrapper'
+    assert wrapper == {k: v for k, v in without.optim_wrapper.items() if k != 'type'}
+    cfg.optim_wrapper = without.optim_wrapper
+    assert cfg.to_dict() == without.to_dict()
+
+
+def search(value: Callable[[Run], float | None], variants: list[str]) -> list[Run]:
+    """Run the search on values of a formula; return the runs in their order."""
+    results: dict[Run, dict] = {}
+    while runs := sensitivity.missing_runs(make_run, variants, [0, 1], results):
+        for run in runs:
+            assert run not in results
+            results[run] = make_result(run, value(run))
+    return list(results)
+
+
+def test_search_goes_on_until_each_best_rate_has_neighbors():
+    # The best steps are 2 and 0; above 2, all diverge.
+    peaks = {'': 2, 'agvm': 0}
+
+    def value(run: Run) -> float | None:
+        return None if run.step > 2 else 50 - (run.step - peaks[run.variant]) ** 2
+
+    runs = search(value, ['', 'agvm'])
+    by_seed = {seed: {run.step for run in runs if run.seed == seed} for seed in (0, 1)}
+    assert by_seed == {0: {-1, 0, 1, 2, 3}, 1: {-1, 0, 1, 2, 3}}
+    # Every pair is there, and its runs follow each other.
+    for plain, other in zip(runs[::2], runs[1::2], strict=True):
+        assert (plain.variant, other.variant) == ('', 'agvm')
+        assert (plain.step, plain.seed) == (other.step, other.seed)
+
+
+def test_only_best_rates_and_neighbors_get_further_seeds():
+    runs = search(lambda run: -abs(run.step + 3), [''])
+    assert {run.step for run in runs if run.seed == 0} == {-4, -3, -2, -1, 0, 1}
+    assert {run.step for run in runs if run.seed == 1} == {-4, -3, -2}
+
+
+def test_best_rate_range_and_loss_against_batch_64():
+    values = {
+        (64, 0): [60, 62],
+        (256, -1): [49.2, 49.4],  # mean 49.3: within a point of 50
+        (256, 0): [49, 51],
+        (256, 1): [48.9, 48.9],
+        (256, 2): [90, None],  # a diverged run: not the best
+        (256, 3): [70],  # one seed only: not the best
+    }
+    rows = sensitivity.summarize(
+        make_result(make_run(step=step, seed=seed, batch_size=batch), value)
+        for (batch, step), found in values.items()
+        for seed, value in enumerate(found)
+    )
+    small, large = rows
+    assert (small['mean'], small['loss']) == (61, 0)
+    assert (large['mean'], large['lowest'], large['highest']) == (50, 49, 51)
+    assert large['lr'] == make_run().lr
+    assert large['near'] == [make_run(step=-1).lr, make_run(step=3).lr]
+    assert large['loss'] == 11
+
+
+def test_pairs_have_the_same_rate_and_seed():
+    values = {('', 0): 50.0, ('agvm', 0): 50.5, ('', 1): 49.0, ('agvm', 1): 50.5}
+    values |= {('', 2): 48.0, ('agvm', 2): None, ('agvm', 3): 99.0}
+    (row,) = sensitivity.pair_differences(
+        make_result(make_run(variant, seed=seed), value)
+        for (variant, seed), value in values.items()
+    )
+    assert row['differences'] == [0.5, 1.5]
+    assert (row['mean'], row['diverged'], row['plain_diverged']) == (1.0, 1, 0)
+    assert row['deviation'] == pytest.approx(0.5**0.5)
+    assert sensitivity.show_mean(row) == '+1.0 +- 0.7'
+    assert sensitivity.show_pairs(row) == '+0.5, +1.5; 1 diverged'
+
+
+def test_finished_runs_are_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    args = accuracy.parse_args(
+        ['--batch-sizes', '256', '--seeds', '0', '1', '--variants', 'agvm']
+        + ['--work-dirs', str(tmp_path), '--out', str(tmp_path / 'out')]
+    )
+    trained = []
+
+    def run_all(runs: list[Run]) -> list[Run]:
+        for run in runs:
+            trained.append(run)
+            value = 50 - run.step**2 + (run.variant == 'agvm') + run.seed
+            fields = accuracy.asdict(run)
+            result = dict(run=fields, method=run.method, lr=run.lr, value=value)
+            accuracy.result_file(run, tmp_path).write_text(json.dumps(result))
+        return runs
+
+    first = accuracy.study(args, run_all)
+    # 3 rates, 2 methods, 2 seeds
+    assert len(trained) == len(set(trained)) == len(first) == 12
+    assert accuracy.study(args, run_all) == first
+    assert len(trained) == 12
+    accuracy.report_study(args, first)
     printed = capsys.readouterr().out
-    # The values in the logs: 50 and 40, 60 and 70.
-    assert '| sgd      | 45.0 (40.0 to 50.0) |' in printed
-    assert '| agvm-sgd | 65.0 (60.0 to 70.0) |' in printed
-    out = json.loads((tmp_path / 'out/accuracy_faster-rcnn.json').read_text())
-    assert [run['value'] for run in out['runs']] == [50.0, 60.0, 40.0, 70.0]
-    assert out['runs'][0]['hours'] == pytest.approx(60 / 3600)
-    assert (tmp_path / 'out/accuracy_faster-rcnn.png').stat().st_size > 0
+    # Means of 51 and 52, of 50 and 51; AGVM is a point ahead in each pair.
+    assert '| 256   | agvm-adamw | 0.006     | 51.5 (51.0 to 52.0)' in printed
+    assert '| 256   | adamw      | 0.006     | 50.5 (50.0 to 51.0)' in printed
+    assert printed.count('| +1.0 +- 0.0       | +1.0, +1.0 |') == 3
+    assert (tmp_path / 'out/accuracy_sem-fpn_adamw.png').stat().st_size > 0
 
 
-def test_batch_size_below_one_is_rejected():
-    with pytest.raises(ValueError, match='--batch-sizes must be at least 1'):
-        accuracy.main(['--batch-sizes', '0'])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--batch-sizes', '100'], 'multiples of 32, got 100'),
+        (['--epochs', '0'], '--epochs must be at least 1'),
+        (['--variants', 'agvm momentun=1'], "Did you mean 'momentum'"),
+        (['--variants', 'x0'], "multiplier as 'x1.4', got 'x0'"),
+        (['--variants', 'y2'], "got 'y2'"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        accuracy.check_args(accuracy.parse_args(arguments))
+
+
+def test_run_trains_and_writes_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip('mmseg')
+    data = tmp_path / 'digits48'
+    monkeypatch.setattr(accuracy, 'SCENES', 128)
+    accuracy.write_digits(data, num_train=128, num_val=8, image_size=48)
+    accuracy.pretrain_backbone(
+        accuracy.backbone_file(data).parent, num_patches=64, epochs=1, progress=False
+    )
+    run = make_run('agvm', batch_size=64, epochs=2)
+    accuracy.train(run, data, tmp_path / 'runs')
+    result = json.loads(accuracy.result_file(run, tmp_path / 'runs').read_text())
+    assert Run(**result['run']) == run
+    assert 0 <= result['value'] <= 100
+    assert result['agvm']['agvm/mu/backbone'] == 1

@@ -121,6 +121,25 @@ def test_scene_does_not_depend_on_number_of_scenes(digits, tmp_path):
     assert all(few[name] == many[name] for name in images)
 
 
+def test_scenes_of_another_size_have_digits_inside(tmp_path):
+    out = tmp_path / 'small'
+    settings = dict(num_train=3, num_val=1, image_size=48, progress=False)
+    assert write_digits(out, **settings)
+    assert not write_digits(out, **settings)
+    assert writer.read_json(out / 'settings.json')['image_size'] == 48
+    for path in (out / 'train').iterdir():
+        assert cv2.imread(str(path)).shape == (48, 48, 3)
+    coco = writer.read_json(out / 'annotations/instances_train.json')
+    assert {(image['height'], image['width']) for image in coco['images']} == {(48, 48)}
+    for each in coco['annotations']:
+        x, y, width, height = each['bbox']
+        assert min(x, y) >= 0
+        assert max(x + width, y + height) <= 48
+    # The largest digit must fit.
+    with pytest.raises(ValueError, match='image_size must be at least 48'):
+        write_digits(out, image_size=47)
+
+
 def test_finished_data_is_kept_and_replaced_for_other_settings(tmp_path):
     out = tmp_path / 'digits'
     settings = dict(num_train=2, num_val=1, progress=False)

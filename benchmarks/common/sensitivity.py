@@ -1,0 +1,176 @@
+"""Search of the best learning rates, and comparison of methods pair by pair.
+
+A result is a dict with ``run`` (among its keys ``batch_size``, ``seed`` and
+``variant``, which is '' for the plain optimizer), ``method``, ``lr`` and ``value``, in
+percent, None if the run diverged.
+"""
+
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import itemgetter
+
+from common import report
+
+Run = Hashable
+
+
+def score(result: dict) -> float:
+    """Return the value of a result, lower than any other if the run diverged."""
+    return -1.0 if result['value'] is None else result['value']
+
+
+def missing_runs(
+    make: Callable[[str, int, int], Run],
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    results: Mapping[Run, dict],
+) -> list[Run]:
+    """Return the runs to train next, pairs next to each other; none at the end.
+
+    Args:
+        make: Returns the run of a variant, a step of the learning rate and a seed.
+        variants: Variants to compare; all of them get the same rates and seeds.
+        seeds: The first one searches the best rates.
+        results: Results by run.
+    """
+
+    def lacking(steps: Iterable[int], seed: int) -> list[Run]:
+        runs = [make(variant, step, seed) for step in steps for variant in variants]
+        return [run for run in runs if run not in results]
+
+    first, *others = seeds
+    steps, wanted = {0}, {-1, 0, 1}
+    while wanted - steps:
+        steps |= wanted
+        # From the middle: the pairs that matter come first.
+        if runs := lacking(sorted(steps, key=abs), first):
+            return runs
+        best = {
+            max(steps, key=lambda step: score(results[make(variant, step, first)]))  # noqa: B023
+            for variant in variants
+        }
+        wanted = {step + shift for step in best for shift in (-1, 0, 1)}
+    for seed in others:
+        if runs := lacking(sorted(wanted), seed):
+            return runs
+    return []
+
+
+def summarize(results: Iterable[dict]) -> list[dict]:
+    """Return the best learning rate of each method at each batch size.
+
+    Returns:
+        Rows with the mean, lowest and highest value over the seeds of the best rate,
+        the lowest and highest rate within one point of that mean, and the loss
+        against batch 64 (None without it). A rate with a diverged run is not the best.
+    """
+    groups: dict[tuple[int, str], dict[float, list]] = {}
+    for each in results:
+        rates = groups.setdefault((each['run']['batch_size'], each['method']), {})
+        rates.setdefault(each['lr'], []).append(each['value'])
+    rows = []
+    for (batch_size, method), rates in sorted(groups.items()):
+        seeds = max(map(len, rates.values()))
+        means = {
+            lr: statistics.mean(values)
+            for lr, values in sorted(rates.items())
+            if None not in values
+        }
+        repeated = [lr for lr in means if len(rates[lr]) == seeds]
+        if not repeated:
+            continue
+        best = max(repeated, key=means.get)
+        near = [lr for lr, mean in means.items() if mean >= means[best] - 1]
+        row = dict(batch_size=batch_size, method=method, lr=best, mean=means[best])
+        row |= dict(lowest=min(rates[best]), highest=max(rates[best]), seeds=seeds)
+        rows.append(row | dict(near=[near[0], near[-1]]))
+    at_64 = {row['method']: row['mean'] for row in rows if row['batch_size'] == 64}
+    for row in rows:
+        small = at_64.get(row['method'])
+        row['loss'] = None if small is None else small - row['mean']
+    return rows
+
+
+def pair_differences(results: Iterable[dict]) -> list[dict]:
+    """Return each variant's values minus the plain optimizer's, pair by pair.
+
+    A pair has the same batch, learning rate and seed. Pairs with a diverged run are
+    counted, not averaged.
+
+    Returns:
+        Rows with the differences by seed, their mean and standard deviation (None for
+        a single pair).
+    """
+    results = list(results)
+
+    def key(each: dict) -> tuple:
+        return each['run']['batch_size'], each['lr'], each['run']['seed']
+
+    plain = {key(each): each for each in results if not each['run']['variant']}
+    rows: dict[tuple, dict] = {}
+    for each in sorted(results, key=key):
+        other = plain.get(key(each))
+        if other is None or not each['run']['variant']:
+            continue
+        row = rows.setdefault(
+            (each['run']['batch_size'], each['method'], each['lr']),
+            dict(differences=[], diverged=0, plain_diverged=0),
+        )
+        row['diverged'] += each['value'] is None
+        row['plain_diverged'] += other['value'] is None
+        if None not in (each['value'], other['value']):
+            row['differences'].append(round(each['value'] - other['value'], 2))
+    return [
+        dict(
+            batch_size=batch_size,
+            method=method,
+            lr=lr,
+            **row,
+            mean=statistics.mean(found) if (found := row['differences']) else None,
+            deviation=statistics.stdev(found) if len(found) > 1 else None,
+        )
+        for (batch_size, method, lr), row in sorted(rows.items())
+    ]
+
+
+BEST_COLUMNS: Sequence[report.Column] = (
+    ('batch', itemgetter('batch_size')),
+    ('method', itemgetter('method')),
+    ('best rate', lambda row: f'{row["lr"]:g}'),
+    (
+        'best (lowest to highest)',
+        lambda row: f'{row["mean"]:.1f} ({row["lowest"]:.1f} to {row["highest"]:.1f})',
+    ),
+    ('seeds', itemgetter('seeds')),
+    ('rates within 1 point', lambda row: ' to '.join(f'{lr:g}' for lr in row['near'])),
+    (
+        'loss against batch 64',
+        lambda row: '' if row['loss'] is None else f'{row["loss"]:.1f}',
+    ),
+)
+
+
+def show_pairs(row: dict) -> str:
+    """Format the differences of a row, and the runs that diverged."""
+    text = ', '.join(f'{each:+.1f}' for each in row['differences'])
+    for key, name in (('diverged', 'diverged'), ('plain_diverged', 'plain diverged')):
+        if row[key]:
+            text += f'; {row[key]} {name}'
+    return text.removeprefix('; ')
+
+
+def show_mean(row: dict) -> str:
+    """Format the mean of the differences with their standard deviation."""
+    if row['mean'] is None:
+        return ''
+    spread = '' if row['deviation'] is None else f' +- {row["deviation"]:.1f}'
+    return f'{row["mean"]:+.1f}{spread}'
+
+
+PAIR_COLUMNS: Sequence[report.Column] = (
+    ('batch', itemgetter('batch_size')),
+    ('method', itemgetter('method')),
+    ('rate', lambda row: f'{row["lr"]:g}'),
+    ('mean +- deviation', show_mean),
+    ('by seed', show_pairs),
+)

@@ -1,0 +1,110 @@
+"""Images per second of a digits twin: as it is, and as accuracy.py trains it.
+
+    python benchmarks/twin_speed.py --model sem-fpn
+
+Trains both on one core in turns and times the second epoch, when batches are loaded,
+augmented and collated as in the rest of a run. Validation is not timed. The figures are
+images per second of CPU time, which other programs hardly affect.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import accuracy
+import torch
+from common import report
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from agvm_mm import cli
+from agvm_mm.validation import check_number
+
+BATCH_SIZE = 256
+
+
+@dataclass
+class EpochTimer(Hook):
+    """Hook that measures the CPU time of each epoch, in seconds."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Start the clock."""
+        self._start = time.process_time()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Stop the clock."""
+        self.seconds.append(time.process_time() - self._start)
+
+
+def variants(model: str, data: Path) -> dict[str, Config]:
+    """Return the config of the twin as it is, and that of the study."""
+    (path,) = accuracy.TWINS.glob(f'{model}_*_sgd_b{BATCH_SIZE}_*.py')
+    run = accuracy.Run(model, 'sgd', '', BATCH_SIZE, step=0, seed=0, epochs=2)
+    return {'twin': Config.fromfile(path), 'study': accuracy.run_config(run, data)}
+
+
+def images_per_second(cfg: Config, images: int, folder: str, *, study: bool) -> float:
+    """Train two epochs and return the images per CPU second of the second."""
+    cfg.train_dataloader.dataset.indices = images
+    cfg.train_cfg.max_epochs = 2
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg[key] = cfg[key.replace('val', 'test')] = None
+    accuracy.name_run(cfg, Path(folder) / str(time.time_ns()))
+    cfg.log_level = 'WARNING'
+    runner = cli.build_runner(cfg, 'none')
+    if study:
+        accuracy.use_fast_layout(runner)
+    timer = EpochTimer()
+    runner.register_hook(timer, priority='VERY_HIGH')
+    runner.train()
+    return images / timer.seconds[-1]
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument('--model', choices=accuracy.START, default='sem-fpn')
+    parser.add_argument('--images', type=int, default=512, help='images of an epoch')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--data', type=Path, default=accuracy.ROOT / 'data/digits48')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure both in turns and print the medians with the lowest and highest."""
+    args = parse_args(arguments)
+    check_number('--images', args.images, low=BATCH_SIZE, integer=True)
+    check_number('--rounds', args.rounds, low=1, integer=True)
+    torch.set_num_threads(1)
+    speeds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(args.rounds):
+            for name, cfg in variants(args.model, args.data.absolute()).items():
+                speed = images_per_second(
+                    cfg, args.images, folder, study=name == 'study'
+                )
+                speeds.setdefault(name, []).append(speed)
+    rows = [dict(name=name, speeds=found) for name, found in speeds.items()]
+    columns = [
+        (args.model, lambda row: row['name']),
+        ('images per second', lambda row: f'{statistics.median(row["speeds"]):.0f}'),
+        (
+            'lowest to highest',
+            lambda row: f'{min(row["speeds"]):.0f} to {max(row["speeds"]):.0f}',
+        ),
+    ]
+    print(report.table(columns, rows), flush=True)
+
+
+if __name__ == '__main__':
+    main()
