@@ -73,6 +73,7 @@ class Run:
         step: Learning rate, in factors of 1.5 from the start of the search.
         seed: Seed of the training; the scenes are the same for all.
         epochs: Passes over the scenes.
+        scenes: Training scenes: the first of those that are written.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Run:
     step: int
     seed: int
     epochs: int
+    scenes: int
 
     @property
     def method(self) -> str:
@@ -101,7 +103,7 @@ class Run:
         """Name of the files of this run."""
         return (
             f'{self.model}_{self.method}_b{self.batch_size}_lr{self.lr:g}'
-            f'_{self.epochs}e_seed{self.seed}'
+            f'_{self.scenes}x{self.epochs}_seed{self.seed}'
         )
 
 
@@ -135,7 +137,7 @@ def run_config(run: Run, data: Path) -> Config:
     wrapper = Config.fromfile(recipe).optim_wrapper
     wrapper.clip_grad = cfg.optim_wrapper.clip_grad
     wrapper.optimizer.lr = run.lr
-    updates = run.epochs * math.ceil(SCENES / run.batch_size)
+    updates = run.epochs * math.ceil(run.scenes / run.batch_size)
     warmup, begin, *drops = (
         max(1, round(part * updates)) for part in (WARMUP, BEGIN, *DROPS)
     )
@@ -159,6 +161,7 @@ def run_config(run: Run, data: Path) -> Config:
     cfg.param_scheduler = schedule
     cfg.merge_from_dict(
         {
+            'train_dataloader.dataset.indices': run.scenes,
             'train_cfg.max_epochs': run.epochs,
             'train_cfg.val_interval': run.epochs,
             'train_cfg.total_batch_size': run.batch_size,
@@ -250,7 +253,7 @@ def describe(result: dict) -> str:
         [
             f'# {result["model"]} with {result["plain"]} on the digits',
             f'{result["metric"]} in percent after {result["epochs"]} epoch(s) of '
-            f'{SCENES} scenes of {IMAGE_SIZE} x {IMAGE_SIZE}; '
+            f'{result["scenes"]} scenes of {IMAGE_SIZE} x {IMAGE_SIZE}; '
             f'{len(result["runs"])} runs. The first seed searched the rates.',
             report.table(BEST_COLUMNS, result['best']),
             f'Minus {result["plain"]} alone, with the same batch, learning rate and '
@@ -280,6 +283,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3])
     parser.add_argument('--epochs', type=int, default=4)
+    parser.add_argument('--scenes', type=int, default=SCENES)
     parser.add_argument('--workers', type=int, default=2, help='runs at the same time')
     parser.add_argument('--hours', type=float, help='start no runs after this time')
     parser.add_argument('--data', type=Path, default=ROOT / 'data/digits48')
@@ -297,6 +301,7 @@ def check_args(args: argparse.Namespace) -> None:
     """
     for name in ('epochs', 'workers'):
         check_number(f'--{name}', getattr(args, name), low=1, integer=True)
+    check_number('--scenes', args.scenes, low=1, high=SCENES, integer=True)
     for batch_size in args.batch_sizes:
         if batch_size < MICRO_BATCH or batch_size % MICRO_BATCH:
             raise ValueError(
@@ -332,7 +337,7 @@ def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
                 variant: str, step: int, seed: int, batch_size: int = batch_size
             ) -> Run:
                 fixed = args.model, args.plain, variant, batch_size
-                return Run(*fixed, step, seed, args.epochs)
+                return Run(*fixed, step, seed, args.epochs, args.scenes)
 
             while runs := missing_runs(make, variants, args.seeds, results):
                 # All variants of a rate: never half a pair.
@@ -353,16 +358,16 @@ def _train(run: Run, data: Path, work_dirs: Path) -> Run:
 
 def report_study(args: argparse.Namespace, results: dict[Run, dict]) -> None:
     """Print and write the tables, and write the figure."""
+    same = dict(model=args.model, plain=args.plain)
+    same |= dict(epochs=args.epochs, scenes=args.scenes)
     runs = [
         result
         for run, result in sorted(results.items())
-        if (run.model, run.plain, run.epochs) == (args.model, args.plain, args.epochs)
+        if same.items() <= asdict(run).items()
     ]
     result = dict(
-        model=args.model,
-        plain=args.plain,
+        **same,
         metric=METRIC[args.model],
-        epochs=args.epochs,
         best=summarize(runs),
         pairs=pair_differences(runs),
         runs=runs,

@@ -46,7 +46,8 @@ class EpochTimer(Hook):
 def variants(model: str, data: Path) -> dict[str, Config]:
     """Return the config of the twin as it is, and that of the study."""
     (path,) = accuracy.TWINS.glob(f'{model}_*_sgd_b{BATCH_SIZE}_*.py')
-    run = accuracy.Run(model, 'sgd', '', BATCH_SIZE, step=0, seed=0, epochs=2)
+    scenes = accuracy.SCENES
+    run = accuracy.Run(model, 'sgd', '', BATCH_SIZE, 0, 0, epochs=2, scenes=scenes)
     return {'twin': Config.fromfile(path), 'study': accuracy.run_config(run, data)}
 
 

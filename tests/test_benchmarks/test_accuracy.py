@@ -15,6 +15,7 @@ DATA = Path('/data/digits48')
 def make_run(variant: str = '', step: int = 0, seed: int = 0, **changes) -> Run:
     """Return a run of Semantic FPN with AdamW at batch 256."""
     settings = dict(model='sem-fpn', plain='adamw', batch_size=256, epochs=4)
+    settings |= dict(scenes=16384)
     return Run(variant=variant, step=step, seed=seed, **(settings | changes))
 
 
@@ -72,6 +73,7 @@ def test_agvm_begins_after_the_warmup_with_its_settings(plain: str):
         accuracy.run_config(each, DATA)
         for each in (run, make_run(plain=plain, batch_size=1024))
     )
+    assert cfg.train_dataloader.dataset.indices == 16384
     # 4 epochs of 16 updates: warm-up of 10, AGVM from 13.
     assert cfg.param_scheduler[0].end == 10
     hook = cfg.default_hooks.pop('agvm')
@@ -191,6 +193,7 @@ def test_finished_runs_are_not_trained_again(
     'arguments, message',
     [
         (['--batch-sizes', '100'], 'multiples of 32, got 100'),
+        (['--scenes', '99999'], '--scenes must be'),
         (['--epochs', '0'], '--epochs must be at least 1'),
         (['--variants', 'agvm momentun=1'], "Did you mean 'momentum'"),
         (['--variants', 'x0'], "multiplier as 'x1.4', got 'x0'"),
@@ -212,7 +215,7 @@ def test_run_trains_and_writes_its_result(
     accuracy.pretrain_backbone(
         accuracy.backbone_file(data).parent, num_patches=64, epochs=1, progress=False
     )
-    run = make_run('agvm', batch_size=64, epochs=2)
+    run = make_run('agvm', batch_size=64, epochs=2, scenes=64)
     accuracy.train(run, data, tmp_path / 'runs')
     result = json.loads(accuracy.result_file(run, tmp_path / 'runs').read_text())
     assert Run(**result['run']) == run
