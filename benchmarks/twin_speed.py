@@ -55,8 +55,8 @@ def images_per_second(cfg: Config, images: int, folder: str, *, study: bool) -> 
     """Train two epochs and return the images per CPU second of the second."""
     cfg.train_dataloader.dataset.indices = images
     cfg.train_cfg.max_epochs = 2
-    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
-        cfg[key] = cfg[key.replace('val', 'test')] = None
+    for key in ('dataloader', 'cfg', 'evaluator'):
+        cfg[f'val_{key}'] = cfg[f'test_{key}'] = None
     accuracy.name_run(cfg, Path(folder) / str(time.time_ns()))
     cfg.log_level = 'WARNING'
     runner = cli.build_runner(cfg, 'none')
