@@ -17,6 +17,7 @@ import json
 import math
 import multiprocessing
 import re
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import torch
 from common import report
+from common.divergence import StopAtDivergence
 from common.sensitivity import (
     BEST_COLUMNS,
     PAIR_COLUMNS,
@@ -188,6 +190,9 @@ def use_small_scenes(cfg: Config, data: Path) -> None:
     if 'ann_file' in cfg.val_evaluator:
         cfg.val_evaluator.ann_file = str(data / cfg.val_dataloader.dataset.ann_file)
         cfg.val_dataloader.dataset.pipeline[1].scale = (IMAGE_SIZE, IMAGE_SIZE)
+        # A quarter of the area needs fewer proposals.
+        cfg.model.train_cfg.rpn_proposal.update(nms_pre=32, max_per_img=32)
+        cfg.model.train_cfg.rcnn.sampler.num = 16
     else:
         cfg.model.data_preprocessor.size = (IMAGE_SIZE, IMAGE_SIZE)
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
@@ -219,6 +224,16 @@ def use_fast_layout(runner: Runner) -> None:
     runner.model.to(memory_format=torch.channels_last)
 
 
+def agvm_medians(updates: Sequence[dict]) -> dict[str, float]:
+    """Return the medians of AGVM's log values, over the updates where they are finite."""
+    values: dict[str, list[float]] = {}
+    for record in updates:
+        for key, value in record.items():
+            if key.startswith('agvm/') and math.isfinite(value):
+                values.setdefault(key, []).append(value)
+    return {key: statistics.median(found) for key, found in values.items()}
+
+
 def train(run: Run, data: Path, work_dirs: Path) -> None:
     """Train a run in this process, and write its result."""
     torch.set_num_threads(1)
@@ -229,19 +244,17 @@ def train(run: Run, data: Path, work_dirs: Path) -> None:
     start = time.process_time()
     runner = cli.build_runner(cfg, 'none')
     use_fast_layout(runner)
-    runner.train()
-    key, factor = METRICS[METRIC[run.model]]
-    value = logs.last_result(folder, key) * factor
-    last = logs.read_run(folder)[-1]
-    result = dict(
-        run=asdict(run),
-        method=run.method,
-        lr=run.lr,
-        # JSON has no NaN: None is a run that diverged.
-        value=round(value, 2) if math.isfinite(value) else None,
-        cpu_seconds=round(time.process_time() - start, 1),
-        agvm={key: value for key, value in last.items() if key.startswith('agvm/')},
-    )
+    runner.register_hook(StopAtDivergence())
+    result = dict(run=asdict(run), method=run.method, lr=run.lr)
+    try:
+        runner.train()
+    except FloatingPointError as error:
+        result |= dict(value=None, diverged=str(error))
+    else:
+        key, factor = METRICS[METRIC[run.model]]
+        value = logs.last_result(folder, key) * factor
+        result |= dict(value=round(value, 2), agvm=agvm_medians(logs.read_run(folder)))
+    result['cpu_seconds'] = round(time.process_time() - start, 1)
     with replaced_when_whole(file) as path:
         path.write_text(json.dumps(result, indent=1) + '\n')
 
@@ -341,7 +354,7 @@ def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
 
             while runs := missing_runs(make, variants, args.seeds, results):
                 # All variants of a rate: never half a pair.
-                for run in run_all(runs[: len(variants)]):
+                for run in run_all(runs[: args.workers * len(variants)]):
                     file = result_file(run, args.work_dirs)
                     results[run] = json.loads(file.read_text())
                     progress.set_description(f'{run.name} {results[run]["value"]}')
