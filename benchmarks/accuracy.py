@@ -16,247 +16,40 @@ import functools
 import json
 import math
 import multiprocessing
-import re
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from common import report
-from common.divergence import StopAtDivergence
 from common.sensitivity import (
     BEST_COLUMNS,
+    MODULE_COLUMNS,
     PAIR_COLUMNS,
     missing_runs,
+    module_medians,
     pair_differences,
     summarize,
 )
-from mmengine.config import Config
-from mmengine.runner import Runner
+from common.twins import (
+    IMAGE_SIZE,
+    METRIC,
+    MICRO_BATCH,
+    SCENES,
+    START,
+    Run,
+    check_variant,
+    result_file,
+    train,
+)
 from tqdm import tqdm
 
-from agvm_mm import cli
-from agvm_mm.analysis import logs
 from agvm_mm.analysis.figures import plot_sensitivity, save_figure
-from agvm_mm.analysis.paper import METRICS
-from agvm_mm.checkpoint.atomic import replaced_when_whole
 from agvm_mm.digits import pretrain_backbone, write_digits
-from agvm_mm.validation import check_choice, check_number
+from agvm_mm.validation import check_number
 
 ROOT = Path(__file__).resolve().parents[1]
-TWINS = ROOT / 'configs/digits'
-SCENES, IMAGE_SIZE = 16384, 48
-# Images of a micro-batch, at every batch size: batch normalization depends on it.
-MICRO_BATCH = 32
-FACTOR = 1.5
-# Parts of the updates: the warm-up, AGVM's begin, the drops of the learning rate.
-WARMUP, BEGIN, DROPS = 0.15, 0.2, (0.7, 0.9)
-# Where the search starts at batch 256; it grows with the square root of the batch.
-START = {
-    'sem-fpn': {'adamw': 0.006, 'sgd': 0.1, 'lamb': 0.01, 'pmd-lamb': 0.01},
-    'faster-rcnn': {'adamw': 0.0015, 'sgd': 0.04, 'lamb': 0.01, 'pmd-lamb': 0.01},
-}
-METRIC = {'sem-fpn': 'mIoU', 'faster-rcnn': 'bbox_mAP'}
-AGVM_SETTINGS = ('momentum', 'interval', 'ratio_bounds', 'estimator', 'anchor')
-
-
-@dataclass(frozen=True, order=True)
-class Run:
-    """One training.
-
-    Args:
-        model: A key of ``START``.
-        plain: Optimizer, a key of ``START[model]``.
-        variant: '' for the optimizer alone, 'agvm', or a fixed multiplier, 'x1.4'.
-        batch_size: Images of an update.
-        step: Learning rate, in factors of 1.5 from the start of the search.
-        seed: Seed of the training; the scenes are the same for all.
-        epochs: Passes over the scenes.
-        scenes: Training scenes: the first of those that are written.
-    """
-
-    model: str
-    plain: str
-    variant: str
-    batch_size: int
-    step: int
-    seed: int
-    epochs: int
-    scenes: int
-
-    @property
-    def method(self) -> str:
-        """Name of the method, as in configs; 'adamw-x1.4' for a fixed multiplier."""
-        if self.variant.startswith('agvm'):
-            return f'agvm-{self.plain}{self.variant.removeprefix("agvm")}'
-        return '-'.join(filter(None, (self.plain, self.variant)))
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of the backbone."""
-        start = START[self.model][self.plain] * math.sqrt(self.batch_size / 256)
-        return float(f'{start * FACTOR**self.step:.3g}')
-
-    @property
-    def name(self) -> str:
-        """Name of the files of this run."""
-        return (
-            f'{self.model}_{self.method}_b{self.batch_size}_lr{self.lr:g}'
-            f'_{self.scenes}x{self.epochs}_seed{self.seed}'
-        )
-
-
-def agvm_options(variant: str) -> dict:
-    """Return AGVM's settings of a variant: 'agvm', or 'agvm momentum=0.97'.
-
-    Raises:
-        ValueError: If a setting is not one of ``AGVM_SETTINGS``.
-    """
-    options = dict(momentum=0.9, interval=1, estimator='replicas')
-    for word in variant.split()[1:]:
-        key, _, value = word.partition('=')
-        check_choice('--variants', key, AGVM_SETTINGS)
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
-
-
-def run_config(run: Run, data: Path) -> Config:
-    """Return the config of a run.
-
-    Args:
-        run: The run.
-        data: Folder of the scenes; the backbone is next to it.
-    """
-    (path,) = TWINS.glob(f'{run.model}_*_sgd_b256_*.py')
-    (recipe,) = TWINS.glob(f'faster-rcnn_*_{run.plain}_b256_*.py')
-    cfg = Config.fromfile(path)
-    wrapper = Config.fromfile(recipe).optim_wrapper
-    wrapper.clip_grad = cfg.optim_wrapper.clip_grad
-    wrapper.optimizer.lr = run.lr
-    updates = run.epochs * math.ceil(run.scenes / run.batch_size)
-    warmup, begin, *drops = (
-        max(1, round(part * updates)) for part in (WARMUP, BEGIN, *DROPS)
-    )
-    schedule = [
-        dict(type='LinearLR', start_factor=0.001, by_epoch=False, end=warmup),
-        dict(type='MultiStepLR', by_epoch=False, milestones=drops, gamma=0.1),
-    ]
-    if run.variant.startswith('agvm'):
-        options = agvm_options(run.variant)
-        wrapper.type = 'AGVMOptimWrapper'
-        wrapper.constructor = 'AGVMOptimWrapperConstructor'
-        for key in {'momentum', 'ratio_bounds', 'anchor'} & options.keys():
-            wrapper[key] = options.pop(key)
-        cfg.default_hooks.agvm = dict(type='VarianceSyncHook', begin=begin, **options)
-    elif run.variant:
-        multiplier = float(run.variant[1:])
-        wrapper.optimizer.lr *= multiplier
-        keys = dict(backbone=dict(lr_mult=1 / multiplier))
-        wrapper.paramwise_cfg = dict(custom_keys=keys)
-    cfg.optim_wrapper = wrapper
-    cfg.param_scheduler = schedule
-    cfg.merge_from_dict(
-        {
-            'train_dataloader.dataset.indices': run.scenes,
-            'train_cfg.max_epochs': run.epochs,
-            'train_cfg.val_interval': run.epochs,
-            'train_cfg.total_batch_size': run.batch_size,
-            'randomness.seed': run.seed,
-            'default_hooks.logger.interval': 1,
-            'log_level': 'WARNING',
-            'model.backbone.init_cfg.checkpoint': str(backbone_file(data)),
-        }
-    )
-    # What is not the model
-    for name in ('checkpoint', 'visualization', 'sync_buffers'):
-        del cfg.default_hooks[name]
-    use_small_scenes(cfg, data)
-    return cfg
-
-
-def use_small_scenes(cfg: Config, data: Path) -> None:
-    """Train and evaluate on the scenes of the study, which stay in memory."""
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.batch_size = MICRO_BATCH
-        loader.dataset.update(data_root=f'{data}/', cache=True)
-    # Samples are copied for each micro-batch, with all that is packed with them.
-    cfg.train_dataloader.dataset.pipeline[-1].meta_keys = ('img_shape',)
-    if 'ann_file' in cfg.val_evaluator:
-        cfg.val_evaluator.ann_file = str(data / cfg.val_dataloader.dataset.ann_file)
-        cfg.val_dataloader.dataset.pipeline[1].scale = (IMAGE_SIZE, IMAGE_SIZE)
-        # A quarter of the area needs fewer proposals.
-        cfg.model.train_cfg.rpn_proposal.update(nms_pre=32, max_per_img=32)
-        cfg.model.train_cfg.rcnn.sampler.num = 16
-    else:
-        cfg.model.data_preprocessor.size = (IMAGE_SIZE, IMAGE_SIZE)
-    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
-
-
-def backbone_file(data: Path) -> Path:
-    """Return the checkpoint of the backbone, which the demo has as well."""
-    return data.parent / 'digits' / 'resnet18_w16.pth'
-
-
-def result_file(run: Run, work_dirs: Path) -> Path:
-    """Return the file with the result of a run."""
-    return work_dirs / f'{run.name.replace(" ", "_")}.json'
-
-
-def name_run(cfg: Config, folder: Path) -> None:
-    """Set the work folder of a run, and a name that no other run has.
-
-    MMEngine keeps loggers and visualizers by name; a process trains several runs.
-    """
-    cfg.work_dir = cfg.experiment_name = cfg.visualizer.name = str(folder)
-
-
-def use_fast_layout(runner: Runner) -> None:
-    """Store weights with the channels last: feature maps then are as well.
-
-    Convolutions of few channels are faster that way.
-    """
-    runner.model.to(memory_format=torch.channels_last)
-
-
-def agvm_medians(updates: Sequence[dict]) -> dict[str, float]:
-    """Return the medians of AGVM's log values, over the updates where they are finite."""
-    values: dict[str, list[float]] = {}
-    for record in updates:
-        for key, value in record.items():
-            if key.startswith('agvm/') and math.isfinite(value):
-                values.setdefault(key, []).append(value)
-    return {key: statistics.median(found) for key, found in values.items()}
-
-
-def train(run: Run, data: Path, work_dirs: Path) -> None:
-    """Train a run in this process, and write its result."""
-    torch.set_num_threads(1)
-    cfg = run_config(run, data)
-    file = result_file(run, work_dirs)
-    folder = file.with_suffix('') / str(time.time_ns())
-    name_run(cfg, folder)
-    start = time.process_time()
-    runner = cli.build_runner(cfg, 'none')
-    use_fast_layout(runner)
-    runner.register_hook(StopAtDivergence())
-    result = dict(run=asdict(run), method=run.method, lr=run.lr)
-    try:
-        runner.train()
-    except FloatingPointError as error:
-        result |= dict(value=None, diverged=str(error))
-    else:
-        key, factor = METRICS[METRIC[run.model]]
-        value = logs.last_result(folder, key) * factor
-        result |= dict(value=round(value, 2), agvm=agvm_medians(logs.read_run(folder)))
-    result['cpu_seconds'] = round(time.process_time() - start, 1)
-    with replaced_when_whole(file) as path:
-        path.write_text(json.dumps(result, indent=1) + '\n')
 
 
 def describe(result: dict) -> str:
@@ -272,6 +65,9 @@ def describe(result: dict) -> str:
             f'Minus {result["plain"]} alone, with the same batch, learning rate and '
             'seed:',
             report.table(PAIR_COLUMNS, result['pairs']),
+            'Phi, mu and noise scale at the best rates, medians over the updates and '
+            'the seeds:',
+            report.table(MODULE_COLUMNS, result['modules']),
             f'{machine["device"]}, torch {machine["torch"]}, {machine["date"]}.',
         ]
     )
@@ -321,13 +117,7 @@ def check_args(args: argparse.Namespace) -> None:
                 f'--batch-sizes must be multiples of {MICRO_BATCH}, got {batch_size}'
             )
     for variant in args.variants:
-        if variant.startswith('agvm'):
-            agvm_options(variant)
-        elif not re.fullmatch(r'x\d+(\.\d+)?', variant) or float(variant[1:]) == 0:
-            raise ValueError(
-                "--variants must be 'agvm', with settings as in 'agvm momentum=0.97', "
-                f"or a multiplier as 'x1.4', got {variant!r}"
-            )
+        check_variant(variant)
 
 
 def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
@@ -383,6 +173,7 @@ def report_study(args: argparse.Namespace, results: dict[Run, dict]) -> None:
         metric=METRIC[args.model],
         best=summarize(runs),
         pairs=pair_differences(runs),
+        modules=module_medians(runs),
         runs=runs,
         environment=report.environment(1),
     )
@@ -397,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_args(args)
     args.data, args.work_dirs = args.data.absolute(), args.work_dirs.absolute()
     write_digits(args.data, num_train=SCENES, image_size=IMAGE_SIZE)
-    pretrain_backbone(backbone_file(args.data).parent)
+    pretrain_backbone(args.data)
     task = functools.partial(_train, data=args.data, work_dirs=args.work_dirs)
     # Not forked: threads of torch do not survive it.
     with multiprocessing.get_context('spawn').Pool(args.workers) as pool:

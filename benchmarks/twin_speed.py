@@ -3,7 +3,7 @@
     python benchmarks/twin_speed.py --model sem-fpn
 
 Trains both on one core in turns and times the second epoch, when batches are loaded,
-augmented and collated as in the rest of a run. Validation is not timed. The figures are
+loaded and collated as in the rest of a run. Validation is not timed. The figures are
 images per second of CPU time, which other programs hardly affect.
 """
 
@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import accuracy
 import torch
-from common import report
+from common import report, twins
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -25,7 +24,7 @@ from mmengine.runner import Runner
 from agvm_mm import cli
 from agvm_mm.validation import check_number
 
-BATCH_SIZE = 256
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -43,12 +42,16 @@ class EpochTimer(Hook):
         self.seconds.append(time.process_time() - self._start)
 
 
-def variants(model: str, data: Path) -> dict[str, Config]:
+def variants(model: str, batch_size: int, data: Path) -> dict[str, Config]:
     """Return the config of the twin as it is, and that of the study."""
-    (path,) = accuracy.TWINS.glob(f'{model}_*_sgd_b{BATCH_SIZE}_*.py')
-    scenes = accuracy.SCENES
-    run = accuracy.Run(model, 'sgd', '', BATCH_SIZE, 0, 0, epochs=2, scenes=scenes)
-    return {'twin': Config.fromfile(path), 'study': accuracy.run_config(run, data)}
+    (path,) = twins.TWINS.glob(f'{model}_*_sgd_b256_*.py')
+    scenes = twins.SCENES
+    run = twins.Run(model, 'sgd', '', batch_size, 0, 0, epochs=2, scenes=scenes)
+    twin = Config.fromfile(path)
+    twin.train_cfg.total_batch_size = batch_size
+    twin.train_dataloader.dataset.data_root = f'{data.with_name("digits")}/'
+    twin.model.backbone.init_cfg.checkpoint = str(twins.backbone_file(data))
+    return {'twin': twin, 'study': twins.run_config(run, data)}
 
 
 def images_per_second(cfg: Config, images: int, folder: str, *, study: bool) -> float:
@@ -57,11 +60,11 @@ def images_per_second(cfg: Config, images: int, folder: str, *, study: bool) -> 
     cfg.train_cfg.max_epochs = 2
     for key in ('dataloader', 'cfg', 'evaluator'):
         cfg[f'val_{key}'] = cfg[f'test_{key}'] = None
-    accuracy.name_run(cfg, Path(folder) / str(time.time_ns()))
+    twins.name_run(cfg, Path(folder) / str(time.time_ns()))
     cfg.log_level = 'WARNING'
     runner = cli.build_runner(cfg, 'none')
     if study:
-        accuracy.use_fast_layout(runner)
+        twins.use_fast_layout(runner)
     timer = EpochTimer()
     runner.register_hook(timer, priority='VERY_HIGH')
     runner.train()
@@ -74,28 +77,35 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--model', choices=accuracy.START, default='sem-fpn')
+    parser.add_argument('--model', choices=twins.START, default='sem-fpn')
+    parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--images', type=int, default=512, help='images of an epoch')
     parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--data', type=Path, default=accuracy.ROOT / 'data/digits48')
+    parser.add_argument(
+        '--data',
+        type=Path,
+        default=ROOT / 'data/digits48',
+        help="scenes of the study; the twin's are next to them",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure both in turns and print the medians with the lowest and highest."""
     args = parse_args(arguments)
-    check_number('--images', args.images, low=BATCH_SIZE, integer=True)
+    check_number('--images', args.images, low=args.batch_size, integer=True)
     check_number('--rounds', args.rounds, low=1, integer=True)
     torch.set_num_threads(1)
     speeds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):
-            for name, cfg in variants(args.model, args.data.absolute()).items():
+            found = variants(args.model, args.batch_size, args.data.absolute())
+            for name, cfg in found.items():
                 speed = images_per_second(
                     cfg, args.images, folder, study=name == 'study'
                 )
                 speeds.setdefault(name, []).append(speed)
-    rows = [dict(name=name, speeds=found) for name, found in speeds.items()]
+    rows = [dict(name=name, speeds=values) for name, values in speeds.items()]
     columns = [
         (args.model, lambda row: row['name']),
         ('images per second', lambda row: f'{statistics.median(row["speeds"]):.0f}'),

@@ -133,6 +133,35 @@ def pair_differences(results: Iterable[dict]) -> list[dict]:
     ]
 
 
+def module_medians(results: Iterable[dict]) -> list[dict]:
+    """Return AGVM's medians by module, at the best learning rate of each method.
+
+    Returns:
+        Rows with ``phi``, ``mu`` and ``noise_scale`` (None if it was never finite),
+        medians over the seeds of the medians of each run.
+    """
+    results = list(results)
+    rows = []
+    for best in summarize(results):
+        runs = [
+            each['agvm']
+            for each in results
+            if each['run']['batch_size'] == best['batch_size']
+            and (each['method'], each['lr']) == (best['method'], best['lr'])
+        ]
+        prefix = 'agvm/mu/'
+        modules = [key.removeprefix(prefix) for key in runs[0] if prefix in key]
+        for module in modules:
+            row = {key: best[key] for key in ('batch_size', 'method', 'lr')}
+            row['module'] = module
+            for name in ('phi', 'mu', 'noise_scale'):
+                key = f'agvm/{name}/{module}'
+                found = [run[key] for run in runs if key in run]
+                row[name] = statistics.median(found) if found else None
+            rows.append(row)
+    return rows
+
+
 BEST_COLUMNS: Sequence[report.Column] = (
     ('batch', itemgetter('batch_size')),
     ('method', itemgetter('method')),
@@ -173,4 +202,17 @@ PAIR_COLUMNS: Sequence[report.Column] = (
     ('rate', lambda row: f'{row["lr"]:g}'),
     ('mean +- deviation', show_mean),
     ('by seed', show_pairs),
+)
+
+MODULE_COLUMNS: Sequence[report.Column] = (
+    ('batch', itemgetter('batch_size')),
+    ('method', itemgetter('method')),
+    ('rate', lambda row: f'{row["lr"]:g}'),
+    ('module', itemgetter('module')),
+    ('Phi', lambda row: f'{row["phi"]:.2f}'),
+    ('mu', lambda row: f'{row["mu"]:.2f}'),
+    (
+        'noise scale',
+        lambda row: '' if row['noise_scale'] is None else f'{row["noise_scale"]:,.0f}',
+    ),
 )

@@ -1,13 +1,16 @@
 """Configs, search, comparison and report of accuracy.py; training is a stand-in."""
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import accuracy
 import pytest
-from accuracy import Run
-from common import sensitivity
+import twin_speed
+from common import sensitivity, twins
+from common.twins import Run
 
 DATA = Path('/data/digits48')
 
@@ -22,7 +25,7 @@ def make_run(variant: str = '', step: int = 0, seed: int = 0, **changes) -> Run:
 def make_result(run: Run, value: float | None) -> dict:
     """Return the result of a run, as far as the comparison reads it."""
     fields = dict(batch_size=run.batch_size, seed=run.seed, variant=run.variant)
-    return dict(run=fields, method=run.method, lr=run.lr, value=value)
+    return dict(run=fields, method=run.method, lr=run.lr, value=value, agvm={})
 
 
 def test_rates_differ_by_factors_from_the_square_root_rule():
@@ -50,11 +53,11 @@ def test_variants_of_a_pair_differ_in_the_optimizer_wrapper_only(
     model: str, plain: str
 ):
     plain_cfg, fixed = (
-        accuracy.run_config(make_run(variant, model=model, plain=plain), DATA)
+        twins.run_config(make_run(variant, model=model, plain=plain), DATA)
         for variant in ('', 'x1.4')
     )
     settings = dict(fixed.optim_wrapper)
-    lr_mult = settings.pop('paramwise_cfg').custom_keys.backbone.lr_mult
+    lr_mult = settings.pop('paramwise_cfg').custom_keys['backbone.'].lr_mult
     lr = plain_cfg.optim_wrapper.optimizer.lr
     # The backbone keeps its rate, the others have 1.4 times that.
     assert settings['optimizer'].lr == pytest.approx(1.4 * lr)
@@ -65,12 +68,19 @@ def test_variants_of_a_pair_differ_in_the_optimizer_wrapper_only(
     assert fixed.to_dict() == plain_cfg.to_dict()
 
 
+def test_multiplier_of_one_module():
+    cfg = twins.run_config(make_run('x2 decode_head'), DATA)
+    settings = cfg.optim_wrapper
+    assert settings.optimizer.lr == make_run().lr
+    assert settings.paramwise_cfg.custom_keys == {'decode_head.': dict(lr_mult=2)}
+
+
 @pytest.mark.parametrize('plain', ['sgd', 'adamw'])
 def test_agvm_begins_after_the_warmup_with_its_settings(plain: str):
     variant = 'agvm momentum=0.97 estimator=halves ratio_bounds=[0.5,4]'
     run = make_run(variant, plain=plain, batch_size=1024)
     cfg, without = (
-        accuracy.run_config(each, DATA)
+        twins.run_config(each, DATA)
         for each in (run, make_run(plain=plain, batch_size=1024))
     )
     assert cfg.train_dataloader.dataset.indices == 16384
@@ -157,6 +167,26 @@ def test_pairs_have_the_same_rate_and_seed():
     assert sensitivity.show_pairs(row) == '+0.5, +1.5; 1 diverged'
 
 
+def test_modules_have_the_medians_over_seeds_at_the_best_rate():
+    results = []
+    for seed, (step, value, mu) in enumerate(
+        [(0, 50, 1.0), (0, 50, 2.0), (1, 10, 9.0)]
+    ):
+        result = make_result(make_run('agvm', step=step, seed=seed), value)
+        values = {'agvm/mu/backbone': 1.0, 'agvm/mu/neck': mu}
+        values |= {'agvm/phi/backbone': 0.5, 'agvm/phi/neck': 0.25}
+        results.append(result | dict(agvm=values | {'agvm/noise_scale/neck': 64 * mu}))
+    backbone, neck = sensitivity.module_medians(results)
+    assert (neck['module'], neck['lr']) == ('neck', make_run().lr)
+    assert (neck['phi'], neck['mu'], neck['noise_scale']) == (0.25, 1.5, 96)
+    assert (backbone['mu'], backbone['noise_scale']) == (1, None)
+
+
+def test_medians_of_a_log_skip_values_that_are_not_finite():
+    log = [{'agvm/mu/neck': value, 'lr': 0.1} for value in (1.0, 3.0, 4.0, math.inf)]
+    assert twins.agvm_medians([{'lr': 0.1}, *log]) == {'agvm/mu/neck': 3}
+
+
 def test_finished_runs_are_not_trained_again(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -170,9 +200,11 @@ def test_finished_runs_are_not_trained_again(
         for run in runs:
             trained.append(run)
             value = 50 - run.step**2 + (run.variant == 'agvm') + run.seed
-            fields = accuracy.asdict(run)
-            result = dict(run=fields, method=run.method, lr=run.lr, value=value)
-            accuracy.result_file(run, tmp_path).write_text(json.dumps(result))
+            fields = asdict(run)
+            result = dict(
+                run=fields, method=run.method, lr=run.lr, value=value, agvm={}
+            )
+            twins.result_file(run, tmp_path).write_text(json.dumps(result))
         return runs
 
     first = accuracy.study(args, run_all)
@@ -196,8 +228,9 @@ def test_finished_runs_are_not_trained_again(
         (['--scenes', '99999'], '--scenes must be'),
         (['--epochs', '0'], '--epochs must be at least 1'),
         (['--variants', 'agvm momentun=1'], "Did you mean 'momentum'"),
-        (['--variants', 'x0'], "multiplier as 'x1.4', got 'x0'"),
+        (['--variants', 'x0'], "'x2 neck', got 'x0'"),
         (['--variants', 'y2'], "got 'y2'"),
+        (['--variants', 'x2 '], "got 'x2 '"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], message: str):
@@ -205,19 +238,51 @@ def test_wrong_arguments_are_refused(arguments: list[str], message: str):
         accuracy.check_args(accuracy.parse_args(arguments))
 
 
-def test_run_trains_and_writes_its_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    pytest.importorskip('mmseg')
-    data = tmp_path / 'digits48'
-    monkeypatch.setattr(accuracy, 'SCENES', 128)
-    accuracy.write_digits(data, num_train=128, num_val=8, image_size=48)
-    accuracy.pretrain_backbone(
-        accuracy.backbone_file(data).parent, num_patches=64, epochs=1, progress=False
-    )
-    run = make_run('agvm', batch_size=64, epochs=2, scenes=64)
-    accuracy.train(run, data, tmp_path / 'runs')
-    result = json.loads(accuracy.result_file(run, tmp_path / 'runs').read_text())
+@pytest.fixture(scope='module')
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write scenes and a backbone that hardly learned; return their folder."""
+    data = tmp_path_factory.mktemp('data') / 'digits48'
+    accuracy.write_digits(data, num_train=64, num_val=8, image_size=48)
+    accuracy.pretrain_backbone(data, num_patches=64, epochs=1, progress=False)
+    return data
+
+
+def train(run: Run, data: Path, folder: Path) -> dict:
+    """Train a run and return its result, as it is in the file."""
+    twins.train(run, data, folder)
+    result = json.loads(twins.result_file(run, folder).read_text())
     assert Run(**result['run']) == run
+    return result
+
+
+def test_run_trains_and_writes_its_result(small_data: Path, tmp_path: Path):
+    pytest.importorskip('mmseg')
+    run = make_run('agvm', batch_size=64, epochs=2, scenes=64)
+    result = train(run, small_data, tmp_path)
     assert 0 <= result['value'] <= 100
     assert result['agvm']['agvm/mu/backbone'] == 1
+
+
+def test_detector_that_diverges_is_a_result(small_data: Path, tmp_path: Path):
+    # Steps from 0.04 in factors of 1.5: about 1e16.
+    run = make_run(model='faster-rcnn', plain='sgd', step=100, batch_size=64)
+    run = replace(run, epochs=8, scenes=64)
+    result = train(run, small_data, tmp_path)
+    assert result['value'] is None
+    assert 'is not finite after update' in result['diverged']
+
+
+def test_speed_of_both_versions_of_a_twin(
+    small_data: Path, capsys: pytest.CaptureFixture
+):
+    pytest.importorskip('mmseg')
+    accuracy.write_digits(small_data.with_name('digits'), num_train=64, num_val=1)
+    twin_speed.main(
+        ['--batch-size', '64', '--images', '64', '--rounds', '1']
+        + ['--data', str(small_data)]
+    )
+    printed = capsys.readouterr().out
+    rows = printed[printed.index('| sem-fpn | images per second') :].splitlines()
+    for row, name in zip(rows[2:], ('twin', 'study'), strict=True):
+        assert row.startswith(f'| {name}')
+        assert float(row.split('|')[2]) > 0
