@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py --model sem-fpn --plain adamw --batch-sizes 256
 
-Trains the digits twin of a model, on 48 x 48 scenes that stay in memory, with every
+Trains the digits twin of a model, on scenes that stay in memory, with every
 method of ``--plain``'s family: the optimizer alone, with AGVM, and with a fixed
 multiplier on all modules but the backbone. All have the same epochs, seeds and learning
 rates, so each run with AGVM has its pair. Learning rates differ by factors of 1.5. The
@@ -33,14 +33,17 @@ from common.sensitivity import (
     summarize,
 )
 from common.twins import (
-    IMAGE_SIZE,
+    EPOCHS,
+    IMAGE_SIZES,
     METRIC,
     MICRO_BATCH,
+    ROOT,
     SCENES,
     START,
     Run,
     check_variant,
     result_file,
+    scenes_folder,
     train,
 )
 from tqdm import tqdm
@@ -49,17 +52,15 @@ from agvm_mm.analysis.figures import plot_sensitivity, save_figure
 from agvm_mm.digits import pretrain_backbone, write_digits
 from agvm_mm.validation import check_number
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def describe(result: dict) -> str:
     """Return the result as Markdown."""
-    machine = result['environment']
+    machine, size = result['environment'], IMAGE_SIZES[result['model']]
     return '\n\n'.join(
         [
             f'# {result["model"]} with {result["plain"]} on the digits',
             f'{result["metric"]} in percent after {result["epochs"]} epoch(s) of '
-            f'{result["scenes"]} scenes of {IMAGE_SIZE} x {IMAGE_SIZE}; '
+            f'{result["scenes"]} scenes of {size} x {size} pixels; '
             f'{len(result["runs"])} runs. The first seed searched the rates.',
             report.table(BEST_COLUMNS, result['best']),
             f'Minus {result["plain"]} alone, with the same batch, learning rate and '
@@ -91,14 +92,19 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         '--batch-sizes', nargs='+', type=int, default=[1024, 4096, 256, 64]
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3])
-    parser.add_argument('--epochs', type=int, default=4)
+    parser.add_argument('--epochs', type=int, help=f'default: {EPOCHS}')
     parser.add_argument('--scenes', type=int, default=SCENES)
     parser.add_argument('--workers', type=int, default=2, help='runs at the same time')
     parser.add_argument('--hours', type=float, help='start no runs after this time')
-    parser.add_argument('--data', type=Path, default=ROOT / 'data/digits48')
+    parser.add_argument('--data', type=Path, help='default: by the size of the scenes')
     parser.add_argument('--work-dirs', type=Path, default=ROOT / 'work_dirs/accuracy')
     parser.add_argument('--out', type=Path, default=report.RESULTS)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.epochs is None:
+        args.epochs = EPOCHS[args.model]
+    if args.data is None:
+        args.data = scenes_folder(args.model)
+    return args
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -187,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     check_args(args)
     args.data, args.work_dirs = args.data.absolute(), args.work_dirs.absolute()
-    write_digits(args.data, num_train=SCENES, image_size=IMAGE_SIZE)
+    write_digits(args.data, num_train=SCENES, image_size=IMAGE_SIZES[args.model])
     pretrain_backbone(args.data)
     task = functools.partial(_train, data=args.data, work_dirs=args.work_dirs)
     # Not forked: threads of torch do not survive it.

@@ -2,7 +2,7 @@
 
     python benchmarks/twin_speed.py --model sem-fpn
 
-Trains both on one core in turns and times the second epoch, when batches are loaded,
+Trains both on one core in turns and times the second epoch, when batches are
 loaded and collated as in the rest of a run. Validation is not timed. The figures are
 images per second of CPU time, which other programs hardly affect.
 """
@@ -24,8 +24,6 @@ from mmengine.runner import Runner
 from agvm_mm import cli
 from agvm_mm.validation import check_number
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @dataclass
 class EpochTimer(Hook):
@@ -45,13 +43,13 @@ class EpochTimer(Hook):
 def variants(model: str, batch_size: int, data: Path) -> dict[str, Config]:
     """Return the config of the twin as it is, and that of the study."""
     (path,) = twins.TWINS.glob(f'{model}_*_sgd_b256_*.py')
-    scenes = twins.SCENES
-    run = twins.Run(model, 'sgd', '', batch_size, 0, 0, epochs=2, scenes=scenes)
+    scenes = twins.scenes_folder(model, data)
+    run = twins.Run(model, 'sgd', '', batch_size, 0, 0, 2, twins.SCENES)
     twin = Config.fromfile(path)
     twin.train_cfg.total_batch_size = batch_size
-    twin.train_dataloader.dataset.data_root = f'{data.with_name("digits")}/'
-    twin.model.backbone.init_cfg.checkpoint = str(twins.backbone_file(data))
-    return {'twin': twin, 'study': twins.run_config(run, data)}
+    twin.train_dataloader.dataset.data_root = f'{data / "digits"}/'
+    twin.model.backbone.init_cfg.checkpoint = str(twins.backbone_file(scenes))
+    return {'twin': twin, 'study': twins.run_config(run, scenes)}
 
 
 def images_per_second(cfg: Config, images: int, folder: str, *, study: bool) -> float:
@@ -84,8 +82,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--data',
         type=Path,
-        default=ROOT / 'data/digits48',
-        help="scenes of the study; the twin's are next to them",
+        default=twins.ROOT / 'data',
+        help='folder of both data sets: digits, and those of the study',
     )
     return parser.parse_args(arguments)
 

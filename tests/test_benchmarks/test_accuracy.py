@@ -12,7 +12,7 @@ import twin_speed
 from common import sensitivity, twins
 from common.twins import Run
 
-DATA = Path('/data/digits48')
+DATA = Path('/data/study48')
 
 
 def make_run(variant: str = '', step: int = 0, seed: int = 0, **changes) -> Run:
@@ -241,7 +241,7 @@ def test_wrong_arguments_are_refused(arguments: list[str], message: str):
 @pytest.fixture(scope='module')
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write scenes and a backbone that hardly learned; return their folder."""
-    data = tmp_path_factory.mktemp('data') / 'digits48'
+    data = tmp_path_factory.mktemp('data') / 'study48'
     accuracy.write_digits(data, num_train=64, num_val=8, image_size=48)
     accuracy.pretrain_backbone(data, num_patches=64, epochs=1, progress=False)
     return data
@@ -279,7 +279,7 @@ def test_speed_of_both_versions_of_a_twin(
     accuracy.write_digits(small_data.with_name('digits'), num_train=64, num_val=1)
     twin_speed.main(
         ['--batch-size', '64', '--images', '64', '--rounds', '1']
-        + ['--data', str(small_data)]
+        + ['--data', str(small_data.parent)]
     )
     printed = capsys.readouterr().out
     rows = printed[printed.index('| sem-fpn | images per second') :].splitlines()
