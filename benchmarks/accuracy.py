@@ -185,7 +185,10 @@ def report_study(args: argparse.Namespace, results: dict[Run, dict]) -> None:
     )
     name = f'accuracy_{args.model}_{args.plain}'
     report.write(args.out, name, result, describe(result))
-    save_figure(plot_sensitivity(runs, METRIC[args.model]), args.out / f'{name}.png')
+    # Settings and single modules are in the tables only.
+    drawn = [each for each in runs if ' ' not in each['run']['variant']]
+    figure = plot_sensitivity(drawn, METRIC[args.model])
+    save_figure(figure, args.out / f'{name}.png')
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
