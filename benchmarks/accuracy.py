@@ -149,7 +149,7 @@ def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
                 return Run(*fixed, step, seed, args.epochs, args.scenes)
 
             while runs := missing_runs(make, variants, args.seeds, results):
-                # All variants of a rate: never half a pair.
+                # A few at a time: the next ones depend on the results.
                 for run in run_all(runs[: args.workers * len(variants)]):
                     file = result_file(run, args.work_dirs)
                     results[run] = json.loads(file.read_text())

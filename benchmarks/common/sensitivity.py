@@ -6,7 +6,7 @@ percent, None if the run diverged.
 """
 
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from operator import itemgetter
 
 from common import report
@@ -27,31 +27,45 @@ def missing_runs(
 ) -> list[Run]:
     """Return the runs to train next, pairs next to each other; none at the end.
 
+    With the first seed all variants get the same rates. With each of the others a
+    variant gets its best rate and the neighbors; the plain optimizer gets those of all
+    variants, so that every run has its pair.
+
     Args:
         make: Returns the run of a variant, a step of the learning rate and a seed.
-        variants: Variants to compare; all of them get the same rates and seeds.
+        variants: Variants to compare; the first one is the plain optimizer.
         seeds: The first one searches the best rates.
         results: Results by run.
     """
+    plain, *_ = variants
+    first, *others = seeds
 
-    def lacking(steps: Iterable[int], seed: int) -> list[Run]:
-        runs = [make(variant, step, seed) for step in steps for variant in variants]
+    def lacking(steps: Mapping[str, Collection[int]], seed: int) -> list[Run]:
+        # From the middle: the pairs that matter come first.
+        runs = [
+            make(variant, step, seed)
+            for step in sorted(steps[plain], key=abs)
+            for variant in variants
+            if step in steps[variant]
+        ]
         return [run for run in runs if run not in results]
 
-    first, *others = seeds
-    steps, wanted = {0}, {-1, 0, 1}
+    steps, wanted = set(), {-1, 0, 1}
     while wanted - steps:
         steps |= wanted
-        # From the middle: the pairs that matter come first.
-        if runs := lacking(sorted(steps, key=abs), first):
+        if runs := lacking(dict.fromkeys(variants, steps), first):
             return runs
-        best = {
-            max(steps, key=lambda step: score(results[make(variant, step, first)]))  # noqa: B023
-            for variant in variants
-        }
-        wanted = {step + shift for step in best for shift in (-1, 0, 1)}
+        near: dict[str, set[int]] = {}
+        for variant in variants:
+            scores = {
+                step: score(results[make(variant, step, first)]) for step in steps
+            }
+            best = max(scores, key=scores.get)
+            near[variant] = {best - 1, best, best + 1}
+        wanted = set().union(*near.values())
+    near[plain] = wanted
     for seed in others:
-        if runs := lacking(sorted(wanted), seed):
+        if runs := lacking(near, seed):
             return runs
     return []
 
