@@ -95,7 +95,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--epochs', type=int, help=f'default: {EPOCHS}')
     parser.add_argument('--scenes', type=int, default=SCENES)
     parser.add_argument('--workers', type=int, default=2, help='runs at the same time')
-    parser.add_argument('--hours', type=float, help='start no runs after this time')
+    parser.add_argument(
+        '--hours', type=float, help='start no runs after this time; 0: report'
+    )
     parser.add_argument('--data', type=Path, help='default: by the size of the scenes')
     parser.add_argument('--work-dirs', type=Path, default=ROOT / 'work_dirs/accuracy')
     parser.add_argument('--out', type=Path, default=report.RESULTS)
@@ -149,14 +151,14 @@ def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
                 return Run(*fixed, step, seed, args.epochs, args.scenes)
 
             while runs := missing_runs(make, variants, args.seeds, results):
+                if time.monotonic() >= end:
+                    return results
                 # A few at a time: the next ones depend on the results.
                 for run in run_all(runs[: args.workers * len(variants)]):
                     file = result_file(run, args.work_dirs)
                     results[run] = json.loads(file.read_text())
                     progress.set_description(f'{run.name} {results[run]["value"]}')
                     progress.update()
-                if time.monotonic() > end:
-                    return results
     return results
 
 

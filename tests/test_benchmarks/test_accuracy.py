@@ -213,6 +213,8 @@ def test_finished_runs_are_not_trained_again(
     first = accuracy.study(args, run_all)
     # 3 rates, 2 methods, 2 seeds
     assert len(trained) == len(set(trained)) == len(first) == 12
+    args.seeds.append(2)
+    args.hours = 0
     assert accuracy.study(args, run_all) == first
     assert len(trained) == 12
     accuracy.report_study(args, first)
