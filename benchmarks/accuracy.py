@@ -95,9 +95,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--epochs', type=int, help=f'default: {EPOCHS}')
     parser.add_argument('--scenes', type=int, default=SCENES)
     parser.add_argument('--workers', type=int, default=2, help='runs at the same time')
-    parser.add_argument(
-        '--hours', type=float, help='start no runs after this time; 0: report'
-    )
+    parser.add_argument('--hours', type=float, help='0: report only')
     parser.add_argument('--data', type=Path, help='default: by the size of the scenes')
     parser.add_argument('--work-dirs', type=Path, default=ROOT / 'work_dirs/accuracy')
     parser.add_argument('--out', type=Path, default=report.RESULTS)
