@@ -4,10 +4,11 @@ Importing this package registers its classes with MMEngine. A config imports it 
 ``custom_imports = dict(imports=['agvm_mm'])``.
 """
 
-from agvm_mm.compat import check_versions
+from agvm_mm.compat import check_versions, find_configs_of_forks
 from agvm_mm.version import __version__
 
 check_versions()
+find_configs_of_forks()
 
 from agvm_mm.checkpoint import AtomicCheckpointHook  # noqa: E402
 from agvm_mm.hooks import PreemptionHook, VarianceSyncHook  # noqa: E402

@@ -1,6 +1,6 @@
-"""Check of the required packages and their versions."""
+"""Check of the required packages and their versions, and packages of forks."""
 
-from importlib import import_module
+from importlib import import_module, metadata
 
 # Names of modules, because forks of MMEngine such as onedl-mmengine also work.
 REQUIRED = {'torch': '2.0', 'mmengine': '0.10.0'}
@@ -32,3 +32,26 @@ def check_versions() -> None:
                 f'agvm_mm needs {name}>={minimum}, found {found[name]}: '
                 f'pip install -U {INSTALL_WITH[name]}'
             )
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package is installed under this name."""
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def find_configs_of_forks() -> None:
+    """Let configs inherit from ``mmseg::`` with the onedl forks.
+
+    onedl-mmengine looks for these files in the package mmsegmentation, which its stack
+    does not have; ``mmengine.hub`` even installs it over onedl-mmsegmentation.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    for module, package in MODULE2PACKAGE.items():
+        fork = f'onedl-{package}'
+        if not is_installed(package) and is_installed(fork):
+            MODULE2PACKAGE[module] = fork

@@ -211,6 +211,8 @@ def unsafe_names(path: Path) -> list[str]:
     """Return the types of a file that torch does not load safely."""
     if not LOADS_SAFELY:
         return []
+    # onedl-mmengine takes its own types off the list after each file that it loads.
+    allow_runner_checkpoints()
     return torch.serialization.get_unsafe_globals_in_checkpoint(path)
 
 

@@ -7,6 +7,7 @@ import mmdet.datasets  # noqa: F401  registers its samplers
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATASETS
 from runners import ImageDataset, make_runner
 from test_resume import assert_same
@@ -96,7 +97,16 @@ KINDS = (
 )
 CHECKED += [(case, 'num_batch_per_epoch', 5) for case in KINDS]
 CHECKED += [(case, 'seed of each rank', 5) for case in KINDS]
-CHECKED += [('DefaultSampler', 'workers', 5), ('InfiniteSampler', 'workers', 5)]
+# onedl-mmengine passes over the images before a resume without loading them, so random
+# numbers in workers differ.
+SKIPS_IMAGES = hasattr(InfiniteSampler, 'skip')
+CHECKED += [
+    ('DefaultSampler', 'workers', 5),
+    pytest.param(
+        *('InfiniteSampler', 'workers', 5),
+        marks=pytest.mark.skipif(SKIPS_IMAGES, reason='see docs/symptoms.md'),
+    ),
+]
 
 
 @pytest.mark.parametrize(('case', 'options', 'done'), CHECKED)
