@@ -75,29 +75,41 @@ def summarize(results: Iterable[dict]) -> list[dict]:
 
     Returns:
         Rows with the mean, lowest and highest value over the seeds of the best rate,
-        the lowest and highest rate within one point of that mean, and the loss
-        against batch 64 (None without it). A rate with a diverged run is not the best.
+        the lowest and highest rate within one point of it, on average over the seeds
+        that both have, and the loss against batch 64 (None without it). A rate with a
+        diverged run is not the best.
     """
-    groups: dict[tuple[int, str], dict[float, list]] = {}
+    groups: dict[tuple[int, str], dict[float, dict[int, float | None]]] = {}
     for each in results:
-        rates = groups.setdefault((each['run']['batch_size'], each['method']), {})
-        rates.setdefault(each['lr'], []).append(each['value'])
+        run = each['run']
+        rates = groups.setdefault((run['batch_size'], each['method']), {})
+        rates.setdefault(each['lr'], {})[run['seed']] = each['value']
     rows = []
     for (batch_size, method), rates in sorted(groups.items()):
         seeds = max(map(len, rates.values()))
-        means = {
-            lr: statistics.mean(values)
-            for lr, values in sorted(rates.items())
-            if None not in values
+        whole = {
+            lr: found
+            for lr, found in sorted(rates.items())
+            if None not in found.values()
         }
-        repeated = [lr for lr in means if len(rates[lr]) == seeds]
-        if not repeated:
+        means = {
+            lr: statistics.mean(found.values())
+            for lr, found in whole.items()
+            if len(found) == seeds
+        }
+        if not means:
             continue
-        best = max(repeated, key=means.get)
-        near = [lr for lr, mean in means.items() if mean >= means[best] - 1]
+        best = max(means, key=means.get)
+        values = whole[best]
+        near = []
+        for lr, found in whole.items():
+            common = found.keys() & values.keys()
+            loss = [values[seed] - found[seed] for seed in common]
+            if loss and statistics.mean(loss) <= 1:
+                near.append(lr)
         row = dict(batch_size=batch_size, method=method, lr=best, mean=means[best])
-        row |= dict(lowest=min(rates[best]), highest=max(rates[best]), seeds=seeds)
-        rows.append(row | dict(near=[near[0], near[-1]]))
+        row |= dict(lowest=min(values.values()), highest=max(values.values()))
+        rows.append(row | dict(seeds=seeds, near=[near[0], near[-1]]))
     at_64 = {row['method']: row['mean'] for row in rows if row['batch_size'] == 64}
     for row in rows:
         small = at_64.get(row['method'])

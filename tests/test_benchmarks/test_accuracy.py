@@ -137,11 +137,11 @@ def test_only_best_rates_and_neighbors_get_further_seeds():
 def test_best_rate_range_and_loss_against_batch_64():
     values = {
         (64, 0): [60, 62],
-        (256, -1): [49.2, 49.4],  # mean 49.3: within a point of 50
+        (256, -1): [48.2, 50.4],  # mean 49.3: within a point of 50
         (256, 0): [49, 51],
-        (256, 1): [48.9, 48.9],
+        (256, 1): [47.9],  # 1.1 less than the best with the same seed
         (256, 2): [90, None],  # a diverged run: not the best
-        (256, 3): [70],  # one seed only: not the best
+        (256, 3): [70],  # one seed only: not the best, but not worse with it
     }
     rows = sensitivity.summarize(
         make_result(make_run(step=step, seed=seed, batch_size=batch), value)

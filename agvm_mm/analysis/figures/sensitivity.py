@@ -7,14 +7,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from agvm_mm.analysis.figures.accuracy import METRIC_NAMES
-from agvm_mm.analysis.figures.style import METHOD_STYLES, module_style, set_up_panel
+from agvm_mm.analysis.figures.style import module_style, set_up_panel
 
 
 def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
     """Draw a panel for each batch size with a curve for each method.
 
     A curve is the mean over the seeds, its band reaches from the lowest to the
-    highest. A rate at which a run diverged has no mean.
+    highest. Only rates at which a method has as many runs as any in the panel are
+    drawn: seeds differ more than methods. A rate at which a run diverged has no mean.
 
     Args:
         results: Runs with 'run' (with 'batch_size'), 'method', 'lr' and 'value' in
@@ -44,10 +45,13 @@ def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
         panel.xaxis.set_major_locator(FixedLocator(rates))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xticklabels([f'{lr:g}' for lr in rates], rotation=45)
+        seeds = max(len(values) for each in found.values() for values in each.values())
         for method in found:
-            look = method_look(method, methods)
+            look = module_style(methods.index(method))
             whole = [
-                lr for lr in sorted(found[method]) if None not in found[method][lr]
+                lr
+                for lr, values in sorted(found[method].items())
+                if None not in values and len(values) == seeds
             ]
             values = [found[method][lr] for lr in whole]
             panel.plot(whole, list(map(statistics.mean, values)), label=method, **look)
@@ -63,10 +67,3 @@ def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
         handles.values(), handles, loc='outside lower center', ncols=5, frameon=False
     )
     return figure
-
-
-def method_look(method: str, methods: Sequence[str]) -> dict:
-    """Return the look of a method's curve: its own, or one for its place."""
-    if style := METHOD_STYLES.get(method):
-        return dict(color=style.color, marker=style.marker, linestyle=style.dashes)
-    return module_style(methods.index(method))
