@@ -187,7 +187,7 @@ def run_config(run: Run, data: Path) -> Config:
             'model.backbone.init_cfg.checkpoint': str(backbone_file(data)),
         }
     )
-    # What is not the model
+    # Not part of the training
     for name in ('checkpoint', 'visualization', 'sync_buffers'):
         del cfg.default_hooks[name]
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
