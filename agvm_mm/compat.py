@@ -49,6 +49,8 @@ def find_configs_of_forks() -> None:
     onedl-mmengine looks for these files in the package mmsegmentation, which its stack
     does not have; ``mmengine.hub`` even installs it over onedl-mmsegmentation.
     """
+    if not is_installed('onedl-mmengine'):
+        return
     from mmengine.config.utils import MODULE2PACKAGE
 
     for module, package in MODULE2PACKAGE.items():

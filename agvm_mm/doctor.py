@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from agvm_mm.compat import is_installed
+
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
 # Packages of the modules: the one release of OpenMMLab's mmcv that both its toolboxes
 # accept, and maintained forks with the same module names.
@@ -59,11 +61,7 @@ class Finding:
 
 def packages() -> dict[str, str]:
     """Return the package of each module, a fork if MMEngine is one."""
-    try:
-        metadata.version('onedl-mmengine')
-    except metadata.PackageNotFoundError:
-        return OPENMMLAB
-    return ONEDL
+    return ONEDL if is_installed('onedl-mmengine') else OPENMMLAB
 
 
 def build_mmcv() -> str:

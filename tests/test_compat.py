@@ -9,10 +9,10 @@ from agvm_mm import compat
 @pytest.mark.parametrize(
     'installed, package',
     [
-        ({'mmsegmentation'}, 'mmsegmentation'),
-        ({'onedl-mmsegmentation'}, 'onedl-mmsegmentation'),
-        ({'mmsegmentation', 'onedl-mmsegmentation'}, 'mmsegmentation'),
-        (set(), 'mmsegmentation'),
+        ({'onedl-mmengine', 'onedl-mmsegmentation'}, 'onedl-mmsegmentation'),
+        ({'onedl-mmengine', 'mmsegmentation'}, 'mmsegmentation'),
+        ({'onedl-mmengine'}, 'mmsegmentation'),
+        ({'mmengine', 'onedl-mmsegmentation'}, 'mmsegmentation'),
     ],
 )
 def test_configs_are_in_the_package_that_is_installed(
