@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from mmcv.ops import RoIAlign
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import Tensor, nn
 
 from agvm_mm import cli
 from agvm_mm.analysis import logs
@@ -231,9 +233,18 @@ def name_run(cfg: Config, folder: Path) -> None:
 def use_fast_layout(runner: Runner) -> None:
     """Store weights with the channels last: feature maps then are as well.
 
-    Convolutions of few channels are faster that way.
+    Convolutions of few channels are faster that way. mmcv's RoIAlign takes any layout
+    for channels first, without an error, so its input is copied to that.
     """
     runner.model.to(memory_format=torch.channels_last)
+    for module in runner.model.modules():
+        if isinstance(module, RoIAlign):
+            module.register_forward_pre_hook(_channels_first)
+
+
+def _channels_first(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    features, *rest = args
+    return features.contiguous(), *rest
 
 
 def agvm_medians(updates: Sequence[dict]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Configs, search, comparison and report of accuracy.py; training is a stand-in."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import accuracy
 import pytest
+import torch
 import twin_speed
 from common import sensitivity, twins
 from common.twins import Run
+from torch import Tensor, nn
+
+from agvm_mm import cli
 
 DATA = Path('/data/study48')
 
@@ -275,6 +280,34 @@ def test_detector_that_diverges_is_a_result(small_data: Path, tmp_path: Path):
     result = train(run, small_data, tmp_path)
     assert result['value'] is None
     assert 'is not finite after update' in result['diverged']
+
+
+@pytest.mark.parametrize('model', ['sem-fpn', 'faster-rcnn'])
+def test_fast_layout_keeps_losses_and_gradient_norm(
+    model: str, small_data: Path, tmp_path: Path
+):
+    pytest.importorskip('mmseg')
+    cfg = twins.run_config(make_run(model=model, batch_size=64, scenes=64), small_data)
+    twins.name_run(cfg, tmp_path)
+    runner = cli.build_runner(cfg, 'none')
+    runner.load_or_resume()
+    images = next(iter(runner.build_dataloader(cfg.train_dataloader)))
+    # float32: mmcv's NMS has no float64.
+    network = runner.model.train()
+    images = network.data_preprocessor(images, training=True)
+
+    def measure() -> dict[str, Tensor]:
+        torch.manual_seed(0)  # RoIs are sampled
+        network.zero_grad()
+        losses = network(**copy.deepcopy(images), mode='loss')
+        total, values = network.parse_losses(losses)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), math.inf)
+        return values | dict(gradient=norm)
+
+    expected = measure()
+    twins.use_fast_layout(runner)
+    torch.testing.assert_close(measure(), expected, rtol=1e-3, atol=0)
 
 
 def test_speed_of_both_versions_of_a_twin(
