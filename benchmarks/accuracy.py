@@ -34,16 +34,16 @@ from common.sensitivity import (
 )
 from common.twins import (
     EPOCHS,
-    IMAGE_SIZES,
+    IMAGE_SIZE,
     METRIC,
     MICRO_BATCH,
     ROOT,
     SCENES,
+    SCENES_FOLDER,
     START,
     Run,
     check_variant,
     result_file,
-    scenes_folder,
     train,
 )
 from tqdm import tqdm
@@ -55,12 +55,12 @@ from agvm_mm.validation import check_number
 
 def describe(result: dict) -> str:
     """Return the result as Markdown."""
-    machine, size = result['environment'], IMAGE_SIZES[result['model']]
+    machine = result['environment']
     return '\n\n'.join(
         [
             f'# {result["model"]} with {result["plain"]} on the digits',
             f'{result["metric"]} in percent after {result["epochs"]} epoch(s) of '
-            f'{result["scenes"]} scenes of {size} x {size} pixels; '
+            f'{result["scenes"]} scenes of {IMAGE_SIZE} x {IMAGE_SIZE} pixels; '
             f'{len(result["runs"])} runs. The first seed searched the rates.',
             report.table(BEST_COLUMNS, result['best']),
             f'Minus {result["plain"]} alone, with the same batch, learning rate and '
@@ -96,14 +96,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--scenes', type=int, default=SCENES)
     parser.add_argument('--workers', type=int, default=2, help='runs at the same time')
     parser.add_argument('--hours', type=float, help='0: report only')
-    parser.add_argument('--data', type=Path, help='default: by the size of the scenes')
+    parser.add_argument('--data', type=Path, default=ROOT / 'data' / SCENES_FOLDER)
     parser.add_argument('--work-dirs', type=Path, default=ROOT / 'work_dirs/accuracy')
     parser.add_argument('--out', type=Path, default=report.RESULTS)
     args = parser.parse_args(arguments)
     if args.epochs is None:
         args.epochs = EPOCHS[args.model]
-    if args.data is None:
-        args.data = scenes_folder(args.model)
     return args
 
 
@@ -196,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     check_args(args)
     args.data, args.work_dirs = args.data.absolute(), args.work_dirs.absolute()
-    write_digits(args.data, num_train=SCENES, image_size=IMAGE_SIZES[args.model])
+    write_digits(args.data, num_train=SCENES, image_size=IMAGE_SIZE)
     pretrain_backbone(args.data)
     task = functools.partial(_train, data=args.data, work_dirs=args.work_dirs)
     # Not forked: threads of torch do not survive it.

@@ -43,7 +43,7 @@ class EpochTimer(Hook):
 def variants(model: str, batch_size: int, data: Path) -> dict[str, Config]:
     """Return the config of the twin as it is, and that of the study."""
     (path,) = twins.TWINS.glob(f'{model}_*_sgd_b256_*.py')
-    scenes = twins.scenes_folder(model, data)
+    scenes = data / twins.SCENES_FOLDER
     run = twins.Run(model, 'sgd', '', batch_size, 0, 0, 2, twins.SCENES)
     twin = Config.fromfile(path)
     twin.train_cfg.total_batch_size = batch_size
