@@ -6,9 +6,10 @@ Trains the digits twin of a model, on scenes that stay in memory, with every
 method of ``--plain``'s family: the optimizer alone, with AGVM, and with a fixed
 multiplier on all modules but the backbone. All have the same epochs, seeds and learning
 rates, so each run with AGVM has its pair. Learning rates differ by factors of 1.5. The
-first seed searches until the best rate of each method has neighbors on both sides; the
-other seeds repeat the best rates and their neighbors. Each run writes one file into
-``--work-dirs`` and is trained once; an interrupted run starts again.
+first seed searches until the best rate of each method has neighbors on both sides; with
+the other seeds a method trains its best rate, that of the optimizer alone, and their
+neighbors. Each run writes one file into ``--work-dirs`` and is trained once; an
+interrupted run starts again.
 """
 
 import argparse

@@ -28,8 +28,8 @@ def missing_runs(
     """Return the runs to train next, pairs next to each other; none at the end.
 
     With the first seed all variants get the same rates. With each of the others a
-    variant gets its best rate and the neighbors; the plain optimizer gets those of all
-    variants, so that every run has its pair.
+    variant gets its best rate, that of the plain optimizer, and the neighbors of both;
+    the plain optimizer gets those of all variants, so that every run has its pair.
 
     Args:
         make: Returns the run of a variant, a step of the learning rate and a seed.
@@ -63,6 +63,7 @@ def missing_runs(
             best = max(scores, key=scores.get)
             near[variant] = {best - 1, best, best + 1}
         wanted = set().union(*near.values())
+    near = {variant: near[variant] | near[plain] for variant in variants}
     near[plain] = wanted
     for seed in others:
         if runs := lacking(near, seed):
