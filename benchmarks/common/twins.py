@@ -29,7 +29,7 @@ from common.divergence import StopAtDivergence
 ROOT = Path(__file__).resolve().parents[2]
 TWINS = ROOT / 'configs/digits'
 SCENES = 16384
-# Half the side of the twins' scenes: both models learn from them, faster.
+# Half the side of the twins' scenes: both models learn from them, in less time.
 IMAGE_SIZE = 48
 SCENES_FOLDER = f'study{IMAGE_SIZE}'
 EPOCHS = {'sem-fpn': 1, 'faster-rcnn': 2}

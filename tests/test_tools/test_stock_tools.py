@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib import util
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +214,7 @@ def test_mim_train_mmsegmentation(data: Path, tmp_path: Path):
             f'{dataset}.data_prefix.seg_map_path': f'annotations/semantic_{folder}/',
         }
     # By its path: onedl-mmengine does not find mmseg:: without this package.
-    configs = Path(find_spec('mmseg').origin).parent / '.mim/configs'
+    configs = Path(util.find_spec('mmseg').origin).parent / '.mim/configs'
     base = configs / 'sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
     rows = train(mim_train('mmseg'), str(base), tmp_path, settings)
     check_log(rows, ['backbone', 'neck', 'decode_head'])
