@@ -43,10 +43,10 @@ from common.twins import (
     SCENES_FOLDER,
     START,
     Run,
-    check_variant,
     result_file,
     train,
 )
+from common.variants import parse_variant
 from tqdm import tqdm
 
 from agvm_mm.analysis.figures import plot_sensitivity, save_figure
@@ -87,7 +87,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         '--variants',
         nargs='*',
         default=['agvm', 'x1.4', 'x2'],
-        help="to compare with the optimizer alone; settings as 'agvm momentum=0.97'",
+        help="to compare with the optimizer alone; settings as 'agvm momentum=0.97', "
+        "AGVM on top of a multiplier as 'agvm x2'",
     )
     parser.add_argument(
         '--batch-sizes', nargs='+', type=int, default=[1024, 4096, 256, 64]
@@ -122,7 +123,7 @@ def check_args(args: argparse.Namespace) -> None:
                 f'--batch-sizes must be multiples of {MICRO_BATCH}, got {batch_size}'
             )
     for variant in args.variants:
-        check_variant(variant)
+        parse_variant(variant)
 
 
 def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:

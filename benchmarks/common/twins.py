@@ -6,7 +6,6 @@ optimizer wrapper and AGVM's hook only.
 
 import json
 import math
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ from agvm_mm import cli
 from agvm_mm.analysis import logs
 from agvm_mm.analysis.paper import METRICS
 from agvm_mm.checkpoint.atomic import replaced_when_whole
-from agvm_mm.validation import check_choice
 from common.divergence import StopAtDivergence
+from common.variants import parse_variant
 
 ROOT = Path(__file__).resolve().parents[2]
 TWINS = ROOT / 'configs/digits'
@@ -44,7 +43,6 @@ START = {
     'faster-rcnn': {'adamw': 0.0015, 'sgd': 0.04, 'lamb': 0.01, 'pmd-lamb': 0.01},
 }
 METRIC = {'sem-fpn': 'mIoU', 'faster-rcnn': 'bbox_mAP'}
-AGVM_SETTINGS = ('momentum', 'interval', 'ratio_bounds', 'estimator', 'anchor')
 
 
 @dataclass(frozen=True, order=True)
@@ -54,9 +52,7 @@ class Run:
     Args:
         model: A key of ``START``.
         plain: Optimizer, a key of ``START[model]``.
-        variant: '' for the optimizer alone; 'agvm', also with settings, 'agvm
-            momentum=0.97'; or a fixed multiplier of the learning rate, 'x2' for all
-            modules but the backbone, 'x2 neck' for one.
+        variant: What is added to the optimizer, as for ``parse_variant``.
         batch_size: Images of an update.
         step: Learning rate, in factors of 1.5 from the start of the search.
         seed: Seed of the training; the scenes are the same for all.
@@ -95,50 +91,6 @@ class Run:
         )
 
 
-def agvm_options(variant: str) -> dict:
-    """Return AGVM's settings of a variant.
-
-    Raises:
-        ValueError: If a setting is not one of ``AGVM_SETTINGS``.
-    """
-    options = dict(momentum=0.9, interval=1, estimator='replicas')
-    for word in variant.split()[1:]:
-        key, _, value = word.partition('=')
-        check_choice('--variants', key, AGVM_SETTINGS)
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
-
-
-def fixed_multiplier(variant: str) -> tuple[float, str | None]:
-    """Return the multiplier of a variant and its module, None for all but the backbone.
-
-    Raises:
-        ValueError: If it is no multiplier.
-    """
-    found = re.fullmatch(r'x(\d+(?:\.\d+)?)(?: (\w+))?', variant)
-    if not found or float(found[1]) == 0:
-        raise ValueError(
-            "--variants must be 'agvm', with settings as in 'agvm momentum=0.97', or a "
-            f"multiplier as 'x1.4' or 'x2 neck', got {variant!r}"
-        )
-    return float(found[1]), found[2]
-
-
-def check_variant(variant: str) -> None:
-    """Check a variant of a run.
-
-    Raises:
-        ValueError: If it is neither AGVM nor a multiplier, or a setting is unknown.
-    """
-    if variant.startswith('agvm'):
-        agvm_options(variant)
-    elif variant:
-        fixed_multiplier(variant)
-
-
 def run_config(run: Run, data: Path) -> Config:
     """Return the config of a run.
 
@@ -160,15 +112,16 @@ def run_config(run: Run, data: Path) -> Config:
         dict(type='LinearLR', start_factor=0.001, by_epoch=False, end=warmup),
         dict(type='MultiStepLR', by_epoch=False, milestones=drops, gamma=0.1),
     ]
-    if run.variant.startswith('agvm'):
-        options = agvm_options(run.variant)
+    variant = parse_variant(run.variant)
+    if variant.agvm is not None:
+        options = dict(variant.agvm)
         wrapper.type = 'AGVMOptimWrapper'
         wrapper.constructor = 'AGVMOptimWrapperConstructor'
         for key in {'momentum', 'ratio_bounds', 'anchor'} & options.keys():
             wrapper[key] = options.pop(key)
         cfg.default_hooks.agvm = dict(type='VarianceSyncHook', begin=begin, **options)
-    elif run.variant:
-        multiplier, module = fixed_multiplier(run.variant)
+    if variant.multiplier != 1:
+        multiplier, module = variant.multiplier, variant.module
         if module is None:
             wrapper.optimizer.lr *= multiplier
             module, multiplier = 'backbone', 1 / multiplier

@@ -47,6 +47,7 @@ def test_rates_differ_by_factors_from_the_square_root_rule():
         ('agvm', 'agvm-adamw'),
         ('x1.4', 'adamw-x1.4'),
         ('agvm momentum=0.97', 'agvm-adamw momentum=0.97'),
+        ('agvm x2 neck', 'agvm-adamw x2 neck'),
     ],
 )
 def test_method_names_optimizer_and_variant(variant: str, method: str):
@@ -79,6 +80,17 @@ def test_multiplier_of_one_module():
     settings = cfg.optim_wrapper
     assert settings.optimizer.lr == make_run().lr
     assert settings.paramwise_cfg.custom_keys == {'decode_head.': dict(lr_mult=2)}
+
+
+def test_agvm_on_top_of_a_multiplier_adds_agvm_only():
+    both, agvm, fixed = (
+        twins.run_config(make_run(variant), DATA)
+        for variant in ('agvm interval=5 x2', 'agvm interval=5', 'x2')
+    )
+    assert both.optim_wrapper.pop('paramwise_cfg') == fixed.optim_wrapper.paramwise_cfg
+    assert both.optim_wrapper.optimizer == fixed.optim_wrapper.optimizer
+    agvm.optim_wrapper.optimizer = both.optim_wrapper.optimizer
+    assert both.to_dict() == agvm.to_dict()
 
 
 @pytest.mark.parametrize('plain', ['sgd', 'adamw'])
@@ -239,9 +251,12 @@ def test_finished_runs_are_not_trained_again(
         (['--scenes', '99999'], '--scenes must be'),
         (['--epochs', '0'], '--epochs must be at least 1'),
         (['--variants', 'agvm momentun=1'], "Did you mean 'momentum'"),
-        (['--variants', 'x0'], "'x2 neck', got 'x0'"),
+        (['--variants', 'x0'], "got 'x0'"),
         (['--variants', 'y2'], "got 'y2'"),
         (['--variants', 'x2 '], "got 'x2 '"),
+        (['--variants', 'agvmx2'], "got 'agvmx2'"),
+        (['--variants', 'agvm x0.0'], "got 'agvm x0.0'"),
+        (['--variants', 'agvm neck'], "got 'agvm neck'"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], message: str):
