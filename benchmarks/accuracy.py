@@ -19,6 +19,7 @@ import math
 import multiprocessing
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,6 +58,8 @@ from agvm_mm.validation import check_number
 def describe(result: dict) -> str:
     """Return the result as Markdown."""
     machine = result['environment']
+    processors = Counter(run['processor'] for run in result['runs'])
+    trained = ', '.join(f'{name} ({count} runs)' for name, count in processors.items())
     return '\n\n'.join(
         [
             f'# {result["model"]} with {result["plain"]} on the digits',
@@ -70,7 +73,7 @@ def describe(result: dict) -> str:
             'Phi, mu and noise scale at the best rates, medians over the updates and '
             'the seeds:',
             report.table(MODULE_COLUMNS, result['modules']),
-            f'{machine["device"]}, torch {machine["torch"]}, {machine["date"]}.',
+            f'Trained on {trained}, torch {machine["torch"]}, {machine["date"]}.',
         ]
     )
 

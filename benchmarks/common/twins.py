@@ -22,6 +22,7 @@ from agvm_mm import cli
 from agvm_mm.analysis import logs
 from agvm_mm.analysis.paper import METRICS
 from agvm_mm.checkpoint.atomic import replaced_when_whole
+from common import report
 from common.divergence import StopAtDivergence
 from common.variants import parse_variant
 
@@ -226,5 +227,6 @@ def train(run: Run, data: Path, work_dirs: Path) -> None:
         value = logs.last_result(folder, key) * factor
         result |= dict(value=round(value, 2), agvm=agvm_medians(logs.read_run(folder)))
     result['cpu_seconds'] = round(time.process_time() - start, 1)
+    result['processor'] = report.processor_name()
     with replaced_when_whole(file) as path:
         path.write_text(json.dumps(result, indent=1) + '\n')

@@ -225,6 +225,7 @@ def test_finished_runs_are_not_trained_again(
             result = dict(
                 run=fields, method=run.method, lr=run.lr, value=value, agvm={}
             )
+            result['processor'] = f'processor {run.seed}'
             twins.result_file(run, tmp_path).write_text(json.dumps(result))
         return runs
 
@@ -241,6 +242,7 @@ def test_finished_runs_are_not_trained_again(
     assert '| 256   | agvm-adamw | 0.006     | 51.5 (51.0 to 52.0)' in printed
     assert '| 256   | adamw      | 0.006     | 50.5 (50.0 to 51.0)' in printed
     assert printed.count('| +1.0 +- 0.0       | +1.0, +1.0 |') == 3
+    assert 'Trained on processor 0 (6 runs), processor 1 (6 runs), torch' in printed
     assert (tmp_path / 'out/accuracy_sem-fpn_adamw.png').stat().st_size > 0
 
 
