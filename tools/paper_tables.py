@@ -1,11 +1,12 @@
 """Print the paper's tables with our config, command and result for each cell.
 
     python tools/paper_tables.py                       # COCO, ADE20K: what has run
-    python tools/paper_tables.py --data digits         # run the embedded twins, fill in
+    python tools/paper_tables.py --data digits         # train the embedded twins
 
-Reads the results from the logs under ``work_dirs/<config name>``. With the digits it
-first trains the cells that have not run yet, one after the other. An interrupted call
-can be repeated: it resumes the cell it was at, and does not run finished cells again.
+Reads the results from the logs under ``work_dirs/<config name>``. With the digits, the
+table has all twins, and those that have not run yet are trained first, one after the
+other. An interrupted call can be repeated: it resumes the cell it was at, and does not
+run finished cells again.
 """
 
 import argparse
@@ -75,7 +76,8 @@ def main() -> None:
     for cell in cells:
         if cell.config:
             cell.found = read_result(work_dir(cell, root), cell.metric)
-    print("Each cell: the paper's number / the number found in the work folder.\n")
+    if args.data == 'paper':
+        print("Each cell: the paper's number / the number found in the work folder.\n")
     print(to_markdown(cells))
     if args.json:
         rows = [asdict(cell) for cell in cells]

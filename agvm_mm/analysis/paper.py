@@ -80,6 +80,19 @@ METRICS = {
 }
 """Name of each metric in the log, and the factor to the paper's unit."""
 
+DIGITS = 'digits'
+"""Key of the table of the embedded twins."""
+
+TWIN_METRICS = {
+    'faster-rcnn': 'bbox_mAP',
+    'retinanet': 'bbox_mAP',
+    'mask-rcnn': 'segm_mAP',
+    'panoptic-fpn': 'PQ',
+    'upernet': 'mIoU',
+    'sem-fpn': 'mIoU',
+}
+"""Metric of each embedded twin, in the order of the table."""
+
 FINISHED = 'finished.json'
 """File in the work folder of a finished run."""
 
@@ -116,10 +129,10 @@ def parse_config_name(name: str) -> ConfigName | None:
 
 @dataclass
 class Cell:
-    """Number in one of the paper's tables.
+    """Number in one of the paper's tables, or in that of the embedded twins.
 
     Args:
-        table: Key of the table.
+        table: Key of the table, :data:`DIGITS` for the twins.
         model: Model, as in the paper's tables.
         batch_size: Images of an update.
         column: Method, as in the table's head.
@@ -223,40 +236,28 @@ def find_config(
     return found[0] if found else None
 
 
-def find_digits_config(table: str, row: dict, column: str) -> str | None:
-    """Return the embedded twin of a cell; twins exist at batch 256."""
-    method = method_of(table, column)
-    if method is None or row['batch_size'] != 256:
-        return None
-    model = MODELS[row['model']][1].split('_')[0]
-    found = _glob(f'configs/digits/{model}_*_{method}_b256_*.py')
-    return found[0] if found else None
-
-
 def _glob(pattern: str) -> list[str]:
     root = repository_root()
     return [path.relative_to(root).as_posix() for path in sorted(root.glob(pattern))]
 
 
 def read_cells(data: str, ranks: int) -> list[Cell]:
-    """Return every cell of the paper's tables, with config and command.
+    """Return every cell of the tables, with config and command.
 
     Args:
-        data: 'paper' for COCO and ADE20K, 'digits' for the embedded twins.
+        data: 'paper' for the paper's tables, on COCO and ADE20K; 'digits' for one table
+            of the embedded twins.
         ranks: Processes (or GPUs) of the command.
     """
+    if data == 'digits':
+        return _digits_cells(ranks)
     metadata = config_metadata()
     cells = []
     for key, table in read_tables().items():
-        rows = table['rows'] if data == 'paper' else _digits_rows(table['rows'])
-        for row in rows:
+        for row in table['rows']:
             known = zip(row['values'], _statuses(table, row), strict=True)
             for column, (paper, status) in zip(table['columns'], known, strict=True):
-                if data == 'paper':
-                    config = find_config(key, row, column, metadata)
-                else:
-                    config = find_digits_config(key, row, column)
-                    paper, status = None, 'digits'
+                config = find_config(key, row, column, metadata)
                 cell = Cell(
                     table=key,
                     model=row['model'],
@@ -268,20 +269,38 @@ def read_cells(data: str, ranks: int) -> list[Cell]:
                     config=config,
                 )
                 if config:
-                    cell.command = training_command(config, metadata.get(config), ranks)
+                    cell.command = training_command(config, metadata[config], ranks)
                 cells.append(cell)
     return cells
+
+
+def _digits_cells(ranks: int) -> list[Cell]:
+    """Return a cell for every config of the twins."""
+    configs = {}
+    for path in _glob('configs/digits/*.py'):
+        name = parse_config_name(Path(path).stem)
+        configs[name.model.split('_')[0], name.method] = path
+    return [
+        Cell(
+            table=DIGITS,
+            model=model,
+            batch_size=256,
+            column=method.title,
+            metric=metric,
+            paper=None,
+            status='digits',
+            config=configs[model, key],
+            command=training_command(configs[model, key], None, ranks),
+        )
+        for model, metric in TWIN_METRICS.items()
+        for key, method in METHODS.items()
+        if (model, key) in configs
+    ]
 
 
 def _statuses(table: dict, row: dict) -> list[str]:
     status = row.get('status', table.get('status', 'exact'))
     return status if isinstance(status, list) else [status] * len(table['columns'])
-
-
-def _digits_rows(rows: list[dict]) -> list[dict]:
-    """Return one row at batch 256 for each model of a table."""
-    models = {row['model']: row for row in rows}
-    return [dict(row, batch_size=256) for row in models.values()]
 
 
 def work_dir(cell: Cell, root: Path) -> Path:
@@ -338,16 +357,18 @@ def run_cell(cell: Cell, root: Path, run: Callable = subprocess.run) -> None:
 
 
 def to_markdown(cells: Sequence[Cell]) -> str:
-    """Format cells as tables, in which each cell reads 'paper / found'.
+    """Format cells as tables.
 
+    In the paper's tables each cell reads 'paper / found', in that of the twins 'found'.
     Below each table are the commands of its cells.
     """
+    titles = {key: table['title'] for key, table in read_tables().items()}
     lines = []
-    for key, table in read_tables().items():
+    for key, title in (titles | {DIGITS: 'The embedded twins'}).items():
         of_table = [cell for cell in cells if cell.table == key]
         if not of_table:
             continue
-        lines += [f'### {table["title"]}', '', *_table_lines(of_table), '']
+        lines += [f'### {title}', '', *_table_lines(of_table), '']
         for cell in of_table:
             command = f'`{cell.command}`' if cell.command else 'no config'
             lines.append(
@@ -364,12 +385,16 @@ def _table_lines(cells: Sequence[Cell]) -> list[str]:
         f'| model | metric | batch | {" | ".join(columns)} |',
         '|' + ' --- |' * (3 + len(columns)),
     ]
-    rows: dict[tuple, list[str]] = {}
+    rows: dict[tuple, dict[str, str]] = {}
     for cell in cells:
-        numbers = ['-' if n is None else str(n) for n in (cell.paper, cell.found)]
+        numbers = [cell.found] if cell.table == DIGITS else [cell.paper, cell.found]
         key = (cell.model, cell.metric, cell.batch_size)
-        rows.setdefault(key, []).append(' / '.join(numbers))
+        rows.setdefault(key, {})[cell.column] = ' / '.join(
+            '-' if n is None else str(n) for n in numbers
+        )
     return lines + [
-        f'| {" | ".join([model, metric, str(batch), *numbers])} |'
+        f'| {model} | {metric} | {batch} | '
+        + ' | '.join(numbers.get(column, '') for column in columns)
+        + ' |'
         for (model, metric, batch), numbers in rows.items()
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from logfiles import write_log
+from twins import METRICS, TWINS
 from zoo import load
 
 from agvm_mm.analysis import paper
@@ -45,6 +46,18 @@ def test_every_cell_except_sam_has_the_config_of_its_row():
         assert f'_b{cell.batch_size}_' in cell.config
         assert ('agvm' in cell.config) == (cell.column == 'AGVM')
         assert cell.command == f'tools/dist_train.sh {cell.config} 8'
+
+
+def test_every_twin_is_in_one_cell_with_its_metric():
+    cells = [cell for cell in paper.read_cells('digits', 2) if cell.config]
+    found = {Path(cell.config).stem: cell for cell in cells}
+    assert len(cells) == len(found)
+    assert {f'digits/{name}' for name in found} == set(TWINS)
+    for name, cell in found.items():
+        parts = paper.parse_config_name(name)
+        assert cell.column == paper.METHODS[parts.method].title
+        assert paper.METRICS[cell.metric][0] == METRICS[parts.model]
+        assert cell.command == f'tools/dist_train.sh {cell.config} 2'
 
 
 @pytest.mark.parametrize('ranks', [3, 8, 32, 768])

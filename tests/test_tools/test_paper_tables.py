@@ -35,8 +35,23 @@ def test_digits_are_read_without_a_run(tmp_path: Path, capsys: pytest.CaptureFix
     arguments = ['--data', 'digits', '--no-run', '--only', 'sem-fpn']
     run_script('paper_tables.py', *arguments, '--work-dirs', tmp_path)
     printed = capsys.readouterr().out
-    assert '| semantic_fpn | mIoU | 256 | - / 41.3 |' in printed
+    assert '| model | metric | batch | SGD | SGD + AGVM |' in printed
+    assert '| sem-fpn | mIoU | 256 | 41.3 | - |' in printed
     assert f'tools/dist_train.sh configs/digits/{name}.py 2' in printed
+
+
+def test_numbers_of_selected_cells_stay_in_their_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    name = 'mask-rcnn_r18_w16_fpn_lars_b256_10e_digits'
+    write_log(tmp_path / name, {'coco/segm_mAP': 0.155})
+    arguments = ['--data', 'digits', '--no-run', '--only', 'rcnn_r18']
+    run_script('paper_tables.py', *arguments, '--work-dirs', tmp_path)
+    lines = capsys.readouterr().out.splitlines()[2:]
+    columns, _, faster, mask = ([*map(str.strip, x.split('|'))] for x in lines[:4])
+    lars, lamb = columns.index('LARS'), columns.index('LAMB')
+    assert (mask[lars], mask[lamb]) == ('15.5', '')
+    assert (faster[lars], faster[lamb]) == ('', '-')
 
 
 def test_unknown_cells_are_rejected(tmp_path: Path):
