@@ -60,22 +60,29 @@ def describe(result: dict) -> str:
     machine = result['environment']
     processors = Counter(run['processor'] for run in result['runs'])
     trained = ', '.join(f'{name} ({count} runs)' for name, count in processors.items())
-    return '\n\n'.join(
-        [
-            f'# {result["model"]} with {result["plain"]} on the digits',
-            f'{result["metric"]} in percent after {result["epochs"]} epoch(s) of '
-            f'{result["scenes"]} scenes of {IMAGE_SIZE} x {IMAGE_SIZE} pixels; '
-            f'{len(result["runs"])} runs. The first seed searched the rates.',
-            report.table(BEST_COLUMNS, result['best']),
+    parts = [
+        f'# {result["model"]} with {result["plain"]} on the digits',
+        f'{result["metric"]} in percent after {result["epochs"]} epoch(s) of '
+        f'{result["scenes"]} scenes of {IMAGE_SIZE} x {IMAGE_SIZE} pixels; '
+        f'{len(result["runs"])} runs. The first seed searched the rates.',
+        report.table(BEST_COLUMNS, result['best']),
+    ]
+    if result['pairs']:
+        parts += [
             f'Minus {result["plain"]} alone, with the same batch, learning rate and '
             'seed:',
             report.table(PAIR_COLUMNS, result['pairs']),
+        ]
+    if result['modules']:
+        parts += [
             'Phi, mu and noise scale at the best rates, medians over the updates and '
             'the seeds:',
             report.table(MODULE_COLUMNS, result['modules']),
-            f'Trained on {trained}, torch {machine["torch"]}, {machine["date"]}.',
         ]
+    parts.append(
+        f'Trained on {trained}, torch {machine["torch"]}, {machine["date"]}.',
     )
+    return '\n\n'.join(parts)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -246,6 +246,18 @@ def test_finished_runs_are_not_trained_again(
     assert (tmp_path / 'out/accuracy_sem-fpn_adamw.png').stat().st_size > 0
 
 
+def test_report_of_an_optimizer_alone_has_no_empty_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    args = accuracy.parse_args(['--plain', 'lamb', '--out', str(tmp_path)])
+    run = make_run(plain='lamb', epochs=1)
+    result = make_result(run, 50) | dict(run=asdict(run), processor='A')
+    accuracy.report_study(args, {run: result})
+    printed = capsys.readouterr().out
+    assert printed.count('| batch |') == 1
+    assert 'Minus' not in printed and 'Phi' not in printed
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
