@@ -196,6 +196,20 @@ def _channels_first(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...
     return features.contiguous(), *rest
 
 
+def check_module(model: nn.Module, module: str | None) -> None:
+    """Check that a multiplied module has parameters.
+
+    Raises:
+        ValueError: If none has it in its name: the multiplier would change nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if module and not any(f'{module}.' in name for name in names):
+        found = sorted({name.split('.')[0] for name in names})
+        raise ValueError(
+            f'--variants: the model has no module {module!r}, but {", ".join(found)}'
+        )
+
+
 def agvm_medians(updates: Sequence[dict]) -> dict[str, float]:
     """Return the medians of AGVM's log values over the updates with finite ones."""
     values: dict[str, list[float]] = {}
@@ -215,6 +229,7 @@ def train(run: Run, data: Path, work_dirs: Path) -> None:
     name_run(cfg, folder)
     start = time.process_time()
     runner = cli.build_runner(cfg, 'none')
+    check_module(runner.model, parse_variant(run.variant).module)
     use_fast_layout(runner)
     runner.register_hook(StopAtDivergence())
     result = dict(run=asdict(run), method=run.method, lr=run.lr)

@@ -303,6 +303,15 @@ def test_run_trains_and_writes_its_result(small_data: Path, tmp_path: Path):
     assert result['agvm']['agvm/mu/backbone'] == 1
 
 
+def test_multiplier_of_a_module_that_does_not_exist_is_refused(
+    small_data: Path, tmp_path: Path
+):
+    pytest.importorskip('mmseg')
+    run = make_run('agvm x2 rpn_head', batch_size=64, epochs=2, scenes=64)
+    with pytest.raises(ValueError, match="no module 'rpn_head', but backbone, decode"):
+        train(run, small_data, tmp_path)
+
+
 def test_detector_that_diverges_is_a_result(small_data: Path, tmp_path: Path):
     # Steps from 0.04 in factors of 1.5: about 1e16.
     run = make_run(model='faster-rcnn', plain='sgd', step=100, batch_size=64)
