@@ -6,11 +6,16 @@ from agvm_mm.analysis.figures import plot_sensitivity
 
 
 def results(batch_size: int, method: str, values: dict[float, list]) -> list[dict]:
-    """Return a result for each value, those of a rate as different seeds."""
+    """Return a result for each value, those of a rate with the seeds 0, 1, ..."""
     return [
-        dict(run=dict(batch_size=batch_size), method=method, lr=lr, value=value)
+        dict(
+            run=dict(batch_size=batch_size, seed=seed),
+            method=method,
+            lr=lr,
+            value=value,
+        )
         for lr, found in values.items()
-        for value in found
+        for seed, value in enumerate(found)
     ]
 
 
@@ -33,6 +38,15 @@ def test_curves_are_means_at_rates_with_all_seeds():
         'adamw',
         'agvm-adamw',
     ]
+
+
+def test_curves_have_the_seeds_that_all_methods_have():
+    runs = results(64, 'adamw', {0.1: [50, 52, 90], 0.2: [54, 58, 90]})
+    runs += results(64, 'agvm-adamw', {0.1: [70], 0.2: [55, 57]})
+    (panel,) = plot_sensitivity(runs, 'mIoU').axes
+    plain, agvm = panel.get_lines()
+    assert (list(plain.get_xdata()), list(plain.get_ydata())) == ([0.1, 0.2], [51, 56])
+    assert (list(agvm.get_xdata()), list(agvm.get_ydata())) == ([0.2], [56])
 
 
 def test_nothing_to_draw_is_an_error():

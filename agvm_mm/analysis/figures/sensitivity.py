@@ -14,12 +14,13 @@ def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
     """Draw a panel for each batch size with a curve for each method.
 
     A curve is the mean over the seeds, its band reaches from the lowest to the
-    highest. Only rates at which a method has as many runs as any in the panel are
-    drawn: seeds differ more than methods. A rate at which a run diverged has no mean.
+    highest. Seeds differ more than methods, so all curves of a panel have the same
+    seeds: those that all its methods have. Rates at which a method lacks one of them or
+    diverged are not drawn.
 
     Args:
-        results: Runs with 'run' (with 'batch_size'), 'method', 'lr' and 'value' in
-            percent, None for a run that diverged.
+        results: Runs with 'run' (with 'batch_size' and 'seed'), 'method', 'lr' and
+            'value' in percent, None for a run that diverged.
         metric: Accuracy, a key of ``METRIC_NAMES``.
 
     Raises:
@@ -27,11 +28,11 @@ def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
     """
     if not results:
         raise ValueError('there is nothing to draw: no run is finished')
-    curves: dict[int, dict[str, dict[float, list]]] = {}
+    curves: dict[int, dict[str, dict[float, dict]]] = {}
     for each in results:
         methods = curves.setdefault(each['run']['batch_size'], {})
         rates = methods.setdefault(each['method'], {})
-        rates.setdefault(each['lr'], []).append(each['value'])
+        rates.setdefault(each['lr'], {})[each['run']['seed']] = each['value']
     methods = list(dict.fromkeys(each['method'] for each in results))
     size = max(6, 4.2 * len(curves)), 4
     figure = Figure(figsize=size, layout='constrained')
@@ -45,18 +46,24 @@ def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
         panel.xaxis.set_major_locator(FixedLocator(rates))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xticklabels([f'{lr:g}' for lr in rates], rotation=45)
-        seeds = max(len(values) for each in found.values() for values in each.values())
+        seeds = set.intersection(
+            *(
+                {seed for by_seed in each.values() for seed in by_seed}
+                for each in found.values()
+            )
+        )
         for method in found:
             look = module_style(methods.index(method))
-            whole = [
-                lr
-                for lr, values in sorted(found[method].items())
-                if None not in values and len(values) == seeds
-            ]
-            values = [found[method][lr] for lr in whole]
-            panel.plot(whole, list(map(statistics.mean, values)), label=method, **look)
-            low, high = list(map(min, values)), list(map(max, values))
-            panel.fill_between(whole, low, high, color=look['color'], alpha=0.15)
+            whole = {}
+            for lr, by_seed in sorted(found[method].items()):
+                values = [by_seed.get(seed) for seed in seeds]
+                if values and None not in values:
+                    whole[lr] = values
+            means = list(map(statistics.mean, whole.values()))
+            panel.plot(list(whole), means, label=method, **look)
+            low = list(map(min, whole.values()))
+            high = list(map(max, whole.values()))
+            panel.fill_between(list(whole), low, high, color=look['color'], alpha=0.15)
     axes[0].set_ylabel(METRIC_NAMES[metric])
     handles = {
         label: handle
