@@ -53,7 +53,7 @@ class Run:
     Args:
         model: A key of ``START``.
         plain: Optimizer, a key of ``START[model]``.
-        variant: What is added to the optimizer, as for ``parse_variant``.
+        variant: Addition to the optimizer, as for ``parse_variant``.
         batch_size: Images of an update.
         step: Learning rate, in factors of 1.5 from the start of the search.
         seed: Seed of the training; the scenes are the same for all.

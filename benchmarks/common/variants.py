@@ -16,7 +16,7 @@ SETTINGS = ('momentum', 'interval', 'ratio_bounds', 'estimator', 'anchor')
 
 @dataclass(frozen=True)
 class Variant:
-    """What is added to an optimizer.
+    """Addition to an optimizer.
 
     Args:
         agvm: AGVM's settings, None for training without it.
