@@ -120,10 +120,12 @@ def summarize(
         records: Records of the run's JSON log.
         files: Files to list, by title.
     """
-    evaluated = [record for record in records if 'coco/bbox_mAP' in record]
-    score = evaluated[-1]['coco/bbox_mAP']
+    score, at_50 = (
+        logs.validation_result(records, key)
+        for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50')
+    )
     rows = [
-        f'{"bbox mAP":<12}{score:.3f}   (AP50 {evaluated[-1]["coco/bbox_mAP_50"]:.3f})',
+        f'{"bbox mAP":<12}{score:.3f}   (AP50 {at_50:.3f})',
         '',
         f'{"module":<24}{"Phi":>8}{"mu":>8}{"noise scale":>18}   at the last update',
     ]

@@ -14,6 +14,9 @@ NOISE_KEY = 'agvm/noise_scale/'
 Record = dict[str, Any]
 """One line of a log: values by name, and the update or epoch as ``step``."""
 
+TIMES = {'data_time', 'time', 'step'}
+"""Fields of a validation that are not results."""
+
 
 def find_logs(path: str | Path) -> list[Path]:
     """Return the JSON logs of a run, the oldest first.
@@ -87,7 +90,8 @@ def last_result(path: str | Path, key: str) -> float | None:
         key: Name of the metric in the log, for example 'coco/bbox_mAP'.
 
     Returns:
-        NaN if the last loss is not finite, None if there is no result.
+        NaN if the last loss is not finite, None if there is no result; see
+        :func:`validation_result`.
     """
     try:
         logs = find_logs(path)
@@ -97,7 +101,29 @@ def last_result(path: str | Path, key: str) -> float | None:
     losses = [record['loss'] for record in records if 'loss' in record]
     if losses and not math.isfinite(losses[-1]):
         return math.nan
-    return next((record[key] for record in reversed(records) if key in record), None)
+    return validation_result(records, key)
+
+
+def validation_result(records: Sequence[Record], key: str) -> float | None:
+    """Return a result of the last validation.
+
+    MMDetection's ``CocoMetric`` reports nothing for a detector that finds no box. Its
+    result is 0, not that of an earlier validation.
+
+    Args:
+        records: Records of a log, in order.
+        key: Name of the metric in the log.
+
+    Returns:
+        None if there was no validation, or if it had other metrics only.
+    """
+    for record in reversed(records):
+        if key in record:
+            return record[key]
+        # Hooks may write scalars of their own; a validation has its time.
+        if 'time' in record and 'lr' not in record:
+            return None if record.keys() - TIMES else 0.0
+    return None
 
 
 def training_hours(path: str | Path) -> float | None:

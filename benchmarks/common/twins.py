@@ -41,7 +41,7 @@ WARMUP, BEGIN, DROPS = 0.15, 0.2, (0.7, 0.9)
 # Where the search starts at batch 256; it grows with the square root of the batch.
 START = {
     'sem-fpn': {'adamw': 0.006, 'sgd': 0.1, 'lamb': 0.01, 'pmd-lamb': 0.01},
-    'faster-rcnn': {'adamw': 0.0015, 'sgd': 0.09, 'lamb': 0.01, 'pmd-lamb': 0.01},
+    'faster-rcnn': {'adamw': 0.0015, 'sgd': 0.04, 'lamb': 0.01, 'pmd-lamb': 0.01},
 }
 METRIC = {'sem-fpn': 'mIoU', 'faster-rcnn': 'bbox_mAP'}
 

@@ -67,14 +67,27 @@ def test_log_of_resumed_run_is_joined(tmp_path: Path):
 def test_last_result_is_nan_after_divergence_and_none_without_validation(
     tmp_path: Path,
 ):
-    write_log(tmp_path / 'good', {'loss': 2.0}, {'mAP': 0.1}, {'mAP': 0.3, 'step': 2})
-    write_log(tmp_path / 'diverged', {'mAP': 0.1}, {'loss': 2.0}, {'loss': math.inf})
-    write_log(tmp_path / 'recovered', {'loss': math.nan}, {'loss': 1.0, 'mAP': 0.2})
+    good = {'loss': 2.0, 'lr': 0.1}
+    bad = {'loss': math.nan, 'lr': 0.1}
+    write_log(tmp_path / 'good', {'mAP': 0.1}, good, {'mAP': 0.3, 'step': 2}, good)
+    write_log(tmp_path / 'diverged', {'mAP': 0.1}, good, bad)
+    write_log(tmp_path / 'recovered', bad, good, {'mAP': 0.2})
+    write_log(tmp_path / 'short', good)
     assert logs.last_result(tmp_path / 'good', 'mAP') == 0.3
     assert math.isnan(logs.last_result(tmp_path / 'diverged', 'mAP'))
     assert logs.last_result(tmp_path / 'recovered', 'mAP') == 0.2
     assert logs.last_result(tmp_path / 'good', 'mIoU') is None
+    assert logs.last_result(tmp_path / 'short', 'mAP') is None
     assert logs.last_result(tmp_path / 'nothing', 'mAP') is None
+
+
+def test_last_result_is_0_if_nothing_was_found_at_the_last_validation(tmp_path: Path):
+    times = {'data_time': 0.1, 'time': 0.2, 'step': 10}
+    train = {'loss': 0.5, 'lr': 0.1, 'time': 0.2}
+    write_log(tmp_path / 'lost', {'mAP': 0.3, 'step': 5}, train, times, {'own': 1.0})
+    assert logs.last_result(tmp_path / 'lost', 'mAP') == 0
+    write_log(tmp_path / 'other', {'mAP': 0.3, 'step': 5}, {**times, 'mIoU': 30.0})
+    assert logs.last_result(tmp_path / 'other', 'mAP') is None
 
 
 def test_last_result_is_that_of_the_latest_log(tmp_path: Path):

@@ -313,7 +313,7 @@ def test_multiplier_of_a_module_that_does_not_exist_is_refused(
 
 
 def test_detector_that_diverges_is_a_result(small_data: Path, tmp_path: Path):
-    # Steps from 0.09 in factors of 1.5: about 1e16.
+    # Steps from 0.04 in factors of 1.5: about 1e16.
     run = make_run(model='faster-rcnn', plain='sgd', step=100, batch_size=64)
     run = replace(run, epochs=8, scenes=64)
     result = train(run, small_data, tmp_path)

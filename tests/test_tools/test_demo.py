@@ -77,6 +77,13 @@ def test_table_says_what_is_not_resolved():
     assert 'would save' not in table
 
 
+def test_detector_without_a_box_has_a_map_of_0():
+    nothing = {'step': 4, 'time': 0.2, 'data_time': 0.1}
+    table, score = demo.summarize([*RECORDS, nothing], {})
+    assert score == 0
+    assert 'bbox mAP    0.000   (AP50 0.000)' in table
+
+
 def test_number_of_ranks_below_one_is_rejected(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         demo.parse_args(['--ranks', '0'])
