@@ -14,6 +14,7 @@ import torch
 import twin_speed
 from common import sensitivity, twins
 from common.twins import Run
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from agvm_mm import cli
@@ -319,6 +320,21 @@ def test_detector_that_diverges_is_a_result(small_data: Path, tmp_path: Path):
     result = train(run, small_data, tmp_path)
     assert result['value'] is None
     assert 'is not finite after update' in result['diverged']
+
+
+def test_detector_that_finds_no_box_has_an_accuracy_of_0(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make_config = twins.run_config
+
+    def no_box(*args) -> Config:
+        cfg = make_config(*args)
+        cfg.model.test_cfg.rcnn.score_thr = 1.1
+        return cfg
+
+    monkeypatch.setattr(twins, 'run_config', no_box)
+    run = make_run(model='faster-rcnn', batch_size=64, epochs=1, scenes=64)
+    assert train(run, small_data, tmp_path)['value'] == 0
 
 
 @pytest.mark.parametrize('model', ['sem-fpn', 'faster-rcnn'])
