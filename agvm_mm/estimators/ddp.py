@@ -207,8 +207,9 @@ class DDPHalves(DDPEstimator):
             difference, group=self._group, async_op=True
         ).get_future()
 
-        def add_statistics(futures: Future) -> Tensor:
-            mean = futures.value()[0].value()
+        def add_statistics(future: Future) -> Tensor:
+            # On GPUs the stream of this callback waits, not the host.
+            mean = mean_future.wait()
             if difference.is_cuda:
                 # The callback runs on a stream of its own.
                 difference.record_stream(torch.cuda.current_stream())
@@ -216,10 +217,9 @@ class DDPHalves(DDPEstimator):
                 self._add_segment(table, segment, mean, difference)
             return mean
 
-        # The mean comes first: on one stream the end of the second reduction implies
-        # the end of the first.
-        both = torch.futures.collect_all([mean_future, difference_future])
-        return both.then(add_statistics)
+        # torch.futures.collect_all would hide the streams from DDP, and the table could
+        # be read before it is complete.
+        return difference_future.then(add_statistics)
 
     def _add_segment(
         self, table: Tensor, segment: Segment, mean: Tensor, difference: Tensor
