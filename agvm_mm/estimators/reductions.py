@@ -1,6 +1,6 @@
 """Sums over large tensors that lose no precision, on CPUs and GPUs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,9 +42,16 @@ def inner_products(first: Tensor, second: Tensor) -> Tensor:
         for x, y in zip(pieces(first), pieces(second), strict=True)
         for left, right in ((x, y), (x, x), (y, y))
     ]
-    return torch.stack(products).view(-1, 3).sum(dim=0)
+    return total(torch.stack(products).view(-1, 3))
 
 
 def squared_norm(tensor: Tensor) -> Tensor:
     """Return |x|^2 in float32 or wider."""
-    return torch.stack([torch.dot(x, x) for x in pieces(tensor)]).sum()
+    return total([torch.dot(x, x) for x in pieces(tensor)])
+
+
+def total(parts: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return the sum over the first dimension; a single part needs no kernel."""
+    if len(parts) == 1:
+        return parts[0]
+    return (parts if isinstance(parts, Tensor) else torch.stack(parts)).sum(dim=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agvm_mm.estimators.preconditioner import Block, Preconditioner
-from agvm_mm.estimators.reductions import inner_products, squared_norm
+from agvm_mm.estimators.reductions import inner_products, squared_norm, total
 from agvm_mm.noise_scale import (
     SignalAndNoise,
     signal_and_noise_from_halves,
@@ -100,7 +100,7 @@ class ReplicasStatistics:
         weight: float = 1.0,
     ) -> None:
         """Add the squared norm of a replica's gradient, times a weight, to a row."""
-        row[0] += weight * self._squared_norm(parameter, gradient)
+        row[0].add_(self._squared_norm(parameter, gradient), alpha=weight)
 
     def add_mean(self, row: Tensor, parameter: nn.Parameter, gradient: Tensor) -> None:
         """Add the squared norm of the mean gradient to a row."""
@@ -108,9 +108,11 @@ class ReplicasStatistics:
 
     def _squared_norm(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
         preconditioner = self._preconditioner
-        return sum(
-            squared_norm(preconditioner.replica(parameter, block, gradient[block]))
-            for block in preconditioner.blocks(parameter)
+        return total(
+            [
+                squared_norm(preconditioner.replica(parameter, block, gradient[block]))
+                for block in preconditioner.blocks(parameter)
+            ]
         )
 
     def by_row(
