@@ -106,16 +106,17 @@ def _rank(
     backend: str,
     gpu: int | None,
 ) -> None:
-    os.environ['LOCAL_RANK'] = str(rank)  # MMEngine reads it.
-    # Otherwise MMEngine logs the initialization of every weight.
-    MMLogger.get_current_instance().setLevel('WARNING')
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    if gpu is None:
-        torch.set_num_threads(1)
-    else:
-        torch.cuda.init()
-        torch.cuda.set_device(gpu)
     try:
+        # MMEngine takes it for the index of this rank's GPU.
+        os.environ['LOCAL_RANK'] = str(rank if gpu is None else gpu)
+        # Otherwise MMEngine logs the initialization of every weight.
+        MMLogger.get_current_instance().setLevel('WARNING')
+        warnings.filterwarnings('ignore', category=FutureWarning)
+        if gpu is None:
+            torch.set_num_threads(1)
+        else:
+            torch.cuda.init()
+            torch.cuda.set_device(gpu)
         dist.init_process_group(
             backend,
             init_method=f'file://{folder}/rendezvous',

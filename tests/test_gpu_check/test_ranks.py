@@ -1,10 +1,12 @@
 """Where ranks run; machines with GPUs are simulated."""
 
+import os
 import time
 
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.logging import MMLogger
 
 from agvm_mm.gpu_check import ranks
 
@@ -59,6 +61,27 @@ def test_ranks_get_a_gpu_each_with_nccl_or_share_them_over_gloo(
     monkeypatch.setattr(ranks.mp, 'get_context', get_context)
     assert ranks.run_on_ranks(print, count, share_gpus=share) == expected
     assert methods == [method]
+
+
+def local_rank():
+    return os.environ['LOCAL_RANK']
+
+
+def test_mmengine_finds_the_gpu_that_a_rank_shares(monkeypatch, tmp_path):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
+    monkeypatch.setenv('LOCAL_RANK', '')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for module, name in (
+        (torch.cuda, 'init'),
+        (torch.cuda, 'set_device'),
+        (dist, 'init_process_group'),
+        (dist, 'destroy_process_group'),
+    ):
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
+    # A new logger looks for the GPU of its rank.
+    monkeypatch.setattr(MMLogger, '_instance_dict', type(MMLogger._instance_dict)())
+    ranks._rank(local_rank, 1, 2, str(tmp_path), (), backend='gloo', gpu=0)
+    assert torch.load(tmp_path / '1.result') == '0'
 
 
 def facts():
