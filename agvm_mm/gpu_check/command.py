@@ -1,7 +1,10 @@
 """The check as a whole: its report and its exit status."""
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 
@@ -27,9 +30,10 @@ def run_check(out: Path | None = None) -> int:
         out: JSON file for all figures. Defaults to None, none is written.
     """
     results = []
-    for name, ranks, function in plan(torch.cuda.device_count()):
-        print(f'{name} ({ranks}) ...', file=sys.stderr, flush=True)
-        results.append(dict(part=name, **run_part(function, ranks)))
+    with output_to_stderr():
+        for name, ranks, function in plan(torch.cuda.device_count()):
+            print(f'{name} ({ranks}) ...', file=sys.stderr, flush=True)
+            results.append(dict(part=name, **run_part(function, ranks)))
     result = dict(
         check='gpu', environment=environment(), cost=cost.SETTINGS, parts=results
     )
@@ -38,6 +42,23 @@ def run_check(out: Path | None = None) -> int:
         out.write_text(json.dumps(result, indent=1) + '\n')
     print(describe(result))
     return int(any(part['problems'] for part in results))
+
+
+@contextmanager
+def output_to_stderr() -> Iterator[None]:
+    """Write to stderr what goes to stdout, also from processes that are started now.
+
+    The report alone goes to stdout; loggers and libraries write there, too.
+    """
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def describe(result: dict) -> str:

@@ -1,6 +1,10 @@
 """The GPU check as a whole on CPU ranks, its plan, report and requirements."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from agvm_mm import doctor
 from agvm_mm.gpu_check import command, cost, environment, parts, training
 from agvm_mm.gpu_check.parts import Outcome, Ranks
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = dict(model='digits', shape=(64, 96), images=1, rounds=2, warmup=1)
 
 
@@ -95,6 +100,39 @@ def test_cost_has_a_row_for_each_variant(checked):
         assert operators[estimator, True] > operators[estimator, False]
     assert 'digits, 2 x gloo, CPU, 1 image(s) of 64 x 96' in report
     assert report.count('| halves ') == report.count('| replicas ') == 2
+
+
+LOUD = """
+import os
+from agvm_mm.gpu_check import command
+from agvm_mm.gpu_check.parts import Outcome, Ranks
+
+def talk():
+    print('a library', flush=True)
+    os.system('echo a program')
+
+if __name__ == '__main__':
+    run = lambda ranks: Outcome(f'{ranks.run(talk)}')
+    command.plan = lambda gpus: [('loud', Ranks(2, 0), run)]
+    command.run_check()
+"""
+
+
+def test_only_the_report_goes_to_stdout(tmp_path):
+    script = tmp_path / 'loud.py'
+    script.write_text(LOUD)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', script],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('# GPU check\n')
+    for line in ('a library', 'a program'):
+        assert line not in done.stdout
+        assert done.stderr.count(line) == 2
 
 
 def test_part_that_stops_is_a_problem_and_the_others_go_on(
