@@ -1,11 +1,17 @@
 """Fixtures shared by all tests."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
+
+# The tests compare with computations on the CPU, to the last bit where they can. GPUs
+# have their own check, agvm_mm.gpu_check. Before CUDA is initialized, for this process
+# and those that it starts.
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 @pytest.fixture(autouse=True)
