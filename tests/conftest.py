@@ -3,15 +3,15 @@
 import os
 from collections.abc import Iterator
 
+# The tests compare with computations on the CPU, to the last bit where they can. GPUs
+# have their own check, agvm_mm.gpu_check. MMEngine asks for GPUs when it is imported,
+# and torch keeps the answer: this comes first.
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
-
-# The tests compare with computations on the CPU, to the last bit where they can. GPUs
-# have their own check, agvm_mm.gpu_check. Before CUDA is initialized, for this process
-# and those that it starts.
-os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 @pytest.fixture(autouse=True)

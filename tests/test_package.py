@@ -1,6 +1,7 @@
 """Metadata of the package, and the import without the toolboxes."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -100,3 +101,29 @@ def test_committed_files_name_no_machine_paths():
         and pattern.search((ROOT / name).read_text(encoding='utf-8'))
     ]
     assert not bad
+
+
+FIRST_IMPORT = """
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in ('torch', 'mmengine'):
+            print(name, repr(os.environ.get('CUDA_VISIBLE_DEVICES')))
+
+sys.meta_path.insert(0, Finder())
+import conftest
+"""
+
+
+def test_gpus_are_hidden_before_torch_and_mmengine_ask_for_them():
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parent))
+    environment.pop('CUDA_VISIBLE_DEVICES', None)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', FIRST_IMPORT],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment,
+    )
+    assert done.stdout.split('\n')[:2] == ["torch ''", "mmengine ''"], done.stderr
