@@ -33,7 +33,7 @@ install:  ## create the environment; compiles mmcv once (about 10 minutes on 2 c
 	@PYTHON='$(PYTHON)' bash tools/dev/install.sh $(TORCH) $(MMENGINE) $(VENV) $(STACK)
 
 demo: install  ## train and evaluate a detector with AGVM on real digits, draw figures
-	$(PY) tools/demo.py $(ARGS)
+	$(PY) -m demo $(ARGS)
 
 test: lint  ## run lint and all tests; ARGS goes to pytest: ARGS="-k variance"
 	$(PY) -m pytest tests -n $(WORKERS) --dist loadfile $(ARGS)
@@ -45,7 +45,7 @@ gpu-check: install  ## train on the GPUs of this machine, compare with the CPU, 
 	$(PY) -m agvm_mm.doctor --gpu $(ARGS)
 
 data: install  ## write the embedded handwritten-digits scenes
-	$(PY) -m agvm_mm.digits $(ARGS)
+	$(PY) -m demo.data $(ARGS)
 
 docs: install  ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)

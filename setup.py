@@ -6,20 +6,19 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-# mim looks for these files in agvm_mm/.mim of an installed package. tools/demo.py and
-# tools/dev need the repository and are left out.
+# mim looks for these files in agvm_mm/.mim of an installed package. tools/dev and what
+# draws predictions of the demo need the repository and are left out.
 MIM_FILES = (
     'model-index.yml',
     'configs/**/*.py',
     'configs/**/*.yml',
     'configs/**/*.json',
     'configs/**/*.md',
-    'tools/analysis/*.py',
+    'tools/analysis/plot_variance.py',
     'tools/dist_*.sh',
     'tools/slurm*.sh',
     'tools/torchrun.*',
     'tools/noise_scale.py',
-    'tools/paper_tables.py',
     'tools/plan.py',
     'tools/rendezvous.py',
     'tools/test.py',
@@ -98,6 +97,8 @@ setup(
     long_description_content_type='text/markdown',
     author='The agvm_mm authors',
     license='Apache-2.0',
+    # An editable installation has all folders of the repository on its path.
+    package_dir={'': '.'},
     packages=find_packages(include=['agvm_mm', 'agvm_mm.*']),
     include_package_data=True,
     cmdclass={'build_py': BuildWithMim},

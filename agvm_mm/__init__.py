@@ -10,16 +10,20 @@ from agvm_mm.version import __version__
 check_versions()
 find_configs_of_forks()
 
-from agvm_mm.checkpoint import AtomicCheckpointHook  # noqa: E402
-from agvm_mm.hooks import PreemptionHook, VarianceSyncHook  # noqa: E402
-from agvm_mm.loops import LargeBatchIterTrainLoop, LargeBatchTrainLoop  # noqa: E402
 from agvm_mm.optim import (  # noqa: E402
     AGVMAmpOptimWrapper,
     AGVMOptimWrapper,
     AGVMOptimWrapperConstructor,
 )
 from agvm_mm.optim.baselines import PMDLAMB  # noqa: E402
-from agvm_mm.optim.warmup import ExponentialWarmupLR  # noqa: E402
+from agvm_mm.training.atomic import AtomicCheckpointHook  # noqa: E402
+from agvm_mm.training.loops import (  # noqa: E402
+    LargeBatchIterTrainLoop,
+    LargeBatchTrainLoop,
+)
+from agvm_mm.training.preemption import PreemptionHook  # noqa: E402
+from agvm_mm.training.variance_sync import VarianceSyncHook  # noqa: E402
+from agvm_mm.training.warmup import ExponentialWarmupLR  # noqa: E402
 
 __all__ = [
     'AGVMAmpOptimWrapper',

@@ -19,8 +19,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from agvm_mm import engine
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
-from agvm_mm.hooks.preemption import (
+from agvm_mm.training.loading import allow_runner_checkpoints
+from agvm_mm.training.preemption import (
     Preempted,
     PreemptionHook,
     end_at_once,

@@ -328,7 +328,7 @@ def examine_checkpoints() -> Finding:
     import torch
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    from agvm_mm.checkpoint.loading import LOADS_SAFELY, allow_runner_checkpoints
+    from agvm_mm.training.loading import LOADS_SAFELY, allow_runner_checkpoints
 
     allow_runner_checkpoints()
     history, file = HistoryBuffer(), io.BytesIO()
@@ -390,13 +390,13 @@ def report(findings: list[Finding]) -> str:
 
 def run_gpu_check(out: Path | None) -> int:
     """Run the GPU check, or print what it needs; return the exit status."""
-    from agvm_mm.gpu_check.environment import missing_requirements
+    from gpu_check.environment import missing_requirements
 
     missing = missing_requirements()
     if missing:
         print(f'The GPU check needs {", ".join(missing)}.')
         return 1
-    from agvm_mm.gpu_check.command import run_check
+    from gpu_check.command import run_check
 
     return run_check(out)
 

@@ -48,11 +48,12 @@ from common.twins import (
     train,
 )
 from common.variants import parse_variant
+from paper.sensitivity_figure import plot_sensitivity
 from tqdm import tqdm
 
-from agvm_mm.analysis.figures import plot_sensitivity, save_figure
-from agvm_mm.digits import pretrain_backbone, write_digits
+from agvm_mm.report.figures import save_figure
 from agvm_mm.validation import check_number
+from demo import pretrain_backbone, write_digits
 
 
 def describe(result: dict) -> str:

@@ -12,7 +12,7 @@ at several batch sizes, with the best constant learning rate of each, and compar
 updates with S_min (1 + B_noise / B).
 
 A repeated call resumes: trainings, measurements and runs that exist in ``--work-dirs``
-are kept. The data must exist in ``data/digits`` (``python -m agvm_mm.digits``).
+are kept. The data must exist in ``data/digits`` (``python -m demo.data``).
 """
 
 import argparse
@@ -32,10 +32,10 @@ from common import noise_figures, race, report
 from mmengine.config import Config
 from torch import Tensor
 
-from agvm_mm.analysis.figures import save_figure
-from agvm_mm.analysis.noise import Estimate, GradientSums, jackknife
-from agvm_mm.analysis.noise_run import drop_without_gradient, measure, set_up
-from agvm_mm.noise_scale import relative_updates
+from agvm_mm.method.noise_scale import relative_updates
+from agvm_mm.report.figures import save_figure
+from agvm_mm.report.noise import Estimate, GradientSums, jackknife
+from agvm_mm.report.noise_run import drop_without_gradient, measure, set_up
 from agvm_mm.validation import check_number
 
 ROOT = Path(__file__).resolve().parents[1]

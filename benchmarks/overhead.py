@@ -22,12 +22,12 @@ from common import memory, report
 from mmdet.utils import register_all_modules
 
 from agvm_mm.estimators import ESTIMATORS
-from agvm_mm.gpu_check import timing
-from agvm_mm.gpu_check.counts import device_peak
-from agvm_mm.gpu_check.detectors import build_detector, detector_settings, make_batch
-from agvm_mm.gpu_check.ranks import run_on_ranks
-from agvm_mm.gpu_check.trainers import OPTIMIZERS, Trainer
-from agvm_mm.loops.summary import parameter_counts
+from agvm_mm.training.summary import parameter_counts
+from gpu_check import timing
+from gpu_check.counts import device_peak
+from gpu_check.detectors import build_detector, detector_settings, make_batch
+from gpu_check.ranks import run_on_ranks
+from gpu_check.trainers import OPTIMIZERS, Trainer
 
 # Size of an image in pixels, images per rank, and rounds.
 DEFAULTS = {'faster-rcnn_r50': (320, 1, 12), 'digits': (96, 8, 40)}

@@ -18,9 +18,9 @@ from common import report
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from agvm_mm.gpu_check import timing
-from agvm_mm.gpu_check.ranks import run_on_ranks
-from agvm_mm.gpu_check.trainers import Trainer
+from gpu_check import timing
+from gpu_check.ranks import run_on_ranks
+from gpu_check.trainers import Trainer
 
 PLAIN = (('plain', False),)
 CELLS = (*PLAIN, *timing.AGVM_CELLS)

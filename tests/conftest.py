@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 # The tests compare with computations on the CPU, to the last bit where they can. GPUs
-# have their own check, agvm_mm.gpu_check. MMEngine asks for GPUs when it is imported,
+# have their own check, gpu_check. MMEngine asks for GPUs when it is imported,
 # and torch keeps the answer: this comes first.
 os.environ['CUDA_VISIBLE_DEVICES'] = ''
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from agvm_mm.gpu_check import golden
-from agvm_mm.modulator import MeasurementSchedule, Modulator, raw_multiplier
+from agvm_mm.method.modulator import MeasurementSchedule, Modulator, raw_multiplier
+from gpu_check import golden
 
 BOUNDS = (0.5, 10.0)
 

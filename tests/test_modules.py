@@ -9,14 +9,14 @@ from mmengine.registry import init_default_scope
 from torch import nn
 from toy import ToyDetector
 
-from agvm_mm.analysis.plan import build_model
-from agvm_mm.modules import (
+from agvm_mm.method.modules import (
     assign_modules,
     default_modules,
     has_prefix,
     has_sync_bn,
 )
 from agvm_mm.optim import AGVMOptimWrapperConstructor
+from agvm_mm.report.plan import build_model
 
 
 def own(*names):

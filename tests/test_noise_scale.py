@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from agvm_mm import noise_scale
-from agvm_mm.gpu_check import golden
-from agvm_mm.noise_scale import (
+from agvm_mm.method import noise_scale
+from agvm_mm.method.noise_scale import (
     ALL,
     NoiseAverages,
     SignalAndNoise,
@@ -20,7 +19,8 @@ from agvm_mm.noise_scale import (
     signal_and_noise_from_halves,
     signal_and_noise_from_replicas,
 )
-from agvm_mm.variance import variance_from_halves, variance_from_replicas
+from agvm_mm.method.variance import variance_from_halves, variance_from_replicas
+from gpu_check import golden
 
 ESTIMATORS = ['halves', 'replicas']
 

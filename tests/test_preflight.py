@@ -8,7 +8,7 @@ from ranks import run_on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from toy import ToyDetector, make_wrapper
 
-from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.optim.wrapper import AGVMMixin
 from agvm_mm.preflight import check_model, check_optim_wrapper
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from toy import ToyDetector
 
 from agvm_mm import cli
-from agvm_mm.analysis import plan
+from agvm_mm.report import plan
 from agvm_mm.validation import package_of, resolve_type, type_name
 
 CONFIG = """

@@ -6,8 +6,9 @@ import pytest
 from mmengine import registry
 from mmengine.registry import Registry
 
-import agvm_mm.digits  # noqa: F401  registers the data sets
-import agvm_mm.digits.segmentation  # noqa: F401
+import demo  # noqa: F401  registers the data sets
+import demo.segmentation  # noqa: F401
+from agvm_mm import AGVMAmpOptimWrapper
 from agvm_mm.validation import argument_names, suggests_arguments
 
 REGISTRIES = [r for r in vars(registry).values() if isinstance(r, Registry)]
@@ -21,7 +22,7 @@ def registered():
         for name, target in one.module_dict.items()
         if target.__module__.startswith('agvm_mm.')
         # Test models, which tests register.
-        and not target.__module__.startswith('agvm_mm.gpu_check.')
+        and not target.__module__.startswith('gpu_check.')
     }
     assert {'VarianceSyncHook', 'AGVMAmpOptimWrapper', 'BaselineLARS'} <= found.keys()
     return found
@@ -56,7 +57,7 @@ def test_every_registered_class_suggests_its_arguments(name):
 
 
 def test_arguments_of_base_classes_are_known():
-    assert argument_names(agvm_mm.AGVMAmpOptimWrapper) == {
+    assert argument_names(AGVMAmpOptimWrapper) == {
         # AGVMMixin
         'anchor',
         'momentum',

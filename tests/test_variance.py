@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from agvm_mm.estimators.reductions import inner_products
-from agvm_mm.gpu_check import golden
-from agvm_mm.variance import (
+from agvm_mm.method.variance import (
     products_of_halves,
     split_into_halves,
     variance_from_halves,
     variance_from_replicas,
 )
+from gpu_check import golden
 
 
 @pytest.mark.parametrize('module', golden.GRADIENTS)

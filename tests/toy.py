@@ -1,5 +1,5 @@
 """Small float64 network of the package's own checks, under a short name."""
 
-from agvm_mm.gpu_check.toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
+from gpu_check.toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
 __all__ = ['OPTIMIZERS', 'ToyDetector', 'make_images', 'make_wrapper']

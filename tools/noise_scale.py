@@ -17,10 +17,10 @@ from mmengine.dist import get_rank
 from tqdm import tqdm
 
 from agvm_mm import cli
-from agvm_mm.analysis.figures import plot_noise, save_figure
-from agvm_mm.analysis.noise import make_report
-from agvm_mm.analysis.noise_run import drop_without_gradient, measure, set_up
-from agvm_mm.analysis.noise_text import describe, write_json
+from agvm_mm.report.figures import plot_noise, save_figure
+from agvm_mm.report.noise import make_report
+from agvm_mm.report.noise_run import drop_without_gradient, measure, set_up
+from agvm_mm.report.noise_text import describe, write_json
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -18,8 +18,8 @@ import math
 import sys
 
 from agvm_mm import cli
-from agvm_mm.analysis.forecast import NoiseScales, noise_of_file, noise_of_run
-from agvm_mm.analysis.plan import describe, make_plan
+from agvm_mm.report.forecast import NoiseScales, noise_of_file, noise_of_run
+from agvm_mm.report.plan import describe, make_plan
 
 
 def parse_args() -> argparse.Namespace:

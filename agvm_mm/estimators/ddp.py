@@ -24,8 +24,8 @@ from agvm_mm.estimators.statistics import (
     ModuleStatistics,
     ReplicasStatistics,
 )
+from agvm_mm.method.variance import products_of_halves, split_into_halves
 from agvm_mm.preflight import check_compression
-from agvm_mm.variance import products_of_halves, split_into_halves
 
 
 class Compression(NamedTuple):

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from agvm_mm.estimators.preconditioner import Block, Preconditioner
 from agvm_mm.estimators.reductions import inner_products, squared_norm, total
-from agvm_mm.noise_scale import (
+from agvm_mm.method.noise_scale import (
     SignalAndNoise,
     signal_and_noise_from_halves,
     signal_and_noise_from_replicas,
 )
-from agvm_mm.variance import variance_from_halves, variance_from_replicas
+from agvm_mm.method.variance import variance_from_halves, variance_from_replicas
 
 
 class ModuleStatistics(NamedTuple):
@@ -23,7 +23,7 @@ class ModuleStatistics(NamedTuple):
 
     Attributes:
         variance: Phi; may be not finite.
-        signal: Estimate of |g|^2, see :class:`~agvm_mm.noise_scale.SignalAndNoise`.
+        signal: Estimate of |g|^2, see :class:`.SignalAndNoise`.
         noise: Estimate of s^2.
     """
 

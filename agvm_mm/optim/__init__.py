@@ -1,6 +1,6 @@
 """Optimizer wrappers and their constructor."""
 
-from agvm_mm.optim.agvm_wrapper import AGVMAmpOptimWrapper, AGVMOptimWrapper
 from agvm_mm.optim.constructor import AGVMOptimWrapperConstructor
+from agvm_mm.optim.wrapper import AGVMAmpOptimWrapper, AGVMOptimWrapper
 
 __all__ = ['AGVMAmpOptimWrapper', 'AGVMOptimWrapper', 'AGVMOptimWrapperConstructor']

@@ -8,8 +8,8 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from torch import nn
 from torch.optim import Optimizer
 
-from agvm_mm.modules import assign_modules
-from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.method.modules import assign_modules
+from agvm_mm.optim.wrapper import AGVMMixin
 from agvm_mm.preflight import (
     check_base_constructor,
     check_one_optimizer,
@@ -121,7 +121,7 @@ class AGVMOptimWrapperConstructor:
             it may hold ``base_constructor``, the name or class of the other
             constructor, by default MMEngine's ``DefaultOptimWrapperConstructor``; and
             ``modules``, a dict of lists of parameter-name prefixes by module name that
-            replaces the default split (see :func:`agvm_mm.modules.default_modules`).
+            replaces the default split (see :func:`.default_modules`).
         paramwise_cfg: As the other constructor takes it. Defaults to None.
 
     Raises:
@@ -130,7 +130,7 @@ class AGVMOptimWrapperConstructor:
             several optimizers.
         ValueError: If the other constructor does not read a key of ``paramwise_cfg``,
             there are fewer than two modules, or they do not cover each trainable
-            parameter exactly once; see :func:`agvm_mm.modules.assign_modules`.
+            parameter exactly once; see :func:`agvm_mm.method.modules.assign_modules`.
 
     Example:
         >>> optim_wrapper = dict(

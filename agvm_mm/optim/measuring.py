@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from agvm_mm.engine import backward_passes_left
 from agvm_mm.estimators import ModuleStatistics, VarianceEstimator
-from agvm_mm.modulator import MeasurementSchedule
-from agvm_mm.noise_scale import NoiseAverages
+from agvm_mm.method.modulator import MeasurementSchedule
+from agvm_mm.method.noise_scale import NoiseAverages
 
 
 @dataclass(frozen=True)

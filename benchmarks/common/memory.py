@@ -15,7 +15,7 @@ from torch.futures import Future
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from agvm_mm.gpu_check.trainers import Trainer
+from gpu_check.trainers import Trainer
 
 
 def can_follow_storages() -> bool:

@@ -4,14 +4,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from agvm_mm.analysis.figures.style import (
+from agvm_mm.method.noise_scale import ALL, relative_images, relative_updates
+from agvm_mm.report.figures.style import (
     BLACK,
     BLUE,
     VERMILION,
     module_style,
     set_up_panel,
 )
-from agvm_mm.noise_scale import ALL, relative_images, relative_updates
 
 CURVES = (VERMILION, BLUE, BLACK)
 LARGEST = 1e6

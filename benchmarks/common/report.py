@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from agvm_mm.gpu_check.ranks import on_gpus
-from agvm_mm.gpu_check.tables import CELL_COLUMNS, Column, median, megabytes, table
+from gpu_check.ranks import on_gpus
+from gpu_check.tables import CELL_COLUMNS, Column, median, megabytes, table
 
 RESULTS = Path(__file__).resolve().parents[1] / 'results'
 

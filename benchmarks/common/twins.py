@@ -16,12 +16,12 @@ import torch
 from mmcv.ops import RoIAlign
 from mmengine.config import Config
 from mmengine.runner import Runner
+from paper.tables import METRICS
 from torch import Tensor, nn
 
 from agvm_mm import cli
-from agvm_mm.analysis import logs
-from agvm_mm.analysis.paper import METRICS
-from agvm_mm.checkpoint.atomic import replaced_when_whole
+from agvm_mm.report import logs
+from agvm_mm.training.atomic import replaced_when_whole
 from common import report
 from common.divergence import StopAtDivergence
 from common.variants import parse_variant

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from logfiles import write_timed_run
 from matplotlib.axes import Axes
+from paper.accuracy_figure import METRIC_NAMES, plot_accuracy
+from paper.points import folder_points, paper_hours, table_points
+from paper.tables import METHODS
 
-from agvm_mm.analysis.figures import folder_points, plot_accuracy, table_points
-from agvm_mm.analysis.figures.accuracy import METRIC_NAMES
-from agvm_mm.analysis.figures.style import METHOD_STYLES
-from agvm_mm.analysis.paper import METHODS
-from agvm_mm.analysis.points import paper_hours
+from agvm_mm.report.figures.style import METHOD_STYLES
 
 ROOT = Path(__file__).parents[2]
 PAPER = json.loads((ROOT / 'configs/paper_results.json').read_text())['tables']

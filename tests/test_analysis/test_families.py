@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import ConfigDict
+from stock import families, images, stock, zoo_page
 
-from agvm_mm.analysis import families, images, stock, zoo_page
 from agvm_mm.estimators import ModuleStatistics
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs/zoo.md'

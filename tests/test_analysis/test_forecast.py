@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from logfiles import write_log
 
-from agvm_mm.analysis import forecast
-from agvm_mm.analysis.forecast import Cost, NoiseScales
+from agvm_mm.report import forecast
+from agvm_mm.report.forecast import Cost, NoiseScales
 
 NAN = math.nan
 

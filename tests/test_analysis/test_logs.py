@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from logfiles import write_aged_log, write_log, write_timed_run
 
-from agvm_mm.analysis import logs
+from agvm_mm.report import logs
 
 RECORDS = [
     {'step': 1, 'lr': 0.1, 'loss': 3.0},

@@ -9,9 +9,9 @@ import pytest
 from mmengine.config import Config
 
 from agvm_mm import cli
-from agvm_mm.analysis import plan
-from agvm_mm.analysis.forecast import NoiseScales
-from agvm_mm.analysis.plan import Plan
+from agvm_mm.report import plan
+from agvm_mm.report.forecast import NoiseScales
+from agvm_mm.report.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 AGVM_512 = ROOT / 'configs/faster_rcnn/faster-rcnn_r50_fpn_agvm-sgd_b512_16e_coco.py'

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.stats import t
 
-from agvm_mm.analysis import noise
-from agvm_mm.analysis.noise import GradientSums, divide_replicas, make_report
-from agvm_mm.modulator import raw_multiplier
-from agvm_mm.noise_scale import ALL, predicted_variance
-from agvm_mm.variance import variance_from_replicas
+from agvm_mm.method.modulator import raw_multiplier
+from agvm_mm.method.noise_scale import ALL, predicted_variance
+from agvm_mm.method.variance import variance_from_replicas
+from agvm_mm.report import noise
+from agvm_mm.report.noise import GradientSums, divide_replicas, make_report
 
 BOUNDS = (0.5, 10.0)
 

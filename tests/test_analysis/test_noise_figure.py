@@ -9,10 +9,10 @@ import pytest
 from matplotlib.figure import Figure
 from test_noise import BOUNDS, draw, sums_of
 
-from agvm_mm.analysis.figures import plot_noise, save_figure
-from agvm_mm.analysis.noise import NoiseReport, make_report
-from agvm_mm.analysis.noise_text import describe, write_json
-from agvm_mm.noise_scale import predicted_variance
+from agvm_mm.method.noise_scale import predicted_variance
+from agvm_mm.report.figures import plot_noise, save_figure
+from agvm_mm.report.noise import NoiseReport, make_report
+from agvm_mm.report.noise_text import describe, write_json
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from ranks import run_on_ranks
 from torch.utils.data import DataLoader, TensorDataset
 from toy import ToyDetector, make_images
 
-from agvm_mm.analysis import noise_run
-from agvm_mm.analysis.noise import GradientSums, divide_replicas
 from agvm_mm.estimators.preconditioner import (
     AdamPreconditioner,
     IdentityPreconditioner,
     build_preconditioner,
 )
-from agvm_mm.modules import trainable_by_module
+from agvm_mm.method.modules import trainable_by_module
+from agvm_mm.report import noise_run
+from agvm_mm.report.noise import GradientSums, divide_replicas
 
 REPLICAS, IMAGES = 70, 3
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from logfiles import write_log
+from paper import tables as paper
 from twins import METRICS, TWINS
 from zoo import load
-
-from agvm_mm.analysis import paper
 
 ROOT = Path(__file__).parents[2]
 PAPER = json.loads((ROOT / 'configs/paper_results.json').read_text())['tables']

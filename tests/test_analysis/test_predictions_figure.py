@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from mmengine.structures import InstanceData
 
-from agvm_mm.analysis.figures import plot_predictions
+from demo.predictions import plot_predictions
 
 CLASSES = ('one', 'two')
 

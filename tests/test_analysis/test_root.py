@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agvm_mm.analysis.root import repository_root
+from agvm_mm.report.root import repository_root
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +56,7 @@ def test_cells_are_read_from_an_installed_package(tmp_path: Path):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
     code = (
-        'import json; from agvm_mm.analysis import paper; '
+        'import json; from paper import tables as paper; '
         'print(json.dumps([paper.repository_root().as_posix(), '
         "[c.config for c in paper.read_cells('paper', 8)]]))"
     )
@@ -70,6 +70,6 @@ def test_cells_are_read_from_an_installed_package(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     root, configs = json.loads(done.stdout.splitlines()[-1])
     assert Path(root) == package / '.mim'
-    from agvm_mm.analysis.paper import read_cells
+    from paper.tables import read_cells
 
     assert configs == [cell.config for cell in read_cells('paper', 8)]

@@ -1,8 +1,7 @@
 """Figure of accuracy against the learning rate."""
 
 import pytest
-
-from agvm_mm.analysis.figures import plot_sensitivity
+from paper.sensitivity_figure import plot_sensitivity
 
 
 def results(batch_size: int, method: str, values: dict[float, list]) -> list[dict]:

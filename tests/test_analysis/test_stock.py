@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from mmengine.optim import build_optim_wrapper
 from scripts import run_script
+from stock import stock
 from toy import ToyDetector
-
-from agvm_mm.analysis import stock
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / 'docs/zoo.md').read_text(encoding='utf-8')

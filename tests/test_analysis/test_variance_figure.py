@@ -5,9 +5,9 @@ import math
 import pytest
 from matplotlib.axes import Axes
 
-from agvm_mm.analysis.figures import plot_runs, plot_variance
-from agvm_mm.analysis.figures.variance import marked_points, running_mean, smooth
-from agvm_mm.analysis.logs import MU_KEY, PHI_KEY, Record, module_curves
+from agvm_mm.report.figures import plot_runs, plot_variance
+from agvm_mm.report.figures.variance import marked_points, running_mean, smooth
+from agvm_mm.report.logs import MU_KEY, PHI_KEY, Record, module_curves
 
 RECORDS = [
     {'step': 1, 'lr': 0.1, 'loss': 3.0},

@@ -15,7 +15,7 @@ from common.memory import can_follow_storages
 from common.report import RESULTS
 
 from agvm_mm.estimators.reductions import CPU_PIECE
-from agvm_mm.gpu_check import command
+from gpu_check import command
 
 ROOT = Path(__file__).parents[2]
 FLOAT32 = 4

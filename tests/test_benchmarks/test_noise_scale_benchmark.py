@@ -15,11 +15,11 @@ from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 from torch.optim import SGD
 
-from agvm_mm.analysis import noise_run
-from agvm_mm.analysis.noise import GradientSums
-from agvm_mm.analysis.noise_run import BlockSums
-from agvm_mm.digits import write_digits
-from agvm_mm.noise_scale import predicted_variance
+from agvm_mm.method.noise_scale import predicted_variance
+from agvm_mm.report import noise_run
+from agvm_mm.report.noise import GradientSums
+from agvm_mm.report.noise_run import BlockSums
+from demo import write_digits
 
 SCALES = dict(backbone=500.0, head=40.0)
 

@@ -14,12 +14,12 @@ from runners import make_runner
 from test_loading import AGVM, runner
 from test_resume import assert_same
 
-from agvm_mm.checkpoint.atomic import (
+from agvm_mm.training.atomic import (
     AtomicCheckpointHook,
     AtomicLocalBackend,
     replaced_when_whole,
 )
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+from agvm_mm.training.loading import allow_runner_checkpoints
 
 
 def names(folder: Path) -> list[str]:

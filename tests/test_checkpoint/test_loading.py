@@ -12,8 +12,8 @@ import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from runners import make_runner
 
-from agvm_mm.checkpoint.loading import LOADS_SAFELY, allow_runner_checkpoints
-from agvm_mm.checkpoint.resume import is_whole
+from agvm_mm.training.loading import LOADS_SAFELY, allow_runner_checkpoints
+from agvm_mm.training.resume import is_whole
 
 AGVM = dict(
     type='AGVMOptimWrapper',

@@ -11,8 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from runners import make_runner
 
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
-from agvm_mm.checkpoint.outline import missing_parts, read_outline
+from agvm_mm.training.loading import allow_runner_checkpoints
+from agvm_mm.training.outline import missing_parts, read_outline
 
 LOOP = dict(type='LargeBatchTrainLoop', max_epochs=4, total_batch_size=8)
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9))

@@ -18,9 +18,9 @@ from ranks import run_on_ranks
 from runners import make_runner
 from test_resume import AugmentedDataset, NoisyDetector, assert_same, read
 
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
-from agvm_mm.hooks import preemption
-from agvm_mm.hooks.preemption import Preempted, PreemptionHook, protect_workers
+from agvm_mm.training import preemption
+from agvm_mm.training.loading import allow_runner_checkpoints
+from agvm_mm.training.preemption import Preempted, PreemptionHook, protect_workers
 
 assert AugmentedDataset and NoisyDetector  # They are registered.
 

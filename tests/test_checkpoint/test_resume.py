@@ -16,7 +16,7 @@ from ranks import run_on_ranks
 from runners import ImageDataset, make_runner
 from toy import ToyDetector
 
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+from agvm_mm.training.loading import allow_runner_checkpoints
 
 MODULES = ['backbone', 'neck', 'bbox_head', 'mask_head']
 

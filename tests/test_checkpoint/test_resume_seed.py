@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS
 from runners import ImageDataset, make_runner
 from test_resume import assert_same
 
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+from agvm_mm.training.loading import allow_runner_checkpoints
 
 
 @DATASETS.register_module(force=True)

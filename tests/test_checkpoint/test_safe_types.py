@@ -21,8 +21,8 @@ from mmengine.runner import checkpoint
 from runners import make_runner
 from test_resume import assert_same
 
-from agvm_mm.checkpoint.loading import LOADS_SAFELY, allow_runner_checkpoints
 from agvm_mm.engine import ParamScheduler
+from agvm_mm.training.loading import LOADS_SAFELY, allow_runner_checkpoints
 
 pytestmark = pytest.mark.skipif(
     not LOADS_SAFELY, reason='before 2.6 torch loads anything'

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
-from agvm_mm.analysis import plan
+from agvm_mm.report import plan
 
 TOOLBOXES = [
     Path(package.__file__).parent / '.mim/configs' for package in (mmdet, mmseg)

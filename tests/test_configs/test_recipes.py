@@ -26,7 +26,7 @@ from zoo import (
     warmup_of,
 )
 
-from agvm_mm.optim.agvm_wrapper import AGVMMixin
+from agvm_mm.optim.wrapper import AGVMMixin
 
 # (lr, warm-up, begin, clipping from, to) of the authors' released configs.
 RELEASED = {

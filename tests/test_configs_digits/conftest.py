@@ -2,7 +2,7 @@
 
 import pytest
 
-from agvm_mm.digits import pretrain_backbone, write_digits
+from demo import pretrain_backbone, write_digits
 
 
 @pytest.fixture(scope='session')

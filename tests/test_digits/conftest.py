@@ -2,7 +2,7 @@
 
 import pytest
 
-from agvm_mm.digits import write_digits
+from demo import write_digits
 
 
 @pytest.fixture(scope='session')

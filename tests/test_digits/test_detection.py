@@ -12,8 +12,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from pycocotools.coco import COCO
 
-from agvm_mm.digits import CLASSES
-from agvm_mm.digits.pretrain import BACKBONE
+from demo import CLASSES
+from demo.pretrain import BACKBONE
 
 BASE = Path(__file__).parents[2] / 'configs/_base_'
 CONFIG = BASE / 'datasets/digits_detection.py'
@@ -114,6 +114,6 @@ def test_validation_items_have_scale_factor(digits):
 
 def test_missing_data_error_gives_command(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=f'python -m agvm_mm.digits --out {tmp_path}'
+        FileNotFoundError, match=f'python -m demo.data --out {tmp_path}'
     ):
         build(tmp_path)

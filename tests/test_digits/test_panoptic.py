@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS
 from pycocotools.coco import COCO
 
-from agvm_mm.digits import CLASSES, PIXEL_CLASSES, TEXTURES, scenes
+from demo import CLASSES, PIXEL_CLASSES, TEXTURES, scenes
 
 CONFIG = Path(__file__).parents[2] / 'configs/_base_/datasets/digits_panoptic.py'
 
@@ -189,7 +189,7 @@ def test_wrong_digit_classes_lower_pq_of_things_only(digits):
 
 
 def test_missing_data_error_gives_command(digits, tmp_path):
-    command = f'python -m agvm_mm.digits --out {tmp_path}'
+    command = f'python -m demo.data --out {tmp_path}'
     with pytest.raises(FileNotFoundError, match=command):
         build(tmp_path)
     (tmp_path / 'annotations').mkdir()

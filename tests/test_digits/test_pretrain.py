@@ -8,7 +8,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from agvm_mm.digits import pretrain, pretrain_backbone, scenes
+from demo import pretrain, pretrain_backbone, scenes
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SHORT = dict(num_patches=128, epochs=1, batch_size=32, progress=False)

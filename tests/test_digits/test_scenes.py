@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agvm_mm.digits import scenes
+from demo import scenes
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS
 from mmengine.structures import PixelData
 
-from agvm_mm.digits import CLASSES, PIXEL_CLASSES, pretrain
+from demo import CLASSES, PIXEL_CLASSES, pretrain
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/_base_/datasets/digits_semantic.py'
@@ -21,7 +21,7 @@ CONFIG = ROOT / 'configs/_base_/datasets/digits_semantic.py'
 
 @pytest.fixture
 def mmseg():
-    pytest.importorskip('agvm_mm.digits.segmentation')
+    pytest.importorskip('demo.segmentation')
     utils = pytest.importorskip('mmseg.utils')
     utils.register_all_modules(init_default_scope=True)
 
@@ -87,7 +87,7 @@ def test_missing_data_error_gives_command(mmseg, tmp_path, existing):
     for name in existing:
         (tmp_path / name).mkdir()
     with pytest.raises(
-        FileNotFoundError, match=f'python -m agvm_mm.digits --out {tmp_path}'
+        FileNotFoundError, match=f'python -m demo.data --out {tmp_path}'
     ):
         build(tmp_path)
 
@@ -105,10 +105,10 @@ def test_segmentation_works_without_mmdetection():
     run_without(
         'mmdet',
         """
-import agvm_mm.digits
-from agvm_mm.digits.pretrain import build_classifier
-assert agvm_mm.digits.DigitsSegDataset.METAINFO['classes']
-assert not hasattr(agvm_mm.digits, 'DigitsDetDataset')
+import demo
+from demo.pretrain import build_classifier
+assert demo.DigitsSegDataset.METAINFO['classes']
+assert not hasattr(demo, 'DigitsDetDataset')
 build_classifier()
 """,
     )
@@ -118,10 +118,10 @@ def test_detection_works_without_mmsegmentation():
     run_without(
         'mmseg',
         """
-import agvm_mm.digits
-assert agvm_mm.digits.DigitsDetDataset and agvm_mm.digits.DigitsPanopticDataset
+import demo
+assert demo.DigitsDetDataset and demo.DigitsPanopticDataset
 try:
-    agvm_mm.digits.DigitsSegDataset
+    demo.DigitsSegDataset
 except ImportError as error:
     assert 'mmseg' in str(error), error
 else:
@@ -135,8 +135,8 @@ def test_scenes_work_without_toolboxes():
         'mmdet',
         """
 sys.modules['mmseg'] = None
-from agvm_mm.digits import pretrain_backbone, write_digits
-from agvm_mm.digits.pretrain import build_classifier
+from demo import pretrain_backbone, write_digits
+from demo.pretrain import build_classifier
 try:
     build_classifier()
 except ImportError as error:

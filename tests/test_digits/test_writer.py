@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from agvm_mm.digits import __main__ as command
-from agvm_mm.digits import scenes, write_digits, writer
+from demo import __main__ as command
+from demo import scenes, write_digits, writer
 
 NUM_SCENES = {'train': 12, 'val': 6}
 

@@ -13,15 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from toy import OPTIMIZERS, ToyDetector, make_wrapper
 
 from agvm_mm.estimators import build_estimator
-from agvm_mm.gpu_check import golden
-from agvm_mm.gpu_check.parity import (
+from agvm_mm.method.modulator import MeasurementSchedule
+from gpu_check import golden
+from gpu_check.parity import (
     in_buckets,
     shard,
     train_cases,
     train_rank,
     train_reference,
 )
-from agvm_mm.modulator import MeasurementSchedule
 
 ESTIMATORS = ('halves', 'replicas')
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
-from agvm_mm.gpu_check import golden
-from agvm_mm.gpu_check.reference import ReferenceAGVM
-from agvm_mm.modules import assign_modules
+from agvm_mm.method.modules import assign_modules
+from gpu_check import golden
+from gpu_check.reference import ReferenceAGVM
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])

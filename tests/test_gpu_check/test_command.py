@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from agvm_mm import doctor
-from agvm_mm.gpu_check import command, cost, environment, parts, training
-from agvm_mm.gpu_check.parts import Outcome, Ranks
+from gpu_check import command, cost, environment, parts, training
+from gpu_check.parts import Outcome, Ranks
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = dict(model='digits', shape=(64, 96), images=1, rounds=2, warmup=1)
@@ -104,8 +104,8 @@ def test_cost_has_a_row_for_each_variant(checked):
 
 LOUD = """
 import os
-from agvm_mm.gpu_check import command
-from agvm_mm.gpu_check.parts import Outcome, Ranks
+from gpu_check import command
+from gpu_check.parts import Outcome, Ranks
 
 def talk():
     print('a library', flush=True)

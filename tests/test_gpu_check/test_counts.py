@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from agvm_mm.gpu_check import counts, synchronizations
-from agvm_mm.gpu_check.parts import Ranks
+from gpu_check import counts, synchronizations
+from gpu_check.parts import Ranks
 
 WARNING = 'called a synchronizing CUDA operation (Triggered internally)'
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from agvm_mm.gpu_check import golden, parity
-from agvm_mm.gpu_check.parts import Ranks, compare, compare_golden, compare_parity
+from gpu_check import golden, parity
+from gpu_check.parts import Ranks, compare, compare_golden, compare_parity
 
 CPU_PAIR = Ranks(2, 0)
 

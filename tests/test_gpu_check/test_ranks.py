@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from mmengine.logging import MMLogger
 
-from agvm_mm.gpu_check import ranks
+from gpu_check import ranks
 
 
 class Process:

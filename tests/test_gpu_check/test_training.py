@@ -11,9 +11,9 @@ import pytest
 import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
-from agvm_mm.digits import write_digits
-from agvm_mm.gpu_check import training
-from agvm_mm.gpu_check.parts import Ranks
+from demo import write_digits
+from gpu_check import training
+from gpu_check.parts import Ranks
 
 UPDATES = 3
 

@@ -13,7 +13,7 @@ from ranks import run_on_ranks
 from runners import make_runner
 from toy import ToyDetector
 
-from agvm_mm.hooks.variance_sync import advise_rejected, explain_rejected
+from agvm_mm.training.variance_sync import advise_rejected, explain_rejected
 
 AGVM = dict(
     type='AGVMOptimWrapper',

@@ -9,11 +9,11 @@ import torch.distributed as dist
 from ranks import run_on_ranks
 from runners import ImageDataset, make_runner
 
-from agvm_mm import noise_scale
-from agvm_mm.hooks import VarianceSyncHook
-from agvm_mm.loops.batch_size import BatchSize
-from agvm_mm.loops.summary import describe_run
-from agvm_mm.modulator import MeasurementSchedule
+from agvm_mm import VarianceSyncHook
+from agvm_mm.method import noise_scale
+from agvm_mm.method.modulator import MeasurementSchedule
+from agvm_mm.training.batch import BatchSize
+from agvm_mm.training.summary import describe_run
 
 AGVM = dict(
     type='AGVMOptimWrapper',

@@ -20,8 +20,8 @@ from torch.utils.data import (
     IterableDataset,
 )
 
-from agvm_mm.loops import LargeBatchTrainLoop
-from agvm_mm.loops.dataloader import load_by_updates
+from agvm_mm.training.dataloader import load_by_updates
+from agvm_mm.training.loops import LargeBatchTrainLoop
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05))
 AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')

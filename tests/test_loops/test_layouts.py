@@ -159,7 +159,7 @@ def test_resume_on_another_layout_keeps_batch_and_multipliers(tmp_path):
 
 def saved_rank(folder):
     """Return AGVM's state in the newest checkpoint."""
-    from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+    from agvm_mm.training.loading import allow_runner_checkpoints
 
     allow_runner_checkpoints()
     path = Path(folder, 'last_checkpoint').read_text()

@@ -5,7 +5,7 @@ import torch
 from runners import ImageDataset, make_runner
 from torch.utils.data import DataLoader
 
-from agvm_mm.loops.dataloader import load_by_updates
+from agvm_mm.training.dataloader import load_by_updates
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
 

@@ -13,7 +13,7 @@ from runners import ImageDataset, make_runner
 from torch.utils.data import RandomSampler
 from toy import ToyDetector
 
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+from agvm_mm.training.loading import allow_runner_checkpoints
 
 SGD = dict(type='SGD', lr=0.05, momentum=0.9)
 PLAIN = dict(type='OptimWrapper', optimizer=SGD)

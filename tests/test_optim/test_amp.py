@@ -14,9 +14,9 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
 from agvm_mm.estimators import build_estimator
-from agvm_mm.loops.summary import describe_precision
-from agvm_mm.modulator import MeasurementSchedule
+from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim import AGVMOptimWrapperConstructor
+from agvm_mm.training.summary import describe_precision
 
 SCALES_ON_CPU = hasattr(torch.amp, 'GradScaler')
 needs_scaler = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import torch
 from scripts import ROOT
 from test_rendezvous import free_port
 
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+from agvm_mm.training.loading import allow_runner_checkpoints
 
 CONFIG = """
 custom_imports = dict(imports=['agvm_mm', 'runners', 'faults'])

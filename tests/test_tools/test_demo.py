@@ -4,11 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-from scripts import load_script
 
-from agvm_mm.analysis.logs import Record
-
-demo = load_script('demo.py')
+from agvm_mm.report.logs import Record
+from demo import __main__ as demo
 
 TRAIN = (
     '01/01 00:00:00 - mmengine - INFO - Epoch(train)  [3][ 4/16]  '

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from scripts import ROOT, run_script
 from zoo import load
 
-from agvm_mm.digits import pretrain_backbone, write_digits
+from demo import pretrain_backbone, write_digits
 
 SEGMENTER = 'digits/sem-fpn_r18_w16_agvm-sgd_b256_10e_digits'
 PLAIN = 'digits/faster-rcnn_r18_w16_fpn_adamw_b256_10e_digits'

@@ -6,7 +6,7 @@ import pytest
 from logfiles import write_timed_run
 from scripts import run_script
 
-SCRIPT = 'analysis/plot_accuracy.py'
+SCRIPT = '../benchmarks/plot_accuracy.py'
 
 
 def test_pictures_are_written(tmp_path: Path, capsys: pytest.CaptureFixture):

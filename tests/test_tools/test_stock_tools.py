@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from agvm_mm.digits import write_digits
 from agvm_mm.doctor import packages
+from demo import write_digits
 
 CONFIG = """\
 _base_ = '{base}'
@@ -146,7 +146,7 @@ def detection_settings(data: Path) -> dict[str, Any]:
 
 DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 # The second registers the data set.
-IMPORTS = ['agvm_mm', 'agvm_mm.digits']
+IMPORTS = ['agvm_mm', 'demo']
 
 
 def test_mim_train_mmdet(data: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scripts import ROOT, run_script
 
-from agvm_mm.digits import pretrain_backbone, write_digits
+from demo import pretrain_backbone, write_digits
 
 AGVM = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
 SEGMENTER = 'configs/digits/sem-fpn_r18_w16_agvm-sgd_b256_10e_digits.py'
@@ -184,7 +184,7 @@ def test_plain_sgd_logs_nothing_of_agvm(data: Path, tmp_path: Path):
 
 def test_missing_data_is_an_error_before_training(tmp_path: Path):
     folder = ['--work-dir', tmp_path / 'run']
-    with pytest.raises(FileNotFoundError, match='python -m agvm_mm.digits --out'):
+    with pytest.raises(FileNotFoundError, match='python -m demo.data --out'):
         run_script('train.py', PLAIN, *folder, *detector_options(tmp_path))
 
 

@@ -6,8 +6,9 @@ python tools/analysis/plot_predictions.py CONFIG CHECKPOINT --out predictions.pn
 import argparse
 
 from agvm_mm import cli
-from agvm_mm.analysis.figures import plot_predictions, predict, save_figure
-from agvm_mm.checkpoint.loading import allow_runner_checkpoints
+from agvm_mm.report.figures import save_figure
+from agvm_mm.training.loading import allow_runner_checkpoints
+from demo.predictions import plot_predictions, predict
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ loops do not tell the batch; the line is missing there.
 import argparse
 
 from agvm_mm import cli
-from agvm_mm.analysis.figures import plot_runs, save_figure
-from agvm_mm.analysis.logs import (
+from agvm_mm.report.figures import plot_runs, save_figure
+from agvm_mm.report.logs import (
     NOISE_KEY,
     module_curves,
     name_runs,

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-
-from agvm_mm.analysis.paper import (
+from paper.tables import (
     METHODS,
     MODELS,
-    TRAIN_IMAGES,
     ConfigName,
     method_of,
 )
+
+from agvm_mm.report.plan import TRAIN_IMAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 88

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agvm_mm.analysis import families, stock, zoo_page
-from agvm_mm.analysis.root import repository_root
+from stock import families, stock, zoo_page
+
+from agvm_mm.report.root import repository_root
 
 FAULTS = ('different', 'rejected', 'failed')
 """Outcomes after which the exit status is 1."""

@@ -1,4 +1,4 @@
-# Scenes of handwritten digits, written by `python -m agvm_mm.digits`.
+# Scenes of handwritten digits, written by `python -m demo.data`.
 dataset_type = 'DigitsDetDataset'
 data_root = 'data/digits/'
 

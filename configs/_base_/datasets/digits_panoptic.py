@@ -1,5 +1,5 @@
 # Scenes of handwritten digits with panoptic maps, written by `python -m
-# agvm_mm.digits`: ten digits are things, four textures are stuff.
+# demo`: ten digits are things, four textures are stuff.
 dataset_type = 'DigitsPanopticDataset'
 data_root = 'data/digits/'
 

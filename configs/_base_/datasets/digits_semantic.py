@@ -1,4 +1,4 @@
-# Scenes of handwritten digits with label maps, written by `python -m agvm_mm.digits`:
+# Scenes of handwritten digits with label maps, written by `python -m demo.data`:
 # ten digits, and the textures as one class of background. Learning to distinguish
 # plain, striped, checked and blobbed background takes longer than these runs.
 dataset_type = 'DigitsSegDataset'

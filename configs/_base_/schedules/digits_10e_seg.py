@@ -1,7 +1,7 @@
 # digits_10e.py for MMSegmentation.
 _base_ = './digits_10e.py'
 
-custom_imports = dict(imports=['agvm_mm', 'agvm_mm.digits.segmentation'])
+custom_imports = dict(imports=['agvm_mm', 'demo.segmentation'])
 default_scope = 'mmseg'
 
 default_hooks = dict(visualization=dict(type='SegVisualizationHook'))

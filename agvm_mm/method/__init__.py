@@ -1,0 +1,1 @@
+"""The method: plain arithmetic on tensors, and the modules of a network."""

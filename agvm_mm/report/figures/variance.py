@@ -1,0 +1,252 @@
+"""Figure of the gradient variance, multiplier and noise scale of every module."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from agvm_mm.method.noise_scale import ALL
+from agvm_mm.report.figures.style import (
+    LR_STEP,
+    TOTAL_BATCH,
+    WHOLE_NETWORK,
+    module_style,
+    set_up_panel,
+)
+from agvm_mm.report.logs import (
+    MU_KEY,
+    NOISE_KEY,
+    PHI_KEY,
+    Record,
+    drop_repeats,
+    lr_drops,
+    module_curves,
+    total_batch,
+)
+
+PANELS = {
+    PHI_KEY: 'gradient variance $\\Phi$',
+    MU_KEY: 'learning-rate multiplier $\\mu$',
+    NOISE_KEY: 'noise scale in images',
+}
+"""Labels of the panels, from top to bottom, by what they show."""
+
+
+def plot_variance(
+    records: Sequence[Record], *, title: str | None = None, window: int | None = None
+) -> Figure:
+    """Draw Phi, mu and the noise scale of every module over the updates.
+
+    Args:
+        records: Records of a run.
+        title: Title of the figure.
+        window: See :func:`plot_runs`.
+
+    Returns:
+        The figure, which pyplot does not manage: there is nothing to close.
+
+    Raises:
+        ValueError: If no variance was logged.
+    """
+    return plot_runs({'': records}, title=title, window=window)
+
+
+def plot_runs(
+    runs: Mapping[str, Sequence[Record]],
+    *,
+    title: str | None = None,
+    window: int | None = None,
+) -> Figure:
+    """Draw Phi, mu and the noise scales of several runs, side by side.
+
+    Thin lines are the measurements of Phi, thick ones their running mean. Multipliers
+    and noise scales are averages already and drawn as they are. A noise scale that is
+    not resolved leaves a gap. The total batch is a line among them if it is known, see
+    :func:`total_batch`. What a run has not logged has no panel.
+
+    Args:
+        runs: Records of each run by its name.
+        title: Title of the figure.
+        window: Measurements in the running mean of Phi. Defaults to a twentieth of
+            them, and at least 5.
+
+    Returns:
+        The figure, which pyplot does not manage: there is nothing to close.
+
+    Raises:
+        ValueError: If a run has logged no variance.
+    """
+    check_variances(runs)
+    logged = [
+        key for key in PANELS if any(module_curves(r, key) for r in runs.values())
+    ]
+    styles = _module_styles(runs.values())
+    width = 8 if len(runs) == 1 else 4.8 * len(runs)
+    figure = Figure(figsize=(width, 0.5 + 3 * len(logged)), layout='constrained')
+    axes = figure.subplots(
+        len(logged), len(runs), sharex='col', sharey='row', squeeze=False
+    )
+    for (name, records), column in zip(runs.items(), axes.T, strict=True):
+        _draw_run(dict(zip(logged, column, strict=True)), records, styles, window)
+        column[0].set_title(name, fontsize=11)
+    for key, row in zip(logged, axes, strict=True):
+        first = next(panel for panel in row if panel.get_visible())
+        first.set_ylabel(PANELS[key])
+        first.tick_params(labelleft=True)  # Others of a row share its labels.
+    axes[0, 0].set_ylim(bottom=0)
+    _add_legend(figure, styles, runs.values())
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def check_variances(runs: Mapping[str, Sequence[Record]]) -> None:
+    """Check that each run has logged variances.
+
+    Args:
+        runs: Records of each run by its name.
+
+    Raises:
+        ValueError: If one has not.
+    """
+    for name, records in runs.items():
+        if not module_curves(records, PHI_KEY):
+            raise ValueError(
+                f"the log {name and f'of {name} '}has no '{PHI_KEY}<module>': was "
+                'VarianceSyncHook on, and did the run reach its begin?'
+            )
+
+
+def _module_styles(runs: Iterable[Sequence[Record]]) -> dict[str, dict[str, Any]]:
+    """Return the look of each module, the same in all runs and panels."""
+    names = [name for run in runs for key in PANELS for name in module_curves(run, key)]
+    modules = [name for name in dict.fromkeys(names) if name != ALL]
+    whole = {ALL: WHOLE_NETWORK} if ALL in names else {}
+    return {name: module_style(i) for i, name in enumerate(modules)} | whole
+
+
+def _add_legend(
+    figure: Figure,
+    styles: Mapping[str, dict[str, Any]],
+    runs: Iterable[Sequence[Record]],
+) -> None:
+    looks = {
+        'whole network' if name == ALL else name: style | dict(markersize=5)
+        for name, style in styles.items()
+    }
+    batches = {total_batch(run) for run in runs if module_curves(run, NOISE_KEY)}
+    for batch in sorted(batches - {None}):
+        looks[f'batch of {batch:,} images'] = TOTAL_BATCH
+    if any(map(lr_drops, runs)):
+        looks['learning-rate step'] = LR_STEP
+    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
+    rows = math.ceil(len(handles) / 5)
+    figure.legend(
+        handles=handles,
+        loc='outside lower center',
+        ncols=math.ceil(len(handles) / rows),
+        frameon=False,
+    )
+
+
+def _draw_run(
+    panels: Mapping[str, Axes],
+    records: Sequence[Record],
+    styles: Mapping[str, dict[str, Any]],
+    window: int | None,
+) -> None:
+    """Draw a run into its panels; hide those for which it has no values."""
+    drops = lr_drops(records)
+    measured = drop_repeats(records)
+    shown = {
+        key: panel for key, panel in panels.items() if module_curves(measured, key)
+    }
+    for key, panel in panels.items():
+        panel.set_visible(key in shown)
+    for key, panel in shown.items():
+        set_up_panel(panel)
+        for drop in drops:
+            panel.axvline(drop, **LR_STEP)
+        for module, (updates, values) in module_curves(measured, key).items():
+            style = styles[module]
+            if key == PHI_KEY:
+                panel.plot(updates, values, color=style['color'], lw=0.8, alpha=0.45)
+                count = window or max(5, len(values) // 20)
+                values = smooth(updates, values, count, drops)
+            marks = dict(markersize=5, markevery=marked_points(values))
+            panel.plot(updates, values, label=module, **style, **marks)
+    panel.tick_params(labelbottom=True)  # Others of a column share its labels.
+    panel.set_xlabel('optimizer update')
+    if MU_KEY in shown:
+        shown[MU_KEY].axhline(1, color='0.7', linewidth=0.8, zorder=0)
+    if NOISE_KEY in shown:
+        _finish_noise_panel(shown[NOISE_KEY], records)
+
+
+def _finish_noise_panel(panel: Axes, records: Sequence[Record]) -> None:
+    """Make the axis logarithmic and add the line at the total batch."""
+    panel.set_yscale('log', nonpositive='mask')
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter('{x:,g}')
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    curves = module_curves(records, NOISE_KEY).values()
+    if all(math.isnan(value) for _, values in curves for value in values):
+        panel.text(0.5, 0.5, 'not resolved', transform=panel.transAxes, ha='center')
+    batch = total_batch(records)
+    if batch is not None:
+        panel.axhline(batch, **TOTAL_BATCH)
+
+
+def marked_points(values: Sequence[float]) -> list[int]:
+    """Return the positions of about a dozen markers along a curve.
+
+    A point between two gaps (NaN) always has one: there is no line through it.
+    """
+    step = max(1, len(values) // 12)
+    padded = [math.nan, *values, math.nan]
+    return [
+        index
+        for index in range(len(values))
+        if index % step == 0
+        or (math.isnan(padded[index]) and math.isnan(padded[index + 2]))
+    ]
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Compute the mean over a centered window, which is cut off at both ends.
+
+    Args:
+        values: Numbers.
+        window: Numbers in the window; an even number counts as the next odd one.
+    """
+    means = []
+    for index in range(len(values)):
+        part = values[max(0, index - window // 2) : index + window // 2 + 1]
+        means.append(sum(part) / len(part))
+    return means
+
+
+def smooth(
+    updates: Sequence[int],
+    values: Sequence[float],
+    window: int,
+    breaks: Sequence[int] = (),
+) -> list[float]:
+    """Compute a running mean that does not extend across learning-rate steps.
+
+    Args:
+        updates: Updates at which the values were measured.
+        values: The values.
+        window: See :func:`running_mean`.
+        breaks: Updates after which the mean starts again.
+    """
+    part_of = [sum(update > end for end in breaks) for update in updates]
+    smoothed = []
+    for part in sorted(set(part_of)):
+        inside = [v for v, of in zip(values, part_of, strict=True) if of == part]
+        smoothed += running_mean(inside, window)
+    return smoothed

@@ -1,0 +1,592 @@
+"""Plan of a large-batch run: what a config does on a cluster, without training it.
+
+No function here needs the data or a GPU: the model is built without memory.
+"""
+
+import copy
+import io
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
+from mmengine.registry import (
+    HOOKS,
+    LOOPS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    init_default_scope,
+)
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from agvm_mm import VarianceSyncHook, cli
+from agvm_mm.estimators import build_preconditioner
+from agvm_mm.method.modulator import MeasurementSchedule
+from agvm_mm.method.modules import assign_modules, has_sync_bn
+from agvm_mm.optim.wrapper import AGVMMixin
+from agvm_mm.preflight import (
+    check_accumulation,
+    check_auto_scaling,
+    check_one_hook,
+    check_one_optimizer,
+    check_replicas,
+    check_total_batch_size,
+)
+from agvm_mm.report.forecast import (
+    Cost,
+    NoiseScales,
+    check_same_modules,
+    describe_multipliers,
+    describe_noise,
+    describe_time,
+    settled_multipliers,
+)
+from agvm_mm.training.loops import LargeBatchMixin, pop_resume_switch
+from agvm_mm.validation import (
+    argument_names,
+    check_arguments,
+    did_you_mean,
+    resolve_type,
+    type_name,
+)
+
+TRAIN_IMAGES = dict(coco=117_266, ade20k=20_210)
+"""Training images of each data set. For COCO, the images with annotations."""
+
+COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
+MOMENTS = {
+    'SGD': 1,
+    'Adam': 2,
+    'AdamW': 2,
+    'BaselineLARS': 1,
+    'BaselineLAMB': 2,
+    'PMDLAMB': 2,
+}
+"""Moments that an optimizer keeps for each parameter."""
+
+
+@dataclass
+class Plan:
+    """Numbers of a run.
+
+    Args:
+        images: Training images.
+        total: Images of an update.
+        gpus: Ranks.
+        images_per_gpu: Images of a micro-batch on one rank.
+        epoch: Updates of an epoch.
+        updates: Updates of the run.
+        lr: Learning rate at each update.
+        modules: Trainable parameters by module.
+        optimizer: Type of the optimizer.
+        precision: 'float32' or 'mixed'.
+        schedule: AGVM's schedule, None without AGVM.
+        estimator: AGVM's estimator.
+        momentum: Momentum of the multipliers.
+        noise: Measured noise scales, None without.
+        settled: Where the multipliers settle with these, NaN if not resolved; empty if
+            there is no anchor.
+        images_per_second: Throughput of all GPUs together, None if not known.
+        warnings: Settings that deserve a second look.
+        problems: Settings that cannot work.
+    """
+
+    images: int
+    total: int
+    gpus: int
+    images_per_gpu: int
+    epoch: int
+    updates: int
+    lr: list[float]
+    modules: dict[str, int]
+    optimizer: str
+    precision: str
+    schedule: MeasurementSchedule | None = None
+    estimator: str = 'halves'
+    momentum: float = 0.97
+    noise: NoiseScales | None = None
+    settled: dict[str, float] = field(default_factory=dict)
+    images_per_second: float | None = None
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an update on each rank, rounded down."""
+        return self.total // (self.gpus * self.images_per_gpu)
+
+    @property
+    def acts(self) -> bool:
+        """Whether AGVM scales learning rates."""
+        return self.schedule is not None and self.schedule.act
+
+    @property
+    def measurements(self) -> int:
+        """Number of updates at which AGVM measures."""
+        if self.schedule is None:
+            return 0
+        return sum(map(self.schedule.is_measured, range(self.updates)))
+
+    @property
+    def warmup(self) -> int:
+        """First update at which the learning rate is at its peak, within 1%."""
+        peak = max(self.lr)
+        return next(i for i, rate in enumerate(self.lr) if rate > 0.99 * peak)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Size of the gradient in float32."""
+        return 4 * sum(self.modules.values())
+
+
+def make_plan(
+    cfg: Config,
+    gpus: int,
+    images_per_gpu: int | None,
+    images: int | None,
+    *,
+    noise: NoiseScales | None = None,
+    images_per_second: float | None = None,
+) -> Plan:
+    """Plan a run of a config on a cluster.
+
+    Args:
+        cfg: The config.
+        gpus: Ranks.
+        images_per_gpu: Images per rank; None for those of the config.
+        images: Training images; None for those of COCO or ADE20K.
+        noise: Measured noise scales of the model. Defaults to None.
+        images_per_second: Throughput of all GPUs together. Defaults to None.
+
+    Raises:
+        ValueError: If the config does not give the numbers, or the noise scales are of
+            another model.
+        Exception: Any error that the run itself would raise for a wrong setting.
+    """
+    check_loop(cfg)
+    images = images or training_images(cfg)
+    per_gpu = images_per_gpu or cfg.train_dataloader.batch_size
+    accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
+    total = cfg.train_cfg.get('total_batch_size', gpus * per_gpu * accumulation)
+    epoch = math.ceil(images / total)
+    if 'max_epochs' in cfg.train_cfg:
+        updates = cfg.train_cfg.max_epochs * epoch
+    else:
+        updates = cfg.train_cfg.max_iters // accumulation
+    model = build_model(cfg)
+    plan = Plan(
+        images=images,
+        total=total,
+        gpus=gpus,
+        images_per_gpu=per_gpu,
+        epoch=epoch,
+        updates=updates,
+        lr=learning_rates(cfg, epoch, updates, accumulation),
+        modules=trainable_parameters(cfg, model),
+        optimizer=type_name(cfg.optim_wrapper.optimizer.type),
+        precision='mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32',
+        noise=noise,
+        images_per_second=images_per_second,
+    )
+    hook = build_settings(cfg, model)
+    if hook is not None:
+        plan.schedule = hook.schedule
+        plan.estimator = hook.estimator
+        plan.momentum = cfg.optim_wrapper.get('momentum', 0.97)
+    if noise is not None:
+        check_same_modules(noise, plan.modules)
+        plan.settled = settled(noise, total, cfg)
+    plan.problems = find_problems(plan, cfg)
+    plan.warnings = find_warnings(plan)
+    if noise is not None and will_have_sync_bn(cfg, model):
+        plan.warnings.append(
+            'with SyncBN, noise scales that several ranks have measured are biased '
+            'upwards or not resolved, and with them all that follows from them'
+        )
+    return plan
+
+
+def check_loop(cfg: Config) -> None:
+    """Check ``train_cfg`` as the loop would.
+
+    Raises:
+        KeyError: If there is no such loop.
+        TypeError: If it has no such argument.
+        ValueError: If the config accumulates twice, or MMEngine would scale the
+            learning rate to another batch size.
+    """
+    settings = dict(cfg.train_cfg)
+    settings.pop('_scope_', None)
+    kind = settings.pop('type', None)
+    if kind is None:  # MMEngine chooses by `by_epoch`.
+        return
+    loop, name = resolve_type(kind, LOOPS), type_name(kind)
+    if loop is None:
+        near = did_you_mean(name, LOOPS.module_dict)
+        raise KeyError(f'train_cfg.type={kind!r} is not registered.{near}')
+    known = argument_names(loop) - {'runner', 'dataloader'}
+    check_arguments(name, settings, known)
+    if issubclass(loop, LargeBatchMixin):
+        if 'total_batch_size' not in settings:
+            raise ValueError(f'train_cfg: {name} needs total_batch_size')
+        total = settings['total_batch_size']
+        counts = cfg.optim_wrapper.get('accumulative_counts', 1)
+        check_accumulation(name, total, counts)
+        check_auto_scaling(cfg.get('auto_scale_lr'), total)
+
+
+def training_images(cfg: Config) -> int:
+    """Return the number of training images of COCO or ADE20K.
+
+    Raises:
+        ValueError: If the config uses another data set.
+    """
+    dataset = cfg.train_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    kind = type_name(dataset.type)
+    if kind == 'ADE20KDataset':
+        return TRAIN_IMAGES['ade20k']
+    file = str(dataset.get('ann_file', '')).rpartition('/')[2]
+    if file in COCO_FILES:
+        return TRAIN_IMAGES['coco']
+    what = f'{kind}, {file}' if file else kind
+    raise ValueError(f'the size of {what} is not known; give it by --images N')
+
+
+class _LinspaceOnCPU(TorchFunctionMode):
+    """Mode in which ``torch.linspace`` is on the CPU, whatever the default device.
+
+    Swin computes its drop rates with it and reads the values, which a tensor on the
+    meta device does not have.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Any,
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault('device', 'cpu')
+        return func(*args, **kwargs)
+
+
+def use_toolbox(cfg: Config) -> None:
+    """Make the names of a config's toolbox known to MMEngine."""
+    # A config in pure Python has none.
+    scope = cfg.get('default_scope') or 'mmengine'
+    # The import registers the toolbox's names.
+    if scope == 'mmdet':
+        import mmdet.models  # noqa: F401
+    elif scope == 'mmseg':
+        import mmseg.models  # noqa: F401
+    init_default_scope(scope)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model of a config on the meta device, which takes no memory."""
+    use_toolbox(cfg)
+    with torch.device('meta'), _LinspaceOnCPU():
+        model = MODELS.build(cfg.model)
+    model.train()  # A detector with a teacher returns nothing.
+    return model
+
+
+def trainable_parameters(cfg: Config, model: nn.Module) -> dict[str, int]:
+    """Count the trainable parameters of each module."""
+    module_of = assign_modules(model, cfg.optim_wrapper.get('modules'))
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            module = module_of[name]
+            counts[module] = counts.get(module, 0) + parameter.numel()
+    return counts
+
+
+def learning_rates(
+    cfg: Config, epoch: int, updates: int, accumulation: int
+) -> list[float]:
+    """Compute the learning rate at each update with the schedulers of the config.
+
+    Args:
+        cfg: The config.
+        epoch: Updates of an epoch.
+        updates: Updates of the run.
+        accumulation: MMEngine's ``accumulative_counts``, the number of times that its
+            schedulers step in one update. 1 with a large-batch loop.
+    """
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=float(cfg.optim_wrapper.optimizer.lr))
+    settings = cfg.get('param_scheduler') or []
+    context = dict(optimizer=optimizer, epoch_length=epoch * accumulation)
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(one), default_args=context)
+        for one in (settings if isinstance(settings, list | tuple) else [settings])
+    ]
+    rates = []
+    for update in range(1, updates + 1):
+        rates.append(optimizer.param_groups[0]['lr'])
+        # Schedulers expect a step before theirs; there is no gradient to apply.
+        optimizer.step()
+        for scheduler in schedulers:
+            if not scheduler.by_epoch:
+                for _ in range(accumulation):
+                    scheduler.step()
+            elif update % epoch == 0:
+                scheduler.step()
+    return rates
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what constructors print, and raise the level of MMEngine's logger.
+
+    MMEngine's constructor logs a line for each option of each parameter, with a Swin
+    hundreds. MMSegmentation's print their groups.
+    """
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
+    """Build the optimizer wrapper and AGVM's hook, which check their settings.
+
+    Args:
+        cfg: The config.
+        model: Its model.
+
+    Returns:
+        AGVM's hook, or None.
+
+    Raises:
+        Exception: Any error that the run would raise.
+    """
+    settings = in_float32(cfg.optim_wrapper)
+    pop_resume_switch(settings)  # As a large-batch loop does.
+    with quiet():
+        wrapper = build_optim_wrapper(model, settings)
+    hooks = variance_hooks(cfg)
+    check_one_hook('VarianceSyncHook', len(hooks))
+    if not hooks:
+        return None
+    check_one_optimizer('VarianceSyncHook', wrapper)
+    build_preconditioner(wrapper.optimizer)  # Refuses one that cannot be measured.
+    return HOOKS.build(hooks[0])
+
+
+def in_float32(settings: ConfigDict) -> ConfigDict:
+    """Return settings of an optimizer wrapper that needs no GPU for mixed precision."""
+    settings = copy.deepcopy(settings)
+    for full, mixed in cli.AMP_WRAPPERS.items():
+        if type_name(settings.get('type')) == mixed:
+            settings.type = full
+            for name in ('loss_scale', 'dtype'):
+                settings.pop(name, None)
+    return settings
+
+
+def variance_hooks(cfg: Config) -> list[ConfigDict]:
+    """Return the settings of each VarianceSyncHook of a config."""
+    hooks = [
+        *(cfg.get('default_hooks') or {}).values(),
+        *(cfg.get('custom_hooks') or []),
+    ]
+    kinds = [
+        resolve_type(hook.get('type'), HOOKS) if isinstance(hook, dict) else None
+        for hook in hooks
+    ]
+    return [
+        hook
+        for hook, kind in zip(hooks, kinds, strict=True)
+        if isinstance(kind, type) and issubclass(kind, VarianceSyncHook)
+    ]
+
+
+def is_wrapper(cfg: Config, expected: type) -> bool:
+    """Return whether the optimizer wrapper of a config is of a class."""
+    kind = resolve_type(cfg.optim_wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
+    return isinstance(kind, type) and issubclass(kind, expected)
+
+
+def settled(noise: NoiseScales, total: int, cfg: Config) -> dict[str, float]:
+    """Return where the multipliers settle with the anchor and bounds of a config.
+
+    Returns:
+        See :func:`settled_multipliers`. Empty if there is no module of the anchor's
+        name, which a config with AGVM always has.
+    """
+    anchor = cfg.optim_wrapper.get('anchor', 'backbone')
+    bounds = cfg.optim_wrapper.get('ratio_bounds', (0.5, 10.0))
+    if anchor not in noise.modules:
+        return {}
+    return settled_multipliers(total, noise.modules, anchor, bounds)
+
+
+def will_have_sync_bn(cfg: Config, model: nn.Module) -> bool:
+    """Return whether a model has SyncBN or gets it from the runner."""
+    return bool(cfg.get('sync_bn')) or has_sync_bn(model)
+
+
+def find_problems(plan: Plan, cfg: Config) -> list[str]:
+    """Return what cannot work in a plan."""
+    problems = _errors(
+        check_total_batch_size, plan.total, plan.gpus, plan.images_per_gpu
+    )
+    is_agvm = is_wrapper(cfg, AGVMMixin)
+    if (is_agvm and plan.schedule is None) or (plan.acts and not is_agvm):
+        problems.append(
+            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there '
+            '(the hook alone measures with act=False)'
+        )
+    if plan.schedule is None:
+        return problems
+    problems += _errors(check_replicas, plan.gpus, plan.micro_batches, None)
+    if plan.schedule.begin >= plan.updates:
+        problems.append(
+            f'AGVM begins at update {plan.schedule.begin}, the run ends after '
+            f'{plan.updates}'
+        )
+    return problems
+
+
+def _errors(check: Callable, *arguments: object) -> list[str]:
+    """Return the message of a check that fails, in a list; an empty list otherwise."""
+    try:
+        check(*arguments)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def find_warnings(plan: Plan) -> list[str]:
+    """Return what deserves a second look in a plan."""
+    warnings = []
+    warmup = plan.warmup
+    if warmup > plan.updates / 4:
+        warnings.append(
+            f'the warm-up takes {warmup} of {plan.updates} updates, more than a quarter'
+        )
+    if not plan.acts or plan.schedule.begin >= plan.updates:
+        return warnings
+    if plan.schedule.begin < warmup:
+        warnings.append(
+            f'AGVM begins at update {plan.schedule.begin}, within the warm-up of '
+            f'{warmup}'
+        )
+    reach = 1 - plan.momentum**plan.measurements
+    if reach < 0.5:
+        warnings.append(
+            f'{plan.measurements} measurements take mu only {reach:.0%} of the way; '
+            'lower the interval (the replicas estimator makes that cheap)'
+        )
+    return warnings
+
+
+def describe(plan: Plan) -> str:
+    """Format a plan as a block of text."""
+    gradient = format_bytes(plan.gradient_bytes)
+    state = f'not known for {plan.optimizer}'
+    if plan.optimizer in MOMENTS:
+        state = format_bytes(plan.gradient_bytes * MOMENTS[plan.optimizer])
+    modules = [
+        f'module      {module}: {count:,} trainable parameters'
+        for module, count in plan.modules.items()
+    ]
+    lines = [
+        f'batch       {plan.total} images = {plan.gpus} GPU(s) x '
+        f'{plan.images_per_gpu} images x {plan.micro_batches} micro-batch(es)',
+        f'updates     {plan.epoch} in an epoch of {plan.images:,} images, '
+        f'{plan.updates:,} in all',
+        f'precision   {plan.precision}',
+        f'lr          {format_rates(plan.lr)}',
+        *modules,
+        f'memory      on each GPU, float32: parameters {gradient}, gradient '
+        f'{gradient}, moments {state}; activations come on top',
+        f'traffic     plain update: {gradient} reduced',
+        *(_agvm_lines(plan, plan.schedule) if plan.schedule else ()),
+        *_forecast_lines(plan),
+        *(f'warning     {text}' for text in plan.warnings),
+        *(f'PROBLEM     {text}' for text in plan.problems),
+    ]
+    return '\n'.join(lines)
+
+
+def _agvm_lines(plan: Plan, schedule: MeasurementSchedule) -> list[str]:
+    gradient = format_bytes(plan.gradient_bytes)
+    if plan.gpus == 1:
+        extra = f'nothing reduced, one copy of the gradient ({gradient})'
+    elif plan.estimator == 'halves':
+        extra = f'{gradient} more reduced, one copy of each bucket in flight'
+    else:
+        extra = f'{2 * len(plan.modules)} scalars more reduced'
+    end = '' if schedule.end is None else f' to {schedule.end:,}'
+    half = half_way(plan.momentum)
+    acts = '' if schedule.act else 'only measures, '
+    lines = [
+        f'            measured update: {extra}',
+        f'AGVM        {acts}from update {schedule.begin:,}{end}, every '
+        f'{schedule.interval}: {plan.measurements:,} measurements by {plan.estimator}',
+    ]
+    if schedule.act:
+        lines.append(f'            mu goes half of its way in {half} measurement(s)')
+    return lines
+
+
+def _forecast_lines(plan: Plan) -> list[str]:
+    lines = []
+    if plan.noise is not None:
+        lines += describe_noise(plan.noise, plan.total)
+        if plan.settled:
+            lines.append(describe_multipliers(plan.settled, acts=plan.acts))
+    if plan.images_per_second is not None:
+        speed = plan.images_per_second / plan.gpus
+        planned = Cost(plan.total, plan.gpus, plan.updates, speed)
+        whole = None if plan.noise is None else plan.noise.whole
+        lines += describe_time(planned, whole)
+    return lines
+
+
+def half_way(momentum: float) -> int:
+    """Return the measurements after which mu is half of the way to a fixed target."""
+    return math.ceil(math.log(0.5) / math.log(momentum)) if momentum > 0.5 else 1
+
+
+def format_bytes(count: float) -> str:
+    """Format a number of bytes with its unit."""
+    for unit in ('B', 'kB', 'MB'):
+        if count < 1000:
+            return f'{count:.3g} {unit}'
+        count /= 1000
+    return f'{count:.3g} GB'
+
+
+def format_rates(rates: list[float]) -> str:
+    """Format the learning rates at the updates where their slope changes."""
+    points = [0]
+    for update in range(1, len(rates) - 1):
+        before = rates[update] - rates[update - 1]
+        after = rates[update + 1] - rates[update]
+        straight = before * after > 0 or before == after == 0
+        if not straight:
+            points.append(update)
+    points.append(len(rates) - 1)
+    if len(points) > 12:
+        points = [round(i * (len(rates) - 1) / 10) for i in range(11)]
+    return ', '.join(f'{rates[p]:.4g} at {p}' for p in dict.fromkeys(points))

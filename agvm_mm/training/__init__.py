@@ -1,0 +1,1 @@
+"""Loops, hooks, schedules and checkpoints of a training."""

@@ -1,0 +1,271 @@
+"""Training loops that count optimizer updates on a total batch size."""
+
+import math
+import time
+from typing import Any
+
+from mmengine.dist import get_rank, get_world_size
+from mmengine.registry import LOOPS, OPTIM_WRAPPERS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from agvm_mm import engine
+from agvm_mm.optim.measuring import MeasuringMixin
+from agvm_mm.optim.wrapper import AGVMMixin
+from agvm_mm.preflight import (
+    check_accumulation,
+    check_auto_scaling,
+    check_loop_ends,
+    check_one_optimizer,
+    check_update_params,
+)
+from agvm_mm.training.dataloader import UpdateWindow, load_by_updates, set_seed
+from agvm_mm.training.match import check_batch_size
+from agvm_mm.training.resume import ResumeHook
+from agvm_mm.training.summary import describe_run
+from agvm_mm.training.update import Update, reset_update, seed_update
+from agvm_mm.validation import suggests_arguments
+
+# In the message hub, which is part of a checkpoint.
+IMAGES_OF_EPOCH = 'agvm_images_of_epoch'
+SAMPLER_SEEDS = 'agvm_sampler_seeds'
+ITERATIONS_ADVICE = (
+    "For a training that counts iterations use type='LargeBatchIterTrainLoop' with "
+    'max_iters in optimizer updates.'
+)
+
+
+def pop_resume_switch(settings: object) -> bool:
+    """Remove ``allow_resume_mismatch`` from the config of a plain optimizer wrapper.
+
+    AGVM's wrappers take it as an argument, MMEngine's do not know it.
+
+    Args:
+        settings: ``optim_wrapper`` of the config, changed in place; or the optimizer
+            wrapper itself.
+
+    Returns:
+        The value; False if it is not set or belongs to a wrapper of AGVM.
+    """
+    if not isinstance(settings, dict):
+        return False
+    kind = settings.get('type')
+    if isinstance(kind, str):
+        kind = OPTIM_WRAPPERS.get(kind)
+    if isinstance(kind, type) and issubclass(kind, AGVMMixin):
+        return False
+    return settings.pop('allow_resume_mismatch', False)
+
+
+class LargeBatchMixin:
+    """Mixin for loops: one iteration is one optimizer update on a total batch.
+
+    Args:
+        runner: The runner.
+        dataloader: Yields the micro-batches, or its config.
+        total_batch_size: Images of one update over all ranks.
+        kwargs: Arguments of MMEngine's loop.
+
+    Attributes:
+        batch: The batch size and how it is divided.
+    """
+
+    counts_epochs = True
+    """Whether the loop needs a sampler that ends."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        *,
+        total_batch_size: int,
+        **kwargs: Any,
+    ) -> None:
+        self._allow_resume_mismatch = pop_resume_switch(runner.optim_wrapper)
+        if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
+            runner.register_hook(ResumeHook(self._allow_resume_mismatch))
+        self._last_time: float | None = None
+        if isinstance(dataloader, dict):
+            # As MMEngine's BaseLoop builds it.
+            dataloader = runner.build_dataloader(
+                dataloader,
+                seed=runner.seed,
+                diff_rank_seed=engine.has_rank_seeds(runner),
+            )
+        updates = load_by_updates(dataloader, total_batch_size, runner.seed)
+        if self.counts_epochs:
+            self._check_ends(updates, engine.is_endless(updates.batch_sampler))
+        self.batch = updates.batch
+        super().__init__(runner, updates, **kwargs)
+
+    def run(self) -> nn.Module:
+        """Launch training.
+
+        Raises:
+            ValueError: If the optimizer wrapper accumulates, MMEngine has scaled the
+                learning rate to another batch, or the run resumes one of another batch
+                size.
+            TypeError: If there are several optimizer wrappers.
+        """
+        self._prepare()
+        return super().run()
+
+    def _prepare(self) -> None:
+        """Check the run before its first update, and start it clean."""
+        runner, name, total = self.runner, type(self).__name__, self.batch.total
+        wrapper = runner.optim_wrapper
+        check_one_optimizer(name, wrapper)
+        check_update_params(name, wrapper)
+        check_accumulation(name, total, engine.accumulative_counts(wrapper))
+        check_auto_scaling(engine.auto_scaling(runner), total)
+        if not isinstance(wrapper, AGVMMixin):
+            wrapper.allow_resume_mismatch = self._allow_resume_mismatch
+        check_batch_size(runner, total)
+        hub = runner.message_hub
+        if self.iter == 0:  # An earlier run of this process may have left images here.
+            hub.update_info(IMAGES_OF_EPOCH, 0)
+        # An interrupted update of this process may have left gradients.
+        reset_update(wrapper)
+        # A resumed run has the seeds of its checkpoint.
+        saved = hub.runtime_info.get(SAMPLER_SEEDS) if self.iter else None
+        hub.update_info(SAMPLER_SEEDS, set_seed(self.dataloader, runner.seed, saved))
+        if not isinstance(wrapper, MeasuringMixin):
+            # Otherwise VarianceSyncHook prints it.
+            runner.logger.info(describe_run(runner, self.batch))
+        self._last_time = time.perf_counter()
+
+    def run_iter(self, *args: Any) -> None:
+        """Run one optimizer update.
+
+        Args:
+            args: Index of the update in its epoch, in loops that count epochs, and its
+                :class:`UpdateWindow`.
+        """
+        *index, window = args
+        if self._last_time is None:  # A subclass has a `run` of its own.
+            self._prepare()
+        runner, batch_idx = self.runner, index[0] if index else self.iter
+        seed_update(runner.seed, get_rank(), self.iter)
+        micro_batches = iter(window)
+        data_batch = next(micro_batches)
+        runner.call_hook(
+            'before_train_iter', batch_idx=batch_idx, data_batch=data_batch
+        )
+        outputs: dict = {}
+        images = window.images * get_world_size()
+        update = Update(runner.model, runner.optim_wrapper, len(window), images)
+        with update:
+            for weight in window.weights:
+                losses = update.train_step(data_batch, weight)
+                # A model may skip a micro-batch and return nothing.
+                for name, value in (losses or {}).items():
+                    outputs[name] = outputs.get(name, 0) + value * float(weight)
+                data_batch = next(micro_batches, data_batch)
+            update.step()
+        self._report(window)
+        if index:
+            self._count_images_of_epoch(index[0], window.images)
+        runner.call_hook(
+            'after_train_iter',
+            batch_idx=batch_idx,
+            data_batch=data_batch,
+            outputs=outputs,
+        )
+        engine.count_iteration(self)
+
+    def _check_ends(self, dataloader: DataLoader, endless: bool) -> None:
+        check_loop_ends(
+            type(self).__name__,
+            'LargeBatchIterTrainLoop',
+            endless,
+            dataloader.batch_sampler.sampler,
+        )
+
+    def _count_images_of_epoch(self, index: int, images: int) -> None:
+        hub = self.runner.message_hub
+        before = hub.runtime_info.get(IMAGES_OF_EPOCH, 0) if index else 0
+        hub.update_info(IMAGES_OF_EPOCH, before + images * get_world_size())
+
+    def _report(self, window: UpdateWindow) -> None:
+        """Add an update's size and speed to the log, without waiting for a device."""
+        images = window.images * get_world_size()
+        now = time.perf_counter()
+        seconds, self._last_time = now - self._last_time, now
+        hub = self.runner.message_hub
+        hub.update_scalar('train/batch_size', images)
+        hub.update_scalar('train/micro_batches', len(window))
+        hub.update_scalar('train/images_per_second', images / seconds)
+
+
+@LOOPS.register_module()
+@suggests_arguments(advice={'max_iters': ITERATIONS_ADVICE})
+class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
+    """Epoch-based training whose iterations are updates on ``total_batch_size``.
+
+    Each update runs total / (ranks x images per rank) micro-batches and reduces
+    gradients over the ranks once. ``runner.iter``, schedules, logs and checkpoints
+    count updates. The last update of an epoch may have fewer images; it follows the
+    mean over those.
+
+    Args:
+        runner: The runner.
+        dataloader: Yields the micro-batches, or its config.
+        total_batch_size: Images of one update over all ranks.
+
+    Keyword Args:
+        max_epochs (int): Epochs of training. Other arguments are those of MMEngine's
+            ``EpochBasedTrainLoop``.
+
+    Raises:
+        ValueError: If the total is not a multiple of ranks x images per rank.
+
+    Example:
+        >>> train_cfg = dict(
+        ...     type='LargeBatchTrainLoop', max_epochs=16, total_batch_size=256
+        ... )
+    """
+
+    def run_epoch(self) -> None:
+        """Run the updates of one epoch that a resumed run has not done yet.
+
+        The images of the updates before are loaded again and dropped, so that random
+        augmentations in the workers continue as without an interruption.
+        """
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        hub = self.runner.message_hub
+        # In images: a run that resumes one of another batch has other updates.
+        images = hub.runtime_info.get(IMAGES_OF_EPOCH, 0)
+        done = math.ceil(images / self.batch.total)
+        self.dataloader.plan.next_pass = self.epoch
+        for idx, window in enumerate(self.dataloader):
+            # No batch sampler is so far off its length.
+            self._check_ends(self.dataloader, idx > 2 * len(self.dataloader))
+            if idx >= done:
+                self.run_iter(idx, window)
+        # Before the hooks, one of which saves the checkpoint of a whole epoch.
+        hub.update_info(IMAGES_OF_EPOCH, 0)
+        self.runner.call_hook('after_train_epoch')
+        engine.count_epoch(self)
+
+
+@LOOPS.register_module()
+@suggests_arguments()
+class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
+    """Training by iterations, each an update on ``total_batch_size`` images.
+
+    Args:
+        runner: The runner.
+        dataloader: Yields the micro-batches, or its config.
+        total_batch_size: Images of one update over all ranks.
+
+    Keyword Args:
+        max_iters (int): Updates of training. Other arguments are those of MMEngine's
+            ``IterBasedTrainLoop``.
+
+    Raises:
+        ValueError: If the total is not a multiple of ranks x images per rank.
+    """
+
+    counts_epochs = False

@@ -1,0 +1,387 @@
+"""Hook that stops a training on a signal, with a checkpoint that resumes exactly."""
+
+import inspect
+import os
+import signal
+import threading
+import time
+from bisect import bisect
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner.base_loop import BaseLoop
+from torch import distributed as dist
+from torch.utils.data import DataLoader
+
+from agvm_mm import engine
+from agvm_mm.training.atomic import AtomicCheckpointHook
+from agvm_mm.training.loops import LargeBatchIterTrainLoop, LargeBatchTrainLoop
+from agvm_mm.validation import check_choice, suggests_arguments
+
+PREEMPTED = os.EX_TEMPFAIL
+"""Exit status of a run that stopped on a signal and saved a checkpoint: 75.
+
+128 + signal would also be that of a run that was killed and saved nothing.
+"""
+
+SIGNALS = ('SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGHUP', 'SIGINT', 'SIGXCPU')
+"""Names of the signals that the hook can handle."""
+
+ECHO = 5
+"""Seconds in which further signals count as the first one.
+
+torchrun and srun pass on a signal that a scheduler sends to the ranks as well.
+"""
+
+CHECKPOINT_NAME = 'preempted_iter_{}.pth'
+# In the message hub, which is part of a checkpoint.
+LAST_PREEMPTED = 'agvm_preempted_checkpoint'
+VALIDATION_DUE = 'agvm_validation_due'
+
+
+class Preempted(SystemExit):
+    """End of a run that stopped on a signal and saved a checkpoint."""
+
+
+class LateMaximum:
+    """Largest number of all ranks, without waiting for ranks or a device.
+
+    Each call of ``exchange`` hands over a number and returns the maximum of the numbers
+    of the call before, the same on all ranks. A thread of gloo reduces them in between.
+    No rank is more than one call ahead of another, so all stop at the same one.
+
+    Raises:
+        RuntimeError: If gloo cannot connect the ranks.
+    """
+
+    def __init__(self) -> None:
+        self._group = None
+        self._number = torch.zeros((), dtype=torch.int64)
+        self._work: dist.Work | None = None
+        if get_world_size() > 1:
+            try:
+                self._group = dist.new_group(backend='gloo')
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f'PreemptionHook: gloo cannot connect the ranks ({error}). Set '
+                    'GLOO_SOCKET_IFNAME to the network interface that the nodes '
+                    'share, or remove the hook'
+                ) from error
+
+    def exchange(self, number: int) -> int:
+        """Return the maximum of the last call; if it is 0, hand over a number."""
+        if self._group is None:
+            return number
+        latest = self.collect()
+        if not latest:
+            self._number.fill_(number)
+            self._work = dist.all_reduce(
+                self._number, dist.ReduceOp.MAX, group=self._group, async_op=True
+            )
+        return latest
+
+    def collect(self) -> int:
+        """Return the maximum of the numbers that were handed over, 0 without any."""
+        if self._work is None:
+            return 0
+        self._work.wait()
+        self._work = None
+        return int(self._number)
+
+    def wait_for_all(self) -> None:
+        """Wait until all ranks have called this."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def close(self) -> None:
+        """Disconnect the ranks."""
+        if self._group is not None:
+            self.collect()
+            dist.destroy_process_group(self._group)
+            self._group = None
+
+
+def start_worker(
+    signals: Iterable[int], init: Callable | None, *args: Any, **kwargs: Any
+) -> None:
+    """Start a worker of a dataloader that outlives a signal to its rank.
+
+    Schedulers and torchrun signal the workers of a rank as well.
+
+    Args:
+        signals: Numbers of signals that do not end the worker.
+        init: The ``worker_init_fn`` of the dataloader.
+        args: Arguments of ``init``.
+        kwargs: Arguments of ``init``.
+    """
+    for number in signals:
+        if number == signal.SIGTERM:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+            threading.Thread(target=await_sigterm_of_rank, daemon=True).start()
+        else:
+            signal.signal(number, signal.SIG_IGN)
+    if init is not None:
+        init(*args, **kwargs)
+
+
+def await_sigterm_of_rank() -> None:
+    """End this worker when its own rank, which never asks twice, terminates it."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def protect_workers(dataloader: DataLoader, signals: Sequence[int]) -> None:
+    """Make workers that a dataloader starts from now on survive signals."""
+    init = dataloader.worker_init_fn
+    if isinstance(init, partial):
+        if init.func is start_worker:
+            return
+        # Not nested, so that a loop can still replace the seed.
+        init = partial(start_worker, signals, init.func, *init.args, **init.keywords)
+    else:
+        init = partial(start_worker, signals, init)
+    dataloader.worker_init_fn = init
+
+
+def end_at_once(signals: Sequence[int], status: int) -> None:
+    """From now on end this process on a signal with a status of our choice."""
+    for number in signals:
+        signal.signal(number, lambda *_: os._exit(status))
+
+
+@HOOKS.register_module()
+@suggests_arguments()
+class PreemptionHook(Hook):
+    """Hook that stops a training on a signal, as at the end of a Slurm allocation.
+
+    All ranks finish the same update, at most two after the first of them received a
+    signal. The run saves ``preempted_iter_<updates>.pth`` with the settings of the
+    checkpoint hook, from which ``--resume`` continues to the last bit, and ends with
+    status 75. MMEngine's epoch-based loop cannot resume within an epoch: there the run
+    stops after the epoch. A second signal, more than 5 seconds after the first one,
+    ends the process at once.
+
+    Args:
+        signals: Names of signals; none to ignore them all. Defaults to SIGTERM and
+            SIGUSR1.
+
+    Raises:
+        ValueError: If a name is not one of :data:`SIGNALS`.
+
+    Example:
+        >>> default_hooks = dict(
+        ...     preemption=dict(type='PreemptionHook', signals=['SIGUSR1'])
+        ... )
+    """
+
+    # Last, when all other hooks have seen the update.
+    priority = 'LOWEST'
+
+    def __init__(self, *, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')) -> None:
+        for name in signals:
+            check_choice('signals', name, SIGNALS)
+        self.signals = [signal.Signals[name] for name in signals]
+        self._active = False
+        self._previous: dict[int, object] = {}
+        self._received, self._received_at = 0, 0.0
+        self._agreed = 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin to handle the signals, in the main thread only."""
+        loop = runner.train_loop
+        known = isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop)
+        self._active = known and bool(self.signals)
+        if not self._active:
+            return
+        self._received = self._agreed = 0
+        self._ranks = LateMaximum()
+        self._protect_workers(runner)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._process = os.getpid()
+        # Of the loop's run, above this method and the runner's call_hook.
+        self._frame = inspect.currentframe().f_back.f_back
+        for number in self.signals:
+            # An earlier training of this hook that failed may have left it.
+            self._previous.setdefault(number, signal.getsignal(number))
+            signal.signal(number, self._receive)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Validate if the run that this one resumes stopped just before that."""
+        hub = runner.message_hub
+        if hub.runtime_info.get(VALIDATION_DUE):
+            hub.update_info(VALIDATION_DUE, False)
+            if runner.val_loop is not None:
+                runner.val_loop.run()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: object = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Stop after this update if a rank received a signal.
+
+        Raises:
+            Preempted: If so.
+        """
+        if not self._active:
+            return
+        loop, update = runner.train_loop, runner.iter + 1
+        if not self._agreed:
+            self._agreed = self._ranks.exchange(self._received)
+            if self._agreed:
+                self._announce(runner)
+        if (
+            not self._agreed
+            or not resumes_within_epoch(loop)
+            or not engine.is_between_updates(runner.optim_wrapper)
+            or self.is_last_train_iter(runner)
+        ):
+            return
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        if by_epoch and self.end_of_epoch(runner.train_dataloader, batch_idx):
+            return  # A resume after the epoch does not load its images again.
+        due = not by_epoch and validates_after(loop, update)
+        self._stop(runner, runner.epoch, update, due)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Stop after this epoch if a rank received a signal.
+
+        Raises:
+            Preempted: If so.
+        """
+        loop = runner.train_loop
+        if not self._active or isinstance(loop, IterBasedTrainLoop):
+            return
+        self._agreed = (
+            self._agreed
+            or self._ranks.exchange(self._received)
+            or self._ranks.collect()  # Of this very call: it may be long to the next.
+        )
+        if self._agreed and not self.is_last_train_epoch(runner):
+            epoch = runner.epoch + 1
+            self._stop(runner, epoch, runner.iter, validates_after(loop, epoch))
+
+    def after_train(self, runner: Runner) -> None:
+        """Handle signals as before the training."""
+        if self._active:
+            self._ranks.close()
+            self._restore()
+
+    def _protect_workers(self, runner: Runner) -> None:
+        loop = runner.train_loop
+        started_early = isinstance(loop, IterBasedTrainLoop) and not isinstance(
+            loop, LargeBatchIterTrainLoop
+        )
+        init = loop.dataloader.worker_init_fn
+        protected = isinstance(init, partial) and init.func is start_worker
+        if started_early and loop.dataloader.num_workers and not protected:
+            runner.logger.warning(
+                'PreemptionHook: the workers of this loop started before the hook; '
+                'signals that reach them as well end the run without a checkpoint. '
+                "Train with agvm_mm's tools/train.py, or use LargeBatchIterTrainLoop"
+            )
+        else:
+            protect_workers(loop.dataloader, self.signals)
+        if runner.val_loop is not None:
+            protect_workers(runner.val_loop.dataloader, self.signals)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal; end this process on a second one."""
+        if os.getpid() != self._process:
+            # A forked child: it ends on SIGTERM only, by which its parent ends it.
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        training = frame is not None  # Else it ended with an error.
+        if training and not self._received:
+            self._received, self._received_at = number, time.monotonic()
+        elif not training or time.monotonic() - self._received_at > ECHO:
+            self._restore()
+            os.kill(os.getpid(), number)
+
+    def _restore(self) -> None:
+        self._active, self._frame = False, None
+        while self._previous:
+            number, handler = self._previous.popitem()
+            # None stands for a handler that was not set by Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _announce(self, runner: Runner) -> None:
+        loop = runner.train_loop
+        when = 'as soon as it can be resumed from there'
+        if not resumes_within_epoch(loop):
+            when = f'after this epoch, within which {type(loop).__name__} cannot resume'
+        runner.logger.warning(
+            f'received {signal.Signals(self._agreed).name}: the run stops {when}'
+        )
+
+    def _stop(
+        self, runner: Runner, epoch: int, update: int, validation_due: bool
+    ) -> None:
+        hub = runner.message_hub
+        due = validation_due and runner.val_loop is not None
+        hub.update_info(VALIDATION_DUE, due)
+        path = save_preempted(runner, update, dict(epoch=epoch, iter=update))
+        # A launcher may kill the other ranks as soon as one ends.
+        self._ranks.wait_for_all()
+        name = signal.Signals(self._agreed).name
+        runner.logger.warning(
+            f'stopped by {name} after update {update}, saved {path}; --resume '
+            f'continues from there. Exit status {PREEMPTED}'
+        )
+        runner.visualizer.close()
+        self.after_train(runner)
+        raise Preempted(PREEMPTED)
+
+
+def resumes_within_epoch(loop: BaseLoop) -> bool:
+    """Return whether a loop can resume after any update."""
+    return isinstance(loop, LargeBatchTrainLoop | IterBasedTrainLoop)
+
+
+def validates_after(loop: EpochBasedTrainLoop | IterBasedTrainLoop, done: int) -> bool:
+    """Return whether a loop validates after a number of epochs or iterations."""
+    position = bisect(loop.dynamic_milestones, done + 1) - 1
+    return done >= loop.val_begin and done % loop.dynamic_intervals[position] == 0
+
+
+def save_preempted(runner: Runner, update: int, meta: dict) -> str:
+    """Save a checkpoint, then remove that of an earlier stop of the same run.
+
+    Args:
+        runner: The runner.
+        update: Updates done.
+        meta: Goes into the checkpoint.
+
+    Returns:
+        Path of the checkpoint.
+    """
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    if hooks:
+        hook = hooks[0]
+    else:
+        hook = AtomicCheckpointHook()
+        hook.before_train(runner)
+    hub, name = runner.message_hub, CHECKPOINT_NAME.format(update)
+    outdated = hub.runtime_info.get(LAST_PREEMPTED, name)
+    hub.update_info(LAST_PREEMPTED, name)
+    path = engine.save_extra(hook, runner, CHECKPOINT_NAME, update, meta)
+    outdated_path = hook.file_backend.join_path(hook.out_dir, outdated)
+    if outdated != name and is_main_process():
+        if hook.file_backend.isfile(outdated_path):
+            hook.file_backend.remove(outdated_path)
+    return path

@@ -1,0 +1,112 @@
+"""Block of facts that a run prints when it starts."""
+
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner import Runner
+from torch.optim import Optimizer
+
+from agvm_mm.engine import ParamScheduler, accumulative_counts
+from agvm_mm.method.modulator import MeasurementSchedule
+from agvm_mm.method.modules import has_sync_bn
+from agvm_mm.training.batch import BatchSize
+
+
+def parameter_counts(optim_wrapper: OptimWrapper) -> dict[str, int]:
+    """Return the number of trainable parameters of each module, by its name."""
+    counts: dict[str, int] = {}
+    for group in optim_wrapper.optimizer.param_groups:
+        trainable = sum(p.numel() for p in group['params'] if p.requires_grad)
+        if trainable:
+            module = group.get('module', 'all')
+            counts[module] = counts.get(module, 0) + trainable
+    return counts
+
+
+def describe_run(
+    runner: Runner,
+    batch: BatchSize,
+    schedule: MeasurementSchedule | None = None,
+    estimator: str | None = None,
+) -> str:
+    """Describe batch, learning rate and AGVM of a run, counted in optimizer updates.
+
+    Args:
+        runner: About to train.
+        batch: Its batch size.
+        schedule: Schedule of AGVM. Defaults to None, no AGVM.
+        estimator: Estimator of AGVM. Defaults to None.
+
+    Returns:
+        Several lines.
+    """
+    loop, wrapper = runner.train_loop, runner.optim_wrapper
+    # With MMEngine's own accumulation an iteration is only a part of an update.
+    iterations = accumulative_counts(wrapper)
+    lines = [
+        'Large-batch training, counted in optimizer updates:',
+        f'  batch     {batch}',
+        f'  updates   {len(loop.dataloader) // iterations} in an epoch, '
+        f'{-(-loop.max_iters // iterations)} in all, {loop.iter // iterations} done',
+        f'  precision {describe_precision(wrapper)}',
+        f'  lr        {describe_learning_rate(wrapper.optimizer)}',
+        *(f'            {line}' for line in describe_schedulers(runner, iterations)),
+    ]
+    for module, count in parameter_counts(wrapper).items():
+        lines.append(f'  module    {module}: {count:,} parameters')
+    if schedule is not None:
+        end = f' to {schedule.end}' if schedule.end is not None else ''
+        acts = f'anchor {wrapper.modulator.anchor}' if schedule.act else 'not acting'
+        lines.append(
+            f'  AGVM      from update {schedule.begin}{end}, measured every '
+            f'{schedule.interval} by {estimator}, {acts}'
+        )
+        if batch.ranks > 1 and has_sync_bn(runner.model):
+            lines.append(
+                '  noise     SyncBN couples the ranks, so noise scales are biased'
+            )
+    return '\n'.join(lines)
+
+
+def describe_precision(optim_wrapper: OptimWrapper) -> str:
+    """Return 'mixed', or the type of the trainable parameters, such as 'float32'."""
+    if isinstance(optim_wrapper, AmpOptimWrapper):
+        return 'mixed'
+    groups = optim_wrapper.optimizer.param_groups
+    types = {p.dtype for group in groups for p in group['params'] if p.requires_grad}
+    return ', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in types))
+
+
+def describe_learning_rate(optimizer: Optimizer) -> str:
+    """Describe the learning rate before any schedule, or the range of several."""
+    rates = sorted(
+        {float(g.get('initial_lr', g['lr'])) for g in optimizer.param_groups}
+    )
+    name = type(optimizer).__name__
+    if len(rates) == 1:
+        return f'{rates[0]:g} ({name})'
+    return f'{rates[0]:g} to {rates[-1]:g} ({name})'
+
+
+def describe_schedulers(runner: Runner, iterations: int) -> list[str]:
+    """Describe each schedule in one line: its kind and when it acts.
+
+    Args:
+        runner: About to train.
+        iterations: Iterations of the loop in one update.
+    """
+    schedulers = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        schedulers = [one for several in schedulers.values() for one in several]
+    return [describe_scheduler(scheduler, iterations) for scheduler in schedulers]
+
+
+def describe_scheduler(scheduler: ParamScheduler, iterations: int) -> str:
+    """Describe kind, unit and range of one schedule."""
+    unit, size = ('epoch', 1) if scheduler.by_epoch else ('update', iterations)
+    text = f'{type(scheduler).__name__} from {unit} {scheduler.begin // size}'
+    # MMEngine's default end is about 10^9.
+    if scheduler.end < 10**9:
+        text += f' to {scheduler.end // size}'
+    if hasattr(scheduler, 'milestones'):
+        steps = sorted(scheduler.milestones.elements())
+        text += f' at {", ".join(str(step // size) for step in steps)}'
+    return text

@@ -1,0 +1,212 @@
+"""Figure of accuracy and training time against the batch size."""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from agvm_mm.report.figures.style import METHOD_STYLES, MethodStyle, set_up_panel
+from paper.points import Point
+
+METRIC_NAMES = {
+    'bbox_mAP': 'box mAP (%)',
+    'segm_mAP': 'mask mAP (%)',
+    'PQ': 'PQ (%)',
+    'mIoU': 'mIoU (%)',
+}
+PAPER_ALPHA = 0.5
+
+
+def plot_accuracy(
+    points: Sequence[Point], *, title: str | None = None, columns: int = 3
+) -> Figure:
+    """Draw accuracy, and below it training time, for each panel.
+
+    Several runs of the same method and batch size, for example with several seeds,
+    are drawn as their mean, with a bar from the lowest to the highest. A cross at the
+    lower edge is a run that diverged.
+
+    Args:
+        points: Runs to draw.
+        title: Title of the figure.
+        columns: Panels side by side.
+
+    Returns:
+        The figure, which pyplot does not manage: there is nothing to close.
+
+    Raises:
+        ValueError: If there is no point.
+    """
+    if not points:
+        raise ValueError('there is nothing to draw: no run has a result')
+    panels: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        panels.setdefault((point.panel, point.metric), []).append(point)
+    columns = min(columns, len(panels))
+    rows = _rows(panels, columns)
+    size = max(6, 4.2 * columns), 3 * len(rows) + 0.6
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for row, (draw, keys) in zip(axes, rows, strict=True):
+        for panel, key in zip(row, keys, strict=False):
+            draw(panel, panels[key])
+    _add_legend(figure, points)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def batch_label(size: int) -> str:
+    """Return a short label for a batch size: 512, 1k, 1.5k."""
+    return str(size) if size < 1024 or size % 512 else f'{size / 1024:g}k'
+
+
+def _rows(
+    panels: dict[tuple[str, str], list[Point]], columns: int
+) -> list[tuple[Callable, list[tuple[str, str]]]]:
+    """Return what each row of axes shows: accuracy, or the times where known."""
+    keys = list(panels)
+    rows = []
+    for start in range(0, len(keys), columns):
+        band = keys[start : start + columns]
+        rows.append((_draw_accuracy, band))
+        if any(point.hours for key in band for point in panels[key]):
+            rows.append((_draw_time, band))
+    return rows
+
+
+def _draw_accuracy(panel: Axes, points: Sequence[Point]) -> None:
+    _set_up(panel, points)
+    panel.set_title(points[0].panel, fontsize=10)
+    panel.set_ylabel(METRIC_NAMES[points[0].metric])
+    _draw_methods(panel, points, lambda point: None if point.diverged else point.value)
+    diverged = [point for point in points if point.diverged]
+    if diverged:
+        low, high = panel.get_ylim()
+        panel.set_ylim(bottom=low - 0.12 * (high - low))
+    # Below all values, the methods side by side.
+    methods = list(dict.fromkeys(point.method for point in diverged))
+    for point in diverged:
+        shift = methods.index(point.method) - (len(methods) - 1) / 2
+        panel.plot(
+            point.batch_size * 1.12**shift,
+            0.03,
+            marker='x',
+            markersize=8,
+            markeredgewidth=2,
+            color=METHOD_STYLES[point.method].color,
+            alpha=PAPER_ALPHA if point.from_paper else 1,
+            transform=panel.get_xaxis_transform(),
+            clip_on=False,
+            gid='diverged',
+        )
+
+
+def _draw_time(panel: Axes, points: Sequence[Point]) -> None:
+    hours = [point.hours for point in points if point.hours]
+    if not hours:
+        return
+    _set_up(panel, points)
+    factor, unit = (1, 'hours') if max(hours) >= 1 else (60, 'minutes')
+    panel.set_ylabel(f'training time ({unit})')
+    panel.set_yscale('log')
+    _draw_methods(panel, points, lambda point: point.hours and point.hours * factor)
+    # Room for at least one labeled tick, also around a single value.
+    panel.set_ylim(min(hours) * factor / 2, max(hours) * factor * 2)
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:.3g}'))
+    panel.yaxis.set_minor_locator(NullLocator())
+
+
+def _set_up(panel: Axes, points: Sequence[Point]) -> None:
+    panel.set_axis_on()
+    set_up_panel(panel)
+    batches = sorted({point.batch_size for point in points})
+    panel.set_xscale('log', base=2)
+    panel.set_xticks(batches, [batch_label(batch) for batch in batches])
+    panel.xaxis.set_minor_locator(NullLocator())
+    # Room on both sides, also around a single batch size.
+    panel.set_xlim(batches[0] / 1.6, batches[-1] * 1.6)
+    panel.set_xlabel('batch size (images)')
+
+
+def _draw_methods(
+    panel: Axes,
+    points: Sequence[Point],
+    value_of: Callable[[Point], float | None],
+) -> None:
+    """Draw a line for each method; the paper's are behind and paler."""
+    for from_paper in (True, False):
+        for method, style in METHOD_STYLES.items():
+            runs: dict[int, list[float]] = {}
+            for point in points:
+                if (point.method, point.from_paper) != (method, from_paper):
+                    continue
+                value = value_of(point)
+                if value is not None:
+                    runs.setdefault(point.batch_size, []).append(value)
+            if runs:
+                _draw_line(panel, runs, method, style, from_paper)
+
+
+def _draw_line(
+    panel: Axes,
+    runs: dict[int, list[float]],
+    method: str,
+    style: MethodStyle,
+    from_paper: bool,
+) -> None:
+    """Draw the mean and the range of a method's values at each batch size."""
+    for batch, values in runs.items():
+        if len(values) > 1:
+            panel.plot(
+                [batch, batch],
+                [min(values), max(values)],
+                color=style.color,
+                linewidth=5,
+                alpha=0.3,
+                gid=f'range {method}',
+            )
+    panel.plot(
+        sorted(runs),
+        [statistics.mean(runs[batch]) for batch in sorted(runs)],
+        color=style.color,
+        marker=style.marker,
+        linestyle=style.dashes,
+        linewidth=1.5 if from_paper else 2,
+        markersize=7,
+        markerfacecolor='white' if from_paper else style.color,
+        alpha=PAPER_ALPHA if from_paper else 1,
+        zorder=2 if from_paper else 3,
+        gid=f'{"paper" if from_paper else "measured"} {method}',
+    )
+
+
+def _add_legend(figure: Figure, points: Sequence[Point]) -> None:
+    methods = {point.method for point in points}
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=style.color,
+            marker=style.marker,
+            linestyle=style.dashes,
+            label=style.label,
+        )
+        for method, style in METHOD_STYLES.items()
+        if method in methods
+    ]
+    gray = dict(color='0.2', marker='o', linestyle='none')
+    if any(point.from_paper for point in points):
+        pale = gray | dict(markerfacecolor='white', alpha=0.5)
+        handles.append(Line2D([], [], label='the paper', **pale))
+        if not all(point.from_paper for point in points):
+            handles.append(Line2D([], [], label='measured', **gray))
+    if any(point.diverged for point in points):
+        handles.append(Line2D([], [], label='diverged', **gray | dict(marker='x')))
+    figure.legend(handles=handles, loc='outside lower center', ncols=5, frameon=False)

@@ -1,0 +1,397 @@
+"""The paper's tables, and the configs and commands that reproduce them."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from agvm_mm.report.logs import last_result
+from agvm_mm.report.root import repository_root
+
+
+@dataclass(frozen=True)
+class Method:
+    """Training method, as configs, tables and figures name it.
+
+    Args:
+        title: Name in tables and metafiles.
+        optimizer: Type of the optimizer in a config.
+        columns: Names of its columns in the paper's tables. AGVM's column does not
+            name the optimizer: see :data:`TABLE_OPTIMIZER`.
+    """
+
+    title: str
+    optimizer: str
+    columns: tuple[str, ...] = ()
+
+
+METHODS = {
+    'sgd': Method('SGD', 'SGD', ('MegDet', 'baseline')),
+    'agvm-sgd': Method('SGD + AGVM', 'SGD'),
+    'lars': Method('LARS', 'BaselineLARS', ('LARS',)),
+    'adamw': Method('AdamW', 'AdamW', ('AdamW',)),
+    'agvm-adamw': Method('AdamW + AGVM', 'AdamW'),
+    'lamb': Method('LAMB', 'BaselineLAMB', ('LAMB',)),
+    'pmd-lamb': Method('PMD-LAMB', 'PMDLAMB', ('PMD-LAMB',)),
+}
+"""Methods by their name in config files."""
+
+CONFIG_NAME = re.compile(
+    rf'(?P<model>.+)_(?P<method>{"|".join(METHODS)})_b(?P<batch>\d+)'
+    r'_(?P<length>\d+(?:e|k|iters))_(?P<dataset>[^_]+)'
+)
+"""``{model}_{method}_b{total batch}_{length}_{data set}``."""
+
+TABLE_OPTIMIZER = {
+    'sgd_four_tasks': 'sgd',
+    'adamw_faster_rcnn': 'adamw',
+    'retinanet_extreme': 'adamw',
+    'one_billion': 'adamw',
+    'open_source_rerun': 'sgd',
+}
+"""Optimizer that AGVM uses in each of the paper's tables."""
+
+MODELS = {
+    'faster_rcnn': ('faster_rcnn', 'faster-rcnn_r50'),
+    'mask_rcnn': ('mask_rcnn', 'mask-rcnn_r50'),
+    'panoptic_fpn': ('panoptic_fpn', 'panoptic-fpn_r50'),
+    'semantic_fpn': ('sem_fpn', 'sem-fpn_r50'),
+    'retinanet_r18': ('retinanet', 'retinanet_r18'),
+    # The paper's UniNet-G is not in MMDetection: a Swin of as many parameters.
+    'uninet_g': ('cascade_mask_rcnn', 'cascade-mask-rcnn_swin-1b'),
+}
+"""Folder of the configs and beginning of their names for each of the paper's models."""
+
+METRICS = {
+    'bbox_mAP': ('coco/bbox_mAP', 100),
+    'segm_mAP': ('coco/segm_mAP', 100),
+    'PQ': ('coco_panoptic/PQ', 1),
+    'mIoU': ('mIoU', 1),
+}
+"""Name of each metric in the log, and the factor to the paper's unit."""
+
+DIGITS = 'digits'
+"""Key of the table of the embedded twins."""
+
+TWIN_METRICS = {
+    'faster-rcnn': 'bbox_mAP',
+    'retinanet': 'bbox_mAP',
+    'mask-rcnn': 'segm_mAP',
+    'panoptic-fpn': 'PQ',
+    'upernet': 'mIoU',
+    'sem-fpn': 'mIoU',
+}
+"""Metric of each embedded twin, in the order of the table."""
+
+FINISHED = 'finished.json'
+"""File in the work folder of a finished run."""
+
+
+@dataclass(frozen=True)
+class ConfigName:
+    """Parts of the name of a config file.
+
+    Args:
+        model: Model, backbone and neck, for example 'faster-rcnn_r50_fpn'.
+        method: A key of :data:`METHODS`.
+        batch: Images of one update.
+        length: Epochs or updates, for example '16e', '20k' or '500iters'.
+        dataset: Data set, for example 'coco' or 'ade20k-512x512'.
+    """
+
+    model: str
+    method: str
+    batch: int
+    length: str
+    dataset: str
+
+    def __str__(self) -> str:
+        return f'{self.model}_{self.method}_b{self.batch}_{self.length}_{self.dataset}'
+
+
+def parse_config_name(name: str) -> ConfigName | None:
+    """Return the parts of a config's file name (without its ending), or None."""
+    match = CONFIG_NAME.fullmatch(name)
+    if match is None:
+        return None
+    return ConfigName(**match.groupdict() | dict(batch=int(match['batch'])))
+
+
+@dataclass
+class Cell:
+    """Number in one of the paper's tables, or in that of the embedded twins.
+
+    Args:
+        table: Key of the table, :data:`DIGITS` for the twins.
+        model: Model, as in the paper's tables.
+        batch_size: Images of an update.
+        column: Method, as in the table's head.
+        metric: A key of :data:`METRICS`.
+        paper: The paper's number, 'NaN' where it diverged.
+        status: How the paper's number is known.
+        config: Path of our config; None where we have none.
+        command: Command that trains it.
+        found: The last result in the work folder.
+    """
+
+    table: str
+    model: str
+    batch_size: int
+    column: str
+    metric: str
+    paper: float | str | None
+    status: str
+    config: str | None = None
+    command: str | None = None
+    found: float | str | None = None
+
+
+def read_tables() -> dict[str, dict]:
+    """Read the paper's tables by key."""
+    path = repository_root() / 'configs' / 'paper_results.json'
+    return json.loads(path.read_text())['tables']
+
+
+def method_of(table: str, column: str) -> str | None:
+    """Return the method's key in :data:`METHODS`; None for SAM, which we lack."""
+    if column == 'AGVM':
+        return f'agvm-{TABLE_OPTIMIZER[table]}'
+    found = (name for name, method in METHODS.items() if column in method.columns)
+    return next(found, None)
+
+
+def config_metadata() -> dict[str, dict]:
+    """Read the metadata of each config from the metafiles, by path."""
+    return {
+        model['Config']: model['Metadata']
+        for path in sorted(repository_root().glob('configs/*/metafile.yml'))
+        for model in yaml.safe_load(path.read_text())['Models']
+    }
+
+
+def training_command(config: str, metadata: dict | None, ranks: int) -> str:
+    """Return the command that trains a config.
+
+    It reduces the images per rank where the total batch size is not a multiple of the
+    config's images per rank times the number of ranks.
+
+    Args:
+        config: Path from the root.
+        metadata: Metadata of the config, from :func:`config_metadata`; None for the
+            digits.
+        ranks: Processes, or GPUs.
+    """
+    command = f'tools/dist_train.sh {config} {ranks}'
+    if metadata is None:
+        return command
+    on_each, rest = divmod(metadata['Total Batch Size'], ranks)
+    images = metadata['Images per GPU']
+    # Either no number of images fits these ranks, or that of the config does.
+    if rest or on_each % images == 0:
+        return command
+    images = max(n for n in range(1, images) if on_each % n == 0)
+    return f'{command} --cfg-options train_dataloader.batch_size={images}'
+
+
+def find_config(
+    table: str, row: dict, column: str, metadata: dict[str, dict]
+) -> str | None:
+    """Return the config on COCO or ADE20K for a cell.
+
+    Args:
+        table: Key of the table.
+        row: A row of the table.
+        column: Name of the column.
+        metadata: From :func:`config_metadata`.
+
+    Returns:
+        The path from the root; None if there is none.
+
+    Raises:
+        LookupError: If several fit.
+    """
+    method = method_of(table, column)
+    if method is None:
+        return None
+    folder, model = MODELS[row['model']]
+    found = _glob(f'configs/{folder}/{model}*_{method}_b{row["batch_size"]}_*.py')
+    # Some models are trained for two lengths; the re-run had 16 epochs.
+    if table == 'open_source_rerun':
+        found = [path for path in found if '_16e_' in path]
+    elif len(found) > 1:
+        updates = row['iterations']
+        found = [path for path in found if metadata[path]['Updates'] == updates]
+    if len(found) > 1:
+        raise LookupError(f'{table}, {row["model"]}, {column}: {", ".join(found)}')
+    return found[0] if found else None
+
+
+def _glob(pattern: str) -> list[str]:
+    root = repository_root()
+    return [path.relative_to(root).as_posix() for path in sorted(root.glob(pattern))]
+
+
+def read_cells(data: str, ranks: int) -> list[Cell]:
+    """Return every cell of the tables, with config and command.
+
+    Args:
+        data: 'paper' for the paper's tables, on COCO and ADE20K; 'digits' for one table
+            of the embedded twins.
+        ranks: Processes (or GPUs) of the command.
+    """
+    if data == 'digits':
+        return _digits_cells(ranks)
+    metadata = config_metadata()
+    cells = []
+    for key, table in read_tables().items():
+        for row in table['rows']:
+            known = zip(row['values'], _statuses(table, row), strict=True)
+            for column, (paper, status) in zip(table['columns'], known, strict=True):
+                config = find_config(key, row, column, metadata)
+                cell = Cell(
+                    table=key,
+                    model=row['model'],
+                    batch_size=row['batch_size'],
+                    column=column,
+                    metric=row['metric'],
+                    paper=paper,
+                    status=status,
+                    config=config,
+                )
+                if config:
+                    cell.command = training_command(config, metadata[config], ranks)
+                cells.append(cell)
+    return cells
+
+
+def _digits_cells(ranks: int) -> list[Cell]:
+    """Return a cell for every config of the twins."""
+    configs = {}
+    for path in _glob('configs/digits/*.py'):
+        name = parse_config_name(Path(path).stem)
+        configs[name.model.split('_')[0], name.method] = path
+    return [
+        Cell(
+            table=DIGITS,
+            model=model,
+            batch_size=256,
+            column=method.title,
+            metric=metric,
+            paper=None,
+            status='digits',
+            config=configs[model, key],
+            command=training_command(configs[model, key], None, ranks),
+        )
+        for model, metric in TWIN_METRICS.items()
+        for key, method in METHODS.items()
+        if (model, key) in configs
+    ]
+
+
+def _statuses(table: dict, row: dict) -> list[str]:
+    status = row.get('status', table.get('status', 'exact'))
+    return status if isinstance(status, list) else [status] * len(table['columns'])
+
+
+def work_dir(cell: Cell, root: Path) -> Path:
+    """Return the default work folder of a cell's config."""
+    return root / Path(cell.config).stem
+
+
+def read_result(folder: str | Path, metric: str) -> float | str | None:
+    """Return the last validation result of a run, in the paper's unit.
+
+    Args:
+        folder: The run's work folder.
+        metric: A key of :data:`METRICS`.
+
+    Returns:
+        'NaN' if the last loss is not finite, None if there is no result.
+    """
+    key, factor = METRICS[metric]
+    result = last_result(folder, key)
+    if result is None:
+        return None
+    return 'NaN' if math.isnan(result) else round(result * factor, 1)
+
+
+def run_cell(cell: Cell, root: Path, run: Callable = subprocess.run) -> None:
+    """Train a cell if it is not finished, and resume it from its checkpoint.
+
+    Args:
+        cell: A cell with a command.
+        root: Folder of work folders.
+        run: Function with the interface of ``subprocess.run``.
+
+    Raises:
+        RuntimeError: If the training fails.
+    """
+    folder = work_dir(cell, root)
+    if (folder / FINISHED).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [*cell.command.split(), '--work-dir', str(folder), '--resume']
+    log = folder / 'output.txt'
+    # The Python that runs this, whatever the PATH says.
+    env = dict(os.environ, PYTHON=sys.executable)
+    with open(log, 'a') as output:
+        done = run(
+            command, cwd=repository_root(), env=env, stdout=output, stderr=output
+        )
+    diverged = read_result(folder, cell.metric) == 'NaN'
+    if done.returncode and not diverged:
+        raise RuntimeError(
+            f'{" ".join(command)} failed with {done.returncode}: see {log}'
+        )
+    (folder / FINISHED).write_text(json.dumps(dict(command=command)))
+
+
+def to_markdown(cells: Sequence[Cell]) -> str:
+    """Format cells as tables.
+
+    In the paper's tables each cell reads 'paper / found', in that of the twins 'found'.
+    Below each table are the commands of its cells.
+    """
+    titles = {key: table['title'] for key, table in read_tables().items()}
+    lines = []
+    for key, title in (titles | {DIGITS: 'The embedded twins'}).items():
+        of_table = [cell for cell in cells if cell.table == key]
+        if not of_table:
+            continue
+        lines += [f'### {title}', '', *_table_lines(of_table), '']
+        for cell in of_table:
+            command = f'`{cell.command}`' if cell.command else 'no config'
+            lines.append(
+                f'- {cell.model}, batch {cell.batch_size}, {cell.column}: {command}'
+                + (f" (paper's number: {cell.status})" if cell.paper else '')
+            )
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def _table_lines(cells: Sequence[Cell]) -> list[str]:
+    columns = list(dict.fromkeys(cell.column for cell in cells))
+    lines = [
+        f'| model | metric | batch | {" | ".join(columns)} |',
+        '|' + ' --- |' * (3 + len(columns)),
+    ]
+    rows: dict[tuple, dict[str, str]] = {}
+    for cell in cells:
+        numbers = [cell.found] if cell.table == DIGITS else [cell.paper, cell.found]
+        key = (cell.model, cell.metric, cell.batch_size)
+        rows.setdefault(key, {})[cell.column] = ' / '.join(
+            '-' if n is None else str(n) for n in numbers
+        )
+    return lines + [
+        f'| {model} | {metric} | {batch} | '
+        + ' | '.join(numbers.get(column, '') for column in columns)
+        + ' |'
+        for (model, metric, batch), numbers in rows.items()
+    ]

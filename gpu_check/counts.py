@@ -1,0 +1,100 @@
+"""Counts of an update: host synchronizations, kernels, operators, peak memory."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from gpu_check.ranks import rank_device
+from gpu_check.trainers import Trainer, synchronize
+
+# In torch's warnings and errors about synchronizations.
+SYNCHRONIZES = 'called a synchronizing CUDA operation'
+# CUDA's functions that launch a kernel; their suffixes differ between releases.
+LAUNCHES = ('cudaLaunchKernel', 'cuLaunchKernel')
+
+
+@contextmanager
+def sync_debug_mode(mode: str) -> Iterator[None]:
+    """Make torch 'warn' or raise an 'error' where the host waits for the GPU."""
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
+def count_synchronizations(update: Callable[[], None]) -> int | None:
+    """Run an update and count where the host waits for the GPU; None on a CPU.
+
+    torch counts its own operators, not what NCCL or gloo do in their threads.
+    """
+    if rank_device().type != 'cuda':
+        return None
+    with warnings.catch_warnings(record=True) as caught, sync_debug_mode('warn'):
+        warnings.simplefilter('always')
+        update()
+    return sum(SYNCHRONIZES in str(warning.message) for warning in caught)
+
+
+def synchronization_error(update: Callable[[], None]) -> str | None:
+    """Run an update in which torch raises where the host waits for the GPU.
+
+    Returns:
+        Message of the error; None if there was none. Other errors are raised.
+    """
+    with sync_debug_mode('error'):
+        try:
+            update()
+        except RuntimeError as error:
+            if SYNCHRONIZES not in str(error):
+                raise
+            return str(error).splitlines()[0]
+    return None
+
+
+def count_calls(update: Callable[[], None]) -> dict[str, int | None]:
+    """Run an update under torch.profiler; see :func:`count_names`."""
+    gpu = rank_device().type == 'cuda'
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]
+    with profile(activities=activities) as profiler:
+        update()
+        synchronize()
+    return count_names(event.name for event in profiler.events())
+
+
+def count_names(names: Iterable[str]) -> dict[str, int | None]:
+    """Count the calls in a profile.
+
+    Args:
+        names: Name of each event.
+
+    Returns:
+        Number of 'operators' of torch, those inside others included, and of 'kernels'
+        launched. Kernels are None if there were none: on a CPU, or where the driver
+        does not let a user profile.
+    """
+    names = list(names)
+    return dict(
+        operators=sum(name.startswith('aten::') for name in names),
+        kernels=sum(name.startswith(LAUNCHES) for name in names) or None,
+    )
+
+
+def device_peak(trainer: Trainer, batch: dict, *, measured: bool = False) -> int | None:
+    """Run an update and return its peak memory on the GPU; None on a CPU.
+
+    Returns:
+        Bytes beyond those allocated before the update: activations and gradients, but
+        not parameters, moments and DDP's buckets.
+    """
+    if rank_device().type != 'cuda':
+        return None
+    synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    trainer.update(batch, measured=measured)
+    synchronize()
+    return torch.cuda.max_memory_allocated() - before

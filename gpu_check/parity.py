@@ -1,0 +1,172 @@
+"""Training of a small float64 network on several ranks, against the reference.
+
+:class:`ReferenceAGVM` runs the same training from the definitions, in one process and
+without torch.distributed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from agvm_mm.estimators import ESTIMATORS
+from agvm_mm.method.modules import assign_modules
+from gpu_check.golden import largest
+from gpu_check.ranks import rank_device
+from gpu_check.reference import Arrays, ReferenceAGVM
+from gpu_check.toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
+
+SCHEDULE = dict(interval=2, begin=1)
+UPDATES = 20
+CASES = [(o, e, a) for o in OPTIMIZERS for e in ESTIMATORS for a in (1, 2)]
+"""Optimizer, estimator and micro-batches of an update."""
+# Rounding of float64 over all updates; a wrong formula is off by more than 1e-3.
+TOLERANCE = 1e-9
+
+Trained = tuple[Arrays, list[tuple[dict[str, float], dict[str, float], dict]]]
+"""Parameters by name; mu, Phi, and averages of signal and noise of each update."""
+
+
+def shard(
+    update: int, rank: int, micro_batch: int, accumulation: int, ranks: int
+) -> tuple[Tensor, Tensor]:
+    """Return 4 images of one micro-batch of one rank, on the CPU."""
+    inputs, targets = make_images(4 * ranks * accumulation, seed=update)
+    start = 4 * (rank * accumulation + micro_batch)
+    return inputs[start : start + 4], targets[start : start + 4]
+
+
+def in_buckets(model: nn.Module, **ddp_kwargs: Any) -> DistributedDataParallel:
+    """Wrap a model in DDP with buckets of 100 bytes, so that there are several."""
+    # Older releases of torch ignore the setting for the first one.
+    with mock.patch.object(dist, '_DEFAULT_FIRST_BUCKET_BYTES', 100):
+        return DistributedDataParallel(model, **dict(bucket_cap_mb=1e-4) | ddp_kwargs)
+
+
+def train_rank(
+    optimizer: str,
+    estimator: str,
+    accumulation: int = 1,
+    use_mask_head: bool = True,
+    **ddp_kwargs: Any,
+) -> Trained:
+    """Train on this rank, on its device."""
+    device = rank_device()
+    model = ToyDetector(use_mask_head=use_mask_head).to(device)
+    ddp = in_buckets(model, **ddp_kwargs)
+    wrapper = make_wrapper(
+        model,
+        optimizer,
+        estimator=estimator,
+        attach_to=ddp,
+        schedule=SCHEDULE,
+        accumulative_counts=accumulation,
+        # The images of a rank's update count as one.
+        images_per_pass=dist.get_world_size() / accumulation,
+    )
+    history = []
+    for update in range(UPDATES):
+        for micro_batch in range(accumulation):
+            images = shard(
+                update,
+                dist.get_rank(),
+                micro_batch,
+                accumulation,
+                dist.get_world_size(),
+            )
+            with wrapper.optim_context(ddp):
+                loss = ddp(*(part.to(device) for part in images))['loss']
+            wrapper.update_params(loss)
+        noise = wrapper.noise.averages()
+        history.append((wrapper.multipliers, wrapper.variances, noise))
+    parameters = {k: p.detach().cpu().numpy() for k, p in model.named_parameters()}
+    return parameters, history
+
+
+def train_reference(
+    optimizer: str,
+    estimator: str,
+    ranks: int,
+    accumulation: int,
+    use_mask_head: bool = True,
+) -> Trained:
+    """Run the same training on full gradients, without torch.distributed."""
+    model = ToyDetector(use_mask_head=use_mask_head)
+    reference = ReferenceAGVM(
+        {k: p.detach().numpy() for k, p in model.named_parameters()},
+        assign_modules(model),
+        optimizer=optimizer,
+        lr=OPTIMIZERS[optimizer]['lr'],
+        weight_decay=OPTIMIZERS[optimizer]['weight_decay'],
+        estimator=estimator,
+        interval=SCHEDULE['interval'],
+        begin=SCHEDULE['begin'],
+    )
+    history = []
+    for update in range(UPDATES):
+        model.load_state_dict(
+            {k: torch.from_numpy(v) for k, v in reference.parameters.items()}
+        )
+        replicas = []
+        for rank in range(ranks):
+            model.zero_grad()
+            for micro_batch in range(accumulation):
+                images = shard(update, rank, micro_batch, accumulation, ranks)
+                (model(*images)['loss'] / accumulation).backward()
+            replicas.append(
+                {k: p.grad.numpy().copy() for k, p in model.named_parameters()}
+            )
+        reference.step(replicas)
+        noise = {
+            name: (signal, ranks * noise)
+            for name, (signal, noise) in reference.noise_averages().items()
+        }
+        history.append((dict(reference.multipliers), dict(reference.variances), noise))
+    return reference.parameters, history
+
+
+def train_cases() -> dict[tuple[str, str, int], Trained]:
+    """Train every case of ``CASES`` on this rank."""
+    return {
+        case: train_rank(*case, gradient_as_bucket_view=case[2] == 1) for case in CASES
+    }
+
+
+def parity_differences(by_rank: Sequence[dict]) -> dict[str, float]:
+    """Compare the results of :func:`train_cases` of all ranks.
+
+    Returns:
+        Largest difference of Phi, of mu and of a parameter from the reference, and
+        between the 'ranks', which is 0 if they are equal to the last bit.
+    """
+    found: dict[str, list[float]] = {'Phi': [], 'mu': [], 'parameters': [], 'ranks': []}
+    for optimizer, estimator, accumulation in CASES:
+        expected = train_reference(optimizer, estimator, len(by_rank), accumulation)
+        first, *others = (by[optimizer, estimator, accumulation] for by in by_rank)
+        differences = difference(first, expected)
+        for name, value in differences.items():
+            found[name].append(value)
+        for other in others:
+            found['ranks'] += difference(other, first).values()
+    return {name: largest(values) for name, values in found.items()}
+
+
+def difference(one: Trained, other: Trained) -> dict[str, float]:
+    """Return the largest difference between two trainings, by quantity."""
+    parameters = [value - other[0][name] for name, value in one[0].items()]
+    mu, phi = (
+        [
+            ours[name] - theirs[name]
+            for mine, yours in zip(one[1], other[1], strict=True)
+            for ours, theirs in [(mine[kind], yours[kind])]
+            for name in theirs
+        ]
+        for kind in (0, 1)
+    )
+    flat = np.concatenate([value.ravel() for value in parameters])
+    return dict(Phi=largest(phi), mu=largest(mu), parameters=largest(flat.tolist()))

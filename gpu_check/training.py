@@ -1,0 +1,177 @@
+"""Mixed-precision training of the digits detector for some updates."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from mmcv.ops import RoIAlign
+from mmdet.models.dense_heads import RPNHead
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from agvm_mm import cli
+from agvm_mm.report.root import repository_root
+from gpu_check.detectors import DIGITS
+from gpu_check.ranks import rank_device
+
+DTYPES = ('float16', 'bfloat16')
+UPDATES = 12
+IMAGES = 8
+"""Images of a micro-batch."""
+# In float16 the first updates overflow at this scale, and it grows again soon. bfloat16
+# has the range of float32.
+LOSS_SCALE = dict(init_scale=2.0**20, growth_interval=4)
+
+
+class RecordHook(Hook):
+    """Hook that keeps the values to check after each update.
+
+    Attributes:
+        records: For each update its 'loss', 'variances', loss 'scale' afterwards, and
+            measurements 'skipped' so far.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict] = []
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Sequence[dict] | None = None,
+        outputs: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Record an update."""
+        wrapper = runner.optim_wrapper
+        self.records.append(
+            dict(
+                loss=float(outputs['loss']),
+                variances=wrapper.variances,
+                scale=wrapper.loss_scaler.get_scale(),
+                skipped=wrapper.num_skipped_measurements,
+            )
+        )
+
+
+def total_images(ranks: int) -> int:
+    """Return the images of an update; one rank alone compares two micro-batches."""
+    return IMAGES * max(ranks, 2)
+
+
+def training_config(
+    data: str, work_dir: str, dtype: str, ranks: int, loss_scale: Mapping
+) -> Config:
+    """Return the config of the training, measured at every update.
+
+    Args:
+        data: Folder of the digits.
+        work_dir: Folder of the log.
+        dtype: One of ``DTYPES``.
+        ranks: Number of ranks.
+        loss_scale: Settings of torch's GradScaler.
+    """
+    cfg = Config.fromfile(repository_root() / DIGITS)
+    cfg.work_dir = work_dir
+    cfg.model.backbone.init_cfg = None
+    cfg.train_dataloader.batch_size = IMAGES
+    cfg.train_dataloader.dataset.data_root = data
+    cfg.train_cfg = dict(
+        type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=total_images(ranks)
+    )
+    for kind in ('val', 'test'):
+        for setting in ('dataloader', 'cfg', 'evaluator'):
+            cfg[f'{kind}_{setting}'] = None
+    cfg.param_scheduler = None
+    cfg.optim_wrapper.optimizer.lr = 0.002  # That of the middle of the warm-up.
+    cli.enable_amp(cfg)
+    cfg.optim_wrapper.update(dtype=dtype, loss_scale=dict(loss_scale))
+    # Overflows at the beginning are expected, and none of them ends the training.
+    cfg.default_hooks.agvm.update(begin=0, max_rejected=None)
+    cfg.default_hooks.checkpoint = None
+    del cfg.default_hooks.visualization
+    cfg.visualizer = None
+    cfg.env_cfg = dict()
+    cfg.log_level = 'WARNING'
+    return cfg
+
+
+def use_float32_operators(model: nn.Module) -> None:
+    """Let mmcv's operators compute in float32: RoIAlign, and NMS after the RPN.
+
+    They have no bfloat16.
+    """
+    for layer in model.modules():
+        if isinstance(layer, RoIAlign):
+            layer.register_forward_pre_hook(
+                lambda _, inputs: tuple(value.float() for value in inputs)
+            )
+            layer.register_forward_hook(lambda _, __, output: output.bfloat16())
+        elif isinstance(layer, RPNHead):
+            layer.register_forward_hook(
+                lambda _, __, outputs: tuple(
+                    [level.float() for level in levels] for levels in outputs
+                )
+            )
+
+
+def train_digits(
+    data: str, work_dir: str, dtype: str, loss_scale: Mapping = LOSS_SCALE
+) -> list[dict]:
+    """Train on this rank; see :func:`training_config`.
+
+    Returns:
+        Records of a :class:`RecordHook`.
+    """
+    ranks = dist.get_world_size()
+    cfg = training_config(data, work_dir, dtype, ranks, loss_scale)
+    if ranks > 1:
+        cfg.launcher = 'pytorch'
+        if rank_device().type == 'cpu':
+            cli.use_cpu_ranks(cfg)
+    runner = Runner.from_cfg(cfg)
+    if dtype == 'bfloat16':
+        use_float32_operators(runner.model)
+    recorder = RecordHook()
+    runner.register_hook(recorder)
+    runner.train()
+    bad = [
+        name
+        for name, parameter in runner.model.named_parameters()
+        if not torch.isfinite(parameter).all()
+    ]
+    if bad:
+        raise FloatingPointError(f'parameters are not finite: {", ".join(bad)}')
+    return recorder.records
+
+
+def judge_training(
+    records: Sequence[Mapping], updates: int, first_scale: float
+) -> list[str]:
+    """Return the problems of a training.
+
+    Args:
+        records: Records of :func:`train_digits`.
+        updates: Updates that the scenes are for.
+        first_scale: Loss scale of the first update.
+    """
+    problems = []
+    if len(records) != updates:
+        problems.append(f'{len(records)} updates instead of {updates}')
+    for update, record in enumerate(records):
+        values = [record['loss'], *record['variances'].values()]
+        if not all(map(math.isfinite, values)):
+            problems.append(f'update {update}: loss or Phi is not finite')
+    scales = [first_scale, *(record['scale'] for record in records)]
+    overflows = sum(b < a for a, b in zip(scales, scales[1:], strict=False))
+    skipped = records[-1]['skipped'] if records else 0
+    if overflows != skipped:
+        problems.append(
+            f'the loss scale fell at {overflows} updates, but {skipped} measurements '
+            'were skipped'
+        )
+    if skipped == len(records):
+        problems.append('no measurement could be used')
+    return problems

@@ -1,0 +1,1 @@
+"""Compare stock configs with and without AGVM."""
