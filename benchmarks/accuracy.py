@@ -48,11 +48,11 @@ from common.twins import (
     train,
 )
 from common.variants import parse_variant
-from paper.sensitivity_figure import plot_sensitivity
 from tqdm import tqdm
 
 from agvm_mm.report.figures import save_figure
 from agvm_mm.validation import check_number
+from benchmarks.paper.sensitivity_figure import plot_sensitivity
 from demo import pretrain_backbone, write_digits
 
 

@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from paper.tables import (
+from tqdm import tqdm
+
+from agvm_mm.validation import check_number
+from benchmarks.paper.tables import (
     Cell,
     read_cells,
     read_result,
@@ -24,9 +27,6 @@ from paper.tables import (
     to_markdown,
     work_dir,
 )
-from tqdm import tqdm
-
-from agvm_mm.validation import check_number
 
 
 def parse_args() -> argparse.Namespace:

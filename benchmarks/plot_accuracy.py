@@ -14,11 +14,10 @@ the lower edge is a run that diverged.
 import argparse
 from pathlib import Path
 
-from paper.accuracy_figure import plot_accuracy
-from paper.points import folder_points, table_points
-
 from agvm_mm import cli
 from agvm_mm.report.figures import save_figure
+from benchmarks.paper.accuracy_figure import plot_accuracy
+from benchmarks.paper.points import folder_points, table_points
 
 
 def make_parser() -> argparse.ArgumentParser:

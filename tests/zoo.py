@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
-from paper.tables import ConfigName, parse_config_name
+
+from benchmarks.paper.tables import ConfigName, parse_config_name
 
 ROOT = Path(__file__).resolve().parents[1]
 # For a base `mmdet::...` MMEngine reads the metafiles of all of MMDetection's models

@@ -16,12 +16,12 @@ import torch
 from mmcv.ops import RoIAlign
 from mmengine.config import Config
 from mmengine.runner import Runner
-from paper.tables import METRICS
 from torch import Tensor, nn
 
 from agvm_mm import cli
 from agvm_mm.report import logs
 from agvm_mm.training.atomic import replaced_when_whole
+from benchmarks.paper.tables import METRICS
 from common import report
 from common.divergence import StopAtDivergence
 from common.variants import parse_variant

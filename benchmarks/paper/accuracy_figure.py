@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from agvm_mm.report.figures.style import METHOD_STYLES, MethodStyle, set_up_panel
-from paper.points import Point
+from benchmarks.paper.points import Point
 
 METRIC_NAMES = {
     'bbox_mAP': 'box mAP (%)',

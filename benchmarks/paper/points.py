@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agvm_mm.report.logs import training_hours
-from paper.tables import (
+from benchmarks.paper.tables import (
     METHODS,
     METRICS,
     method_of,

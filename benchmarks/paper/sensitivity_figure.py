@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from agvm_mm.report.figures.style import module_style, set_up_panel
-from paper.accuracy_figure import METRIC_NAMES
+from benchmarks.paper.accuracy_figure import METRIC_NAMES
 
 
 def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:

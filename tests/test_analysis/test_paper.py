@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from logfiles import write_log
-from paper import tables as paper
 from twins import METRICS, TWINS
 from zoo import load
+
+from benchmarks.paper import tables as paper
 
 ROOT = Path(__file__).parents[2]
 PAPER = json.loads((ROOT / 'configs/paper_results.json').read_text())['tables']

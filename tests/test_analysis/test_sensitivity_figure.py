@@ -1,7 +1,8 @@
 """Figure of accuracy against the learning rate."""
 
 import pytest
-from paper.sensitivity_figure import plot_sensitivity
+
+from benchmarks.paper.sensitivity_figure import plot_sensitivity
 
 
 def results(batch_size: int, method: str, values: dict[float, list]) -> list[dict]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from demo import __main__ as command
+from demo import data as command
 from demo import scenes, write_digits, writer
 
 NUM_SCENES = {'train': 12, 'val': 6}

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from paper.tables import (
+
+from agvm_mm.report.plan import TRAIN_IMAGES
+from benchmarks.paper.tables import (
     METHODS,
     MODELS,
     ConfigName,
     method_of,
 )
-
-from agvm_mm.report.plan import TRAIN_IMAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 88
