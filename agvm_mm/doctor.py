@@ -390,6 +390,13 @@ def report(findings: list[Finding]) -> str:
 
 def run_gpu_check(out: Path | None) -> int:
     """Run the GPU check, or print what it needs; return the exit status."""
+    # In the repository, not in an installed package.
+    if importlib.util.find_spec('gpu_check') is None:
+        print(
+            'The GPU check is not in the installed package; clone the repository of '
+            'agvm_mm and run this command, or make gpu-check, in its folder.'
+        )
+        return 1
     from gpu_check.environment import missing_requirements
 
     missing = missing_requirements()

@@ -425,7 +425,9 @@ def check_command(words: list[str]) -> str | None:
                 assert word.startswith('-') or (ROOT / word).exists(), word
             return None
         folder = ROOT / module.replace('.', '/')
-        script = folder / '__main__.py' if folder.is_dir() else f'{folder}.py'
+        script = (
+            folder / '__main__.py' if folder.is_dir() else folder.with_suffix('.py')
+        )
         parse_command_line(str(script.relative_to(ROOT)), rest)
     elif program == 'python':
         script, *rest = arguments

@@ -215,3 +215,14 @@ def test_problems_set_exit_status(monkeypatch, capsys):
     assert doctor.main([]) == 1
     printed = capsys.readouterr().out
     assert 'PROBLEM  setuptools' in printed and '1 problem(s)' in printed
+
+
+def test_gpu_check_of_an_installed_package_says_where_it_is(monkeypatch, capsys):
+    find_spec = doctor.importlib.util.find_spec
+
+    def without_check(name, *arguments):
+        return None if name == 'gpu_check' else find_spec(name, *arguments)
+
+    monkeypatch.setattr(doctor.importlib.util, 'find_spec', without_check)
+    assert doctor.main(['--gpu']) == 1
+    assert 'clone the repository of agvm_mm' in capsys.readouterr().out
