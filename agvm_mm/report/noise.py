@@ -17,10 +17,10 @@ Everything here is plain arithmetic in float64: no network, no communication.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from agvm_mm.method.modulator import EPS, raw_multiplier
@@ -37,39 +37,6 @@ BLOCKS = 16
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 10240)
 """Batches of the table, in images."""
 CONFIDENCE = 0.95
-# Quantiles of Student's t for that, with 1, 2, ... 30 degrees of freedom.
-T_QUANTILES = (
-    12.7062,
-    4.3027,
-    3.1824,
-    2.7764,
-    2.5706,
-    2.4469,
-    2.3646,
-    2.3060,
-    2.2622,
-    2.2281,
-    2.2010,
-    2.1788,
-    2.1604,
-    2.1448,
-    2.1314,
-    2.1199,
-    2.1098,
-    2.1009,
-    2.0930,
-    2.0860,
-    2.0796,
-    2.0739,
-    2.0687,
-    2.0639,
-    2.0595,
-    2.0555,
-    2.0518,
-    2.0484,
-    2.0452,
-    2.0423,
-)
 
 
 class Blocks(NamedTuple):
@@ -400,19 +367,5 @@ def jackknife(value: float, deleted: Tensor | None) -> Estimate:
         return Estimate(value, -math.inf, math.inf)
     count = len(deleted)
     error = math.sqrt((count - 1) * deleted.var(correction=0).item())
-    half = student_quantile(count - 1) * error
+    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error  # Student's t.
     return Estimate(value, value - half, value + half)
-
-
-def student_quantile(freedom: int) -> float:
-    """Return the quantile of Student's t that bounds the interval of 95%.
-
-    Args:
-        freedom: Degrees of freedom.
-    """
-    if freedom <= len(T_QUANTILES):
-        return T_QUANTILES[freedom - 1]
-    # Cornish-Fisher expansion, exact to 1e-4 here.
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return z + (z**3 + z) / (4 * freedom) + second

@@ -165,14 +165,8 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     deleted = (values.sum() - values) / 3
     error = values.std().item() / 2
     found = noise.jackknife(4.0, deleted)
-    assert found.high - 4 == pytest.approx(t.ppf(0.975, 3) * error, rel=1e-4)
+    assert found.high - 4 == pytest.approx(t.ppf(0.975, 3) * error, rel=1e-9)
     assert noise.jackknife(4.0, None)[1:] == (-math.inf, math.inf)
-
-
-@pytest.mark.parametrize('freedom', [*range(1, 33), 63, 500])
-def test_quantiles_are_those_of_scipy(freedom: int):
-    expected = t.ppf(0.975, freedom)
-    assert noise.student_quantile(freedom) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
