@@ -3,9 +3,5 @@
 _base_ = ['../_base_/models/mask-rcnn_r50_fpn.py', '../_base_/schedules/coco_14e.py']
 train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=0.02 * 32 / 16),
-)
+optim_wrapper = dict(type='AGVMOptimWrapper', optimizer=dict(lr=0.02 * 32 / 16))
 default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=7430))
