@@ -81,7 +81,7 @@ def train_on_ranks(folder: str) -> tuple:
     runner = Runner.from_cfg(cfg)
     runner.train()
     wrapper = runner.optim_wrapper
-    return runner.model.module.norm_types, wrapper.num_measurements
+    return runner.model.module.norm_types, wrapper.agvm.num_measurements
 
 
 def test_config_trains_on_cpu_ranks_without_sync_bn(tmp_path: Path):

@@ -34,7 +34,12 @@ def test_lines_for_a_config_work_on_a_stock_config(tmp_path):
     runner.model = model
     wrapper = Runner.build_optim_wrapper(runner, config.optim_wrapper)
     assert type(wrapper).__name__ == 'AGVMOptimWrapper'
-    assert list(wrapper.multipliers) == ['backbone', 'neck', 'rpn_head', 'bbox_head']
+    assert list(wrapper.agvm.multipliers) == [
+        'backbone',
+        'neck',
+        'rpn_head',
+        'bbox_head',
+    ]
     # The hooks of the stock config are kept.
     assert config.default_hooks.checkpoint.type == 'CheckpointHook'
     hook = HOOKS.build(config.default_hooks.agvm)

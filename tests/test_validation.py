@@ -58,12 +58,12 @@ def test_every_registered_class_suggests_its_arguments(name):
 
 def test_arguments_of_base_classes_are_known():
     assert argument_names(AGVMAmpOptimWrapper) == {
-        # AGVMMixin
+        # AGVMOptimWrapper
+        'modules',
         'anchor',
         'momentum',
         'ratio_bounds',
         'clip_window',
-        'allow_resume_mismatch',
         # MMEngine's AmpOptimWrapper
         'loss_scale',
         'dtype',
@@ -108,9 +108,9 @@ def test_subclass_may_add_arguments():
 
     wider = Wider(width=1, margin=2)
     assert (wider.width, wider.margin) == (1, 2)
-    with pytest.raises(TypeError, match="it has: width. Did you mean 'width'"):
+    with pytest.raises(TypeError, match="it has: margin, width. Did you mean 'width'"):
         Wider(widht=1, margin=2)
-    with pytest.raises(TypeError, match='it has: width.$'):
+    with pytest.raises(TypeError, match='it has: margin, width.$'):
         Wider(color=1, margin=2)
 
 

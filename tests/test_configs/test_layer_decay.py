@@ -120,7 +120,6 @@ def test_rates_and_decays_are_those_of_the_stock_optimizer(
     ours = copy.deepcopy(settings)
     ours.update(
         type='AGVMOptimWrapper',
-        constructor='AGVMOptimWrapperConstructor',
         base_constructor=settings.constructor,
     )
     with plan.quiet():
@@ -129,7 +128,7 @@ def test_rates_and_decays_are_those_of_the_stock_optimizer(
         assert by_parameter(model, wrapper) == expected
         rates = {one['lr'] for one in expected.values()}
         assert max(rates) > 1.4 * min(rates)
-        assert len(wrapper.multipliers) > 1
+        assert len(wrapper.agvm.multipliers) > 1
         # Without the base's name its settings are not dropped in silence.
         del ours['base_constructor']
         with pytest.raises(ValueError, match='does not read .*decay_rate'):

@@ -69,7 +69,6 @@ def check_modules(leaf, model):
     expected = MODULES.get(leaf.split('/')[0])
     cfg = dict(
         type='AGVMOptimWrapper',
-        constructor='AGVMOptimWrapperConstructor',
         optimizer=dict(type='SGD', lr=0.1),
     )
     own = load(leaf).optim_wrapper
@@ -183,10 +182,10 @@ def test_one_update(leaf, tmp_path):
 
     wrapper = runner.optim_wrapper
     if cfg.optim_wrapper.type == 'AGVMOptimWrapper':
-        assert wrapper.num_measurements == 1
-        assert wrapper.multipliers['backbone'] == 1
-        assert set(wrapper.variances) == set(wrapper.multipliers)
-        assert any(mu != 1 for mu in wrapper.multipliers.values())
-        for module, mu in wrapper.multipliers.items():
+        assert wrapper.agvm.num_measurements == 1
+        assert wrapper.agvm.multipliers['backbone'] == 1
+        assert set(wrapper.agvm.variances) == set(wrapper.agvm.multipliers)
+        assert any(mu != 1 for mu in wrapper.agvm.multipliers.values())
+        for module, mu in wrapper.agvm.multipliers.items():
             logged = runner.message_hub.get_scalar(f'train/agvm/mu/{module}')
             assert logged.current() == mu

@@ -24,7 +24,7 @@ from agvm_mm.training.dataloader import load_by_updates
 from agvm_mm.training.loops import LargeBatchTrainLoop
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05))
-AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
+AGVM = dict(PLAIN, type='AGVMOptimWrapper')
 
 
 NO_CHECKPOINT = dict(checkpoint=dict(type='CheckpointHook', interval=-1))

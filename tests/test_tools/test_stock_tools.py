@@ -25,7 +25,6 @@ _base_ = '{base}'
 custom_imports = dict(imports={imports})
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     accumulative_counts=2)
 default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=1))
 """
