@@ -111,7 +111,6 @@ def test_agvm_begins_after_the_warmup_with_its_settings(plain: str):
     )
     wrapper = cfg.optim_wrapper
     assert (wrapper.pop('momentum'), wrapper.pop('ratio_bounds')) == (0.97, [0.5, 4])
-    assert wrapper.pop('constructor') == 'AGVMOptimWrapperConstructor'
     assert wrapper.pop('type') == 'AGVMOptimWrapper'
     assert wrapper == {k: v for k, v in without.optim_wrapper.items() if k != 'type'}
     cfg.optim_wrapper = without.optim_wrapper
