@@ -1,23 +1,20 @@
 """Stock configs with layer-wise decay: every parameter keeps its rate and decay."""
 
 import copy
+import importlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import mmdet
-import mmseg
 import pytest
 import torch
+from cases import for_each
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
 from agvm_mm.report import plan
 
-TOOLBOXES = [
-    Path(package.__file__).parent / '.mim/configs' for package in (mmdet, mmseg)
-]
 DECAYS = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 
 
@@ -65,11 +62,13 @@ class ConvNeXt(nn.Module):
 def layer_decay_configs() -> dict[str, Config]:
     """Return the stock configs with layer-wise decay by their name."""
     families = ('convnext', 'rtmdet', 'beit', 'mae')
+    toolboxes = map(importlib.import_module, ('mmdet', 'mmseg'))
+    folders = [Path(toolbox.__file__).parent / '.mim/configs' for toolbox in toolboxes]
     paths = [
         path
-        for root in TOOLBOXES
+        for folder in folders
         for family in families
-        for path in sorted(root.glob(f'{family}/*.py'))
+        for path in sorted(folder.glob(f'{family}/*.py'))
     ]
     configs = {
         path.stem: Config.fromfile(path, import_custom_modules=False) for path in paths
@@ -107,11 +106,11 @@ def test_all_configs_with_layer_wise_decay_are_found():
     assert len(layer_decay_configs()) == 16
 
 
-@pytest.mark.parametrize('index', range(16))
+@for_each(layer_decay_configs)
 def test_rates_and_decays_are_those_of_the_stock_optimizer(
-    index: int, capsys: pytest.CaptureFixture
+    name: str, capsys: pytest.CaptureFixture
 ):
-    config = list(layer_decay_configs().values())[index]
+    config = layer_decay_configs()[name]
     model = plan.build_model(config)
     settings = copy.deepcopy(config.optim_wrapper)
     # Mixed precision needs a GPU.
