@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from common import memory, report
-from mmdet.utils import register_all_modules
 
 from agvm_mm.estimators import ESTIMATORS
 from agvm_mm.training.summary import parameter_counts
@@ -55,6 +54,8 @@ def measure_rank(model: dict, settings: dict) -> dict:
         model: Settings of the detector.
         settings: See :func:`measure`.
     """
+    from mmdet.utils import register_all_modules
+
     register_all_modules()
     trainers = {
         variant: Trainer(build_detector(model), variant, settings['optimizer'])

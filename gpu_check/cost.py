@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch.distributed as dist
-from mmdet.utils import register_all_modules
 
 from gpu_check import tables
 from gpu_check.counts import count_calls, count_synchronizations, device_peak
@@ -33,6 +32,8 @@ def measure_cost(settings: dict) -> dict:
         Result of :func:`measure_cells`, and under 'counts' for each cell its 'peak'
         memory, 'synchronizations', 'operators' and 'kernels'.
     """
+    from mmdet.utils import register_all_modules
+
     register_all_modules()
     rank, micro_batches = dist.get_rank(), 2 if dist.get_world_size() == 1 else 1
     model = detector_settings(settings['model'])

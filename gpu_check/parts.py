@@ -12,7 +12,7 @@ from demo import write_digits
 from gpu_check import cost, golden, parity, synchronizations, training
 from gpu_check.ranks import run_on_ranks
 
-PRELOAD = ('mmdet.models', 'demo')
+PRELOAD = ('mmdet.models', 'demo.detection')
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 from mmcv.ops import RoIAlign
-from mmdet.models.dense_heads import RPNHead
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -103,6 +102,8 @@ def use_float32_operators(model: nn.Module) -> None:
 
     They have no bfloat16.
     """
+    from mmdet.models.dense_heads import RPNHead
+
     for layer in model.modules():
         if isinstance(layer, RoIAlign):
             layer.register_forward_pre_hook(

@@ -145,7 +145,7 @@ def detection_settings(data: Path) -> dict[str, Any]:
 
 DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 # The second registers the data set.
-IMPORTS = ['agvm_mm', 'demo']
+IMPORTS = ['agvm_mm', 'demo.detection']
 
 
 def test_mim_train_mmdet(data: Path, tmp_path: Path):
