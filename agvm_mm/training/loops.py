@@ -20,7 +20,7 @@ from agvm_mm.preflight import (
     check_one_optimizer,
     check_update_params,
 )
-from agvm_mm.training.dataloader import UpdateWindow, load_by_updates, set_seed
+from agvm_mm.training.dataloader import UpdateDataLoader, UpdateWindow, set_seed
 from agvm_mm.training.match import check_batch_size
 from agvm_mm.training.resume import ResumeHook
 from agvm_mm.training.summary import describe_run
@@ -93,9 +93,9 @@ class LargeBatchMixin:
                 seed=runner.seed,
                 diff_rank_seed=engine.has_rank_seeds(runner),
             )
-        updates = load_by_updates(dataloader, total_batch_size, runner.seed)
+        updates = UpdateDataLoader(dataloader, total_batch_size, runner.seed)
         if self.counts_epochs:
-            self._check_ends(updates, engine.is_endless(updates.batch_sampler))
+            self._check_ends(updates, updates.endless)
         self.batch = updates.batch
         super().__init__(runner, updates, **kwargs)
 
