@@ -1,4 +1,4 @@
-"""noise.py against NumPy on all gradients, and on gradients of known noise."""
+"""intervals.py against NumPy on all gradients, and on gradients of known noise."""
 
 import math
 
@@ -10,8 +10,12 @@ from scipy.stats import t
 from agvm_mm.method.modulator import raw_multiplier
 from agvm_mm.method.noise_scale import ALL, predicted_variance
 from agvm_mm.method.variance import variance_from_replicas
-from agvm_mm.report import noise
-from agvm_mm.report.noise import GradientSums, divide_replicas, make_report
+from agvm_mm.report.gradient_noise import intervals
+from agvm_mm.report.gradient_noise.intervals import (
+    GradientSums,
+    divide_replicas,
+    make_report,
+)
 
 BOUNDS = (0.5, 10.0)
 
@@ -164,9 +168,9 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     values = torch.tensor([1.0, 4.0, 2.0, 9.0]).double()
     deleted = (values.sum() - values) / 3
     error = values.std().item() / 2
-    found = noise.jackknife(4.0, deleted)
+    found = intervals.jackknife(4.0, deleted)
     assert found.high - 4 == pytest.approx(t.ppf(0.975, 3) * error, rel=1e-9)
-    assert noise.jackknife(4.0, None)[1:] == (-math.inf, math.inf)
+    assert intervals.jackknife(4.0, None)[1:] == (-math.inf, math.inf)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from test_noise import BOUNDS, draw, sums_of
 
 from agvm_mm.method.noise_scale import predicted_variance
-from agvm_mm.report.figures import plot_noise, save_figure
-from agvm_mm.report.noise import NoiseReport, make_report
-from agvm_mm.report.noise_text import describe, write_json
+from agvm_mm.report.figures import plot_gradient_noise, save_figure
+from agvm_mm.report.gradient_noise.intervals import NoiseReport, make_report
+from agvm_mm.report.gradient_noise.text import describe, write_json
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def drawn(figure: Figure, panel: int) -> dict:
 
 
 def test_lines_are_predictions_and_points_measurements(report: NoiseReport):
-    figure = plot_noise(report, title='a title')
+    figure = plot_gradient_noise(report, title='a title')
     phi, mu = drawn(figure, 0), drawn(figure, 1)
     assert 'predicted head' in phi and 'predicted neck' not in phi
     assert 'predicted head' in mu and 'predicted backbone' not in mu
@@ -54,7 +54,7 @@ def test_lines_are_predictions_and_points_measurements(report: NoiseReport):
 def test_two_replicas_can_be_drawn(tmp_path: Path):
     g = draw(np.random.default_rng(6), 2, 100.0, 1.0)
     report = make_report(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)
-    save_figure(plot_noise(report), tmp_path / 'noise.png')
+    save_figure(plot_gradient_noise(report), tmp_path / 'noise.png')
     assert (tmp_path / 'noise.png').read_bytes().startswith(b'\x89PNG')
 
 

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from agvm_mm.method.noise_scale import ALL
-from agvm_mm.report.noise import BATCHES, CONFIDENCE, Estimate, NoiseReport
+from agvm_mm.report.gradient_noise.intervals import (
+    BATCHES,
+    CONFIDENCE,
+    Estimate,
+    NoiseReport,
+)
 
 VERSION = 1
 """Version of the JSON file."""

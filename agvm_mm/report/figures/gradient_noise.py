@@ -11,13 +11,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from agvm_mm.method.modulator import raw_multiplier
 from agvm_mm.method.noise_scale import ALL, predicted_variance
 from agvm_mm.report.figures.style import BLACK, module_style, set_up_panel
-from agvm_mm.report.noise import BATCHES, Estimate, NoiseReport
+from agvm_mm.report.gradient_noise.intervals import BATCHES, Estimate, NoiseReport
 
 POINTS = 120
 """Points of a predicted curve."""
 
 
-def plot_noise(report: NoiseReport, *, title: str | None = None) -> Figure:
+def plot_gradient_noise(report: NoiseReport, *, title: str | None = None) -> Figure:
     """Draw Phi and mu against the batch, and the noise scale of each module.
 
     Points with bars are measured, lines are predicted from the noise scale of all

@@ -33,7 +33,11 @@ from agvm_mm.estimators.reductions import squared_norm
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.preflight import check_one_optimizer
-from agvm_mm.report.noise import Blocks, GradientSums, divide_replicas
+from agvm_mm.report.gradient_noise.intervals import (
+    Blocks,
+    GradientSums,
+    divide_replicas,
+)
 from agvm_mm.report.plan import in_float32, quiet
 from agvm_mm.training.loading import allow_runner_checkpoints
 from agvm_mm.training.loops import pop_resume_switch
