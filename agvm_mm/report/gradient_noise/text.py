@@ -2,9 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from agvm_mm.method.noise_scale import ALL
 from agvm_mm.report.gradient_noise.intervals import (
@@ -36,77 +39,58 @@ def describe(report: NoiseReport, gradient: str, notes: Sequence[str] = ()) -> s
     """
     modules = [name for name in report.modules if name != ALL]
     others = [name for name in modules if name != report.anchor]
-    tables = [
-        _scale_table(report),
-        _value_table(report, 'phi', modules),
-        _value_table(report, 'mu', others),
-    ]
-    if report.noise_scales[ALL]:
-        tables.append(_cost_table(report))
-    lines = [
+    rows = [row for row in report.batches if row.batch >= BATCHES[0]]
+    columns = 'module', 'noise scale (images)', 'interval', 'signal', 'noise'
+    tables = [table(columns, (_scale(report, name) for name in report.modules))]
+    for value, names in (('phi', modules), ('mu', others)):
+        cells = (
+            [
+                f'{row.batch:,}',
+                'm' if row.measured else 'p',
+                *(_interval(getattr(row, value)[name]) for name in names),
+            ]
+            for row in rows
+        )
+        tables.append(table((f'{value} at batch', '', *names), cells))
+    if report.modules[ALL].noise_scale:
+        cells = (
+            [f'{row.batch:,}', f'{row.saved_updates:.0%}', f'{row.extra_images:.0%}']
+            for row in rows
+        )
+        tables.append(table(('batch', 'updates saved', 'images added'), cells))
+    first = [
         f'{report.images:,} images in replicas of {report.images_per_replica}, '
         f'{report.blocks} blocks; measured: {gradient}',
         *(f'NOTE  {note}' for note in notes),
-        *(line for table in tables for line in ('', *_format(table))),
-        '',
-        KEY,
-        '',
-        reading(report),
     ]
-    return '\n'.join(lines)
+    return '\n\n'.join(['\n'.join(first), *tables, KEY, reading(report)])
 
 
-def _scale_table(report: NoiseReport) -> Iterator[list[str]]:
-    yield ['module', 'noise scale (images)', 'interval', 'signal', 'noise']
-    for name, (signal, noise) in report.modules.items():
-        scale, low = report.noise_scales[name], report.lower_bounds[name]
-        value, ends = UNRESOLVED, f'above {_count(low)}' if low else '-'
-        if scale:
-            value = _count(scale.value)
-            ends = f'{_count(scale.low)} to {_count(scale.high)}'
-        size = f'{signal:.3g}' if signal > 0 else UNRESOLVED
-        yield [name, value, ends, size, f'{noise:.3g}']
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a table without lines, as wide as its cells, also in a terminal."""
+    grid = Table(*header, box=None, padding=(0, 2, 0, 0), header_style='')
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(width=1000, color_system=None, markup=False, emoji=False)
+    with console.capture() as text:
+        console.print(grid, highlight=False)
+    return '\n'.join(line.rstrip() for line in text.get().splitlines())
 
 
-def _value_table(
-    report: NoiseReport, value: str, names: Sequence[str]
-) -> Iterator[list[str]]:
-    """Yield the rows of a table of Phi or mu, by batch."""
-    yield [f'{value} at batch', '', *names]
-    for row in report.rows:
-        if row.batch >= BATCHES[0]:
-            found = getattr(row, value)
-            how = 'm' if row.measured else 'p'
-            yield [f'{row.batch:,}', how, *(_interval(found[name]) for name in names)]
-
-
-def _cost_table(report: NoiseReport) -> Iterator[list[str]]:
-    yield ['batch', 'updates saved', 'images added']
-    for row in report.rows:
-        if row.batch >= BATCHES[0]:
-            shares = (row.saved_updates, row.extra_images)
-            yield [f'{row.batch:,}', *map(_share, shares)]
-
-
-def _format(table: Iterator[list[str]]) -> list[str]:
-    rows = list(table)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        '  '.join(
-            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+def _scale(report: NoiseReport, name: str) -> list[str]:
+    signal, noise, scale, low = report.modules[name]
+    value, ends = UNRESOLVED, f'above {_count(low)}' if low else '-'
+    if scale:
+        value = _count(scale.value)
+        ends = f'{_count(scale.low)} to {_count(scale.high)}'
+    size = f'{signal:.3g}' if signal > 0 else UNRESOLVED
+    return [name, value, ends, size, f'{noise:.3g}']
 
 
 def _interval(found: Estimate | None) -> str:
     if found is None:
         return UNRESOLVED
     return f'{found.value:.3f} ({found.low:.2f}-{found.high:.2f})'
-
-
-def _share(share: float | None) -> str:
-    return UNRESOLVED if share is None else f'{share:.0%}'
 
 
 def _count(images: float) -> str:
@@ -118,9 +102,9 @@ def _count(images: float) -> str:
 
 def reading(report: NoiseReport) -> str:
     """Return one sentence that a newcomer understands."""
-    scale = report.noise_scales[ALL]
+    _, _, scale, low = report.modules[ALL]
     if scale is None:
-        low, known = report.lower_bounds[ALL], 'not known'
+        known = 'not known'
         if low:
             known = f'above {_count(low)} images, and smaller batches are mostly noise'
         return (
@@ -134,58 +118,23 @@ def reading(report: NoiseReport) -> str:
     )
 
 
-def as_json(report: NoiseReport, **context: Any) -> dict[str, Any]:
-    """Return the content of the JSON file; unresolved values are null.
-
-    Args:
-        report: The report.
-        context: Further entries.
-    """
-    return dict(
-        version=VERSION,
-        **context,
-        images=report.images,
-        images_per_replica=report.images_per_replica,
-        blocks=report.blocks,
-        confidence=CONFIDENCE,
-        anchor=report.anchor,
-        ratio_bounds=list(report.ratio_bounds),
-        modules={
-            name: dict(
-                signal=each.signal,
-                noise=each.noise,
-                noise_scale=_estimate(report.noise_scales[name]),
-                lower_bound=report.lower_bounds[name],
-            )
-            for name, each in report.modules.items()
-        },
-        batches=[
-            dict(
-                batch=row.batch,
-                measured=row.measured,
-                phi=_estimates(row.phi),
-                mu=_estimates(row.mu),
-                saved_updates=row.saved_updates,
-                extra_images=row.extra_images,
-            )
-            for row in report.rows
-        ],
-    )
-
-
-def _estimates(found: Mapping[str, Estimate | None]) -> dict[str, dict | None]:
-    return {name: _estimate(each) for name, each in found.items()}
-
-
-def _estimate(found: Estimate | None) -> dict[str, float | None] | None:
-    if found is None:
-        return None
-    ends = (end if math.isfinite(end) else None for end in found)
-    return dict(zip(('value', 'low', 'high'), ends, strict=True))
-
-
 def write_json(path: Path, report: NoiseReport, **context: Any) -> None:
-    """Write the JSON file; missing folders are created. See :func:`as_json`."""
+    """Write the report and further entries; what is not resolved is null.
+
+    Missing folders are created.
+    """
+    content = dict(version=VERSION, confidence=CONFIDENCE, **context, **plain(report))
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_json(report, **context), indent=2, allow_nan=False)
+    text = json.dumps(content, indent=2, allow_nan=False)
     path.write_text(text + '\n', encoding='utf-8')
+
+
+def plain(value: Any) -> Any:
+    """Return dicts in place of named tuples, and None for numbers without an end."""
+    if hasattr(value, '_asdict'):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and math.isinf(value) else value
