@@ -174,7 +174,6 @@ def examine_registries() -> Finding:
     """Look up the names that configs use."""
     expected = {
         registry.OPTIM_WRAPPERS: ('AGVMOptimWrapper', 'AGVMAmpOptimWrapper'),
-        registry.OPTIM_WRAPPER_CONSTRUCTORS: ('AGVMOptimWrapperConstructor',),
         registry.HOOKS: ('VarianceSyncHook', 'AtomicCheckpointHook'),
         registry.LOOPS: ('LargeBatchTrainLoop', 'LargeBatchIterTrainLoop'),
     }

@@ -78,7 +78,7 @@ def measure_rank(model: dict, settings: dict) -> dict:
     return dict(
         measured,
         **measure_memory(trainers, batch_of(0)),
-        variances={name: trainers[name].wrapper.variances for name in ESTIMATORS},
+        variances={name: trainers[name].wrapper.agvm.variances for name in ESTIMATORS},
         facts=model_facts(trainers),
     )
 

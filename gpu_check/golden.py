@@ -69,7 +69,7 @@ def measure_golden() -> Golden:
         with wrapper.optim_context(ddp):
             loss = ddp(dist.get_rank())
         wrapper.update_params(loss)
-        results[estimator] = (wrapper.variances, wrapper.multipliers)
+        results[estimator] = (wrapper.agvm.variances, wrapper.agvm.multipliers)
     return results
 
 

@@ -82,8 +82,9 @@ def train_rank(
             with wrapper.optim_context(ddp):
                 loss = ddp(*(part.to(device) for part in images))['loss']
             wrapper.update_params(loss)
-        noise = wrapper.noise.averages()
-        history.append((wrapper.multipliers, wrapper.variances, noise))
+        agvm = wrapper.agvm
+        noise = agvm.noise.averages()
+        history.append((agvm.multipliers, agvm.variances, noise))
     parameters = {k: p.detach().cpu().numpy() for k, p in model.named_parameters()}
     return parameters, history
 

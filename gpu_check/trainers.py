@@ -67,13 +67,17 @@ class Trainer:
         plain = variant.startswith('plain')
         if not plain:
             settings['type'] = 'AGVMOptimWrapper'
-            settings['constructor'] = 'AGVMOptimWrapperConstructor'
         self.wrapper = build_optim_wrapper(model, settings)
         if not plain:
+            agvm = self.wrapper.make_agvm(model)
             self.estimator = build_estimator(
-                variant, self.wrapper.optimizer, self.ddp, accumulation=micro_batches
+                variant,
+                agvm.preconditioner,
+                agvm.parameters,
+                self.ddp,
+                accumulation=micro_batches,
             )
-            self.wrapper.attach(self.estimator, self.switch)
+            agvm.attach(self.estimator, self.switch)
 
     def update(self, batch: dict, *, measured: bool = False, seed: int = 0) -> None:
         """Run one optimizer update.

@@ -49,9 +49,9 @@ class RecordHook(Hook):
         self.records.append(
             dict(
                 loss=float(outputs['loss']),
-                variances=wrapper.variances,
+                variances=wrapper.agvm.variances,
                 scale=wrapper.loss_scaler.get_scale(),
-                skipped=wrapper.num_skipped_measurements,
+                skipped=wrapper.agvm.num_skipped_measurements,
             )
         )
 

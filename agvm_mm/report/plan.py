@@ -28,19 +28,11 @@ from mmengine.registry import (
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from agvm_mm import VarianceSyncHook, cli
-from agvm_mm.estimators import build_preconditioner
+from agvm_mm import cli
+from agvm_mm.estimators import check_replicas
 from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
-from agvm_mm.optim.wrapper import AGVMMixin
-from agvm_mm.preflight import (
-    check_accumulation,
-    check_auto_scaling,
-    check_one_hook,
-    check_one_optimizer,
-    check_replicas,
-    check_total_batch_size,
-)
+from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.report.forecast import (
     Cost,
     NoiseScales,
@@ -50,10 +42,23 @@ from agvm_mm.report.forecast import (
     describe_time,
     settled_multipliers,
 )
-from agvm_mm.training.loops import LargeBatchMixin, pop_resume_switch
+from agvm_mm.training.batch import (
+    check_accumulation,
+    check_auto_scaling,
+    check_total_batch_size,
+)
+from agvm_mm.training.loops import LargeBatchMixin
+from agvm_mm.training.variance_sync import (
+    WARMUP,
+    VarianceSyncHook,
+    check_begin_is_reached,
+    check_one_hook,
+)
+from agvm_mm.training.warmup import end_of_warmup, learning_rates
 from agvm_mm.validation import (
     argument_names,
     check_arguments,
+    check_optimizer_type,
     did_you_mean,
     resolve_type,
     type_name,
@@ -90,6 +95,7 @@ class Plan:
         optimizer: Type of the optimizer.
         precision: 'float32' or 'mixed'.
         schedule: AGVM's schedule, None without AGVM.
+        acts: Whether AGVM scales learning rates.
         estimator: AGVM's estimator.
         momentum: Momentum of the multipliers.
         noise: Measured noise scales, None without.
@@ -110,6 +116,7 @@ class Plan:
     optimizer: str
     precision: str
     schedule: MeasurementSchedule | None = None
+    acts: bool = False
     estimator: str = 'halves'
     momentum: float = 0.97
     noise: NoiseScales | None = None
@@ -124,11 +131,6 @@ class Plan:
         return self.total // (self.gpus * self.images_per_gpu)
 
     @property
-    def acts(self) -> bool:
-        """Whether AGVM scales learning rates."""
-        return self.schedule is not None and self.schedule.act
-
-    @property
     def measurements(self) -> int:
         """Number of updates at which AGVM measures."""
         if self.schedule is None:
@@ -138,8 +140,7 @@ class Plan:
     @property
     def warmup(self) -> int:
         """First update at which the learning rate is at its peak, within 1%."""
-        peak = max(self.lr)
-        return next(i for i, rate in enumerate(self.lr) if rate > 0.99 * peak)
+        return end_of_warmup(self.lr)
 
     @property
     def gradient_bytes(self) -> int:
@@ -190,7 +191,7 @@ def make_plan(
         images_per_gpu=per_gpu,
         epoch=epoch,
         updates=updates,
-        lr=learning_rates(cfg, epoch, updates, accumulation),
+        lr=planned_rates(cfg, epoch, updates, accumulation),
         modules={
             name: sum(parameter.numel() for parameter in parameters)
             for name, parameters in by_module.items()
@@ -203,6 +204,9 @@ def make_plan(
     hook = build_settings(cfg, model)
     if hook is not None:
         plan.schedule = hook.schedule
+        if hook.begin == WARMUP:
+            plan.schedule = hook.make_schedule(plan.warmup)
+        plan.acts = hook.act
         plan.estimator = hook.estimator
         plan.momentum = cfg.optim_wrapper.get('momentum', 0.97)
     if noise is not None:
@@ -305,7 +309,7 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
-def learning_rates(
+def planned_rates(
     cfg: Config, epoch: int, updates: int, accumulation: int
 ) -> list[float]:
     """Compute the learning rate at each update with the schedulers of the config.
@@ -325,18 +329,13 @@ def learning_rates(
         PARAM_SCHEDULERS.build(dict(one), default_args=context)
         for one in (settings if isinstance(settings, list | tuple) else [settings])
     ]
-    rates = []
-    for update in range(1, updates + 1):
-        rates.append(optimizer.param_groups[0]['lr'])
-        # Schedulers expect a step before theirs; there is no gradient to apply.
-        optimizer.step()
-        for scheduler in schedulers:
-            if not scheduler.by_epoch:
-                for _ in range(accumulation):
-                    scheduler.step()
-            elif update % epoch == 0:
-                scheduler.step()
-    return rates
+    return learning_rates(
+        schedulers,
+        optimizer.param_groups,
+        updates=updates,
+        epoch=epoch,
+        accumulation=accumulation,
+    )
 
 
 @contextmanager
@@ -370,7 +369,7 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
         Exception: Any error that the run would raise.
     """
     settings = in_float32(cfg.optim_wrapper)
-    pop_resume_switch(settings)  # As a large-batch loop does.
+    check_optimizer_type(settings.get('optimizer'))
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
     hooks = variance_hooks(cfg)
@@ -378,8 +377,10 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
     if not hooks:
         return None
     check_one_optimizer('VarianceSyncHook', wrapper)
-    build_preconditioner(wrapper.optimizer)  # Refuses one that cannot be measured.
-    return HOOKS.build(hooks[0])
+    hook = HOOKS.build(hooks[0])
+    if isinstance(wrapper, AGVMOptimWrapper):
+        wrapper.make_agvm(model, act=hook.act)
+    return hook
 
 
 def in_float32(settings: ConfigDict) -> ConfigDict:
@@ -423,20 +424,14 @@ def find_problems(plan: Plan, cfg: Config) -> list[str]:
     problems = _errors(
         check_total_batch_size, plan.total, plan.gpus, plan.images_per_gpu
     )
-    is_agvm = is_wrapper(cfg, AGVMMixin)
-    if (is_agvm and plan.schedule is None) or (plan.acts and not is_agvm):
+    if is_wrapper(cfg, AGVMOptimWrapper) != (plan.schedule is not None):
         problems.append(
-            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there '
-            '(the hook alone measures with act=False)'
+            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
         )
     if plan.schedule is None:
         return problems
     problems += _errors(check_replicas, plan.gpus, plan.micro_batches, None)
-    if plan.schedule.begin >= plan.updates:
-        problems.append(
-            f'AGVM begins at update {plan.schedule.begin}, the run ends after '
-            f'{plan.updates}'
-        )
+    problems += _errors(check_begin_is_reached, plan.schedule.begin, plan.updates)
     return problems
 
 
@@ -517,13 +512,13 @@ def _agvm_lines(plan: Plan, schedule: MeasurementSchedule, gradient: str) -> lis
     else:
         extra = f'{2 * len(plan.modules)} scalars more reduced'
     end = '' if schedule.end is None else f' to {schedule.end:,}'
-    acts = '' if schedule.act else 'only measures, '
+    acts = '' if plan.acts else 'only measures, '
     lines = [
         f'            measured update: {extra}',
         f'AGVM        {acts}from update {schedule.begin:,}{end}, every '
         f'{schedule.interval}: {plan.measurements:,} measurements by {plan.estimator}',
     ]
-    if schedule.act:
+    if plan.acts:
         half = half_way(plan.momentum)
         lines.append(f'            mu goes half of its way in {half} measurement(s)')
     return lines

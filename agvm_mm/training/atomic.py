@@ -12,7 +12,6 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from agvm_mm.engine import OpenCheckpointHook
-from agvm_mm.preflight import check_can_write
 from agvm_mm.training.resume import built_schedulers, check_resume
 
 
@@ -164,3 +163,19 @@ class AtomicCheckpointHook(OpenCheckpointHook):
         if self.save_best:
             with self._removals_last():
                 super().save_best_step(runner, metrics)
+
+
+def check_can_write(out_dir: str) -> None:
+    """Check that checkpoints can be written to a folder.
+
+    Args:
+        out_dir: From the config.
+
+    Raises:
+        ValueError: If MMEngine can only read there.
+    """
+    if out_dir.startswith(('http://', 'https://')):
+        raise ValueError(
+            f'out_dir={out_dir!r}: nothing can be written there; use a local folder '
+            'or a storage such as s3://'
+        )

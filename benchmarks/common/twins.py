@@ -117,7 +117,6 @@ def run_config(run: Run, data: Path) -> Config:
     if variant.agvm is not None:
         options = dict(variant.agvm)
         wrapper.type = 'AGVMOptimWrapper'
-        wrapper.constructor = 'AGVMOptimWrapperConstructor'
         for key in {'momentum', 'ratio_bounds', 'anchor'} & options.keys():
             wrapper[key] = options.pop(key)
         cfg.default_hooks.agvm = dict(type='VarianceSyncHook', begin=begin, **options)

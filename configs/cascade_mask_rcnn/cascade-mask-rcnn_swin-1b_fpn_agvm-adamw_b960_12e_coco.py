@@ -9,7 +9,6 @@ train_cfg = dict(total_batch_size=960)
 train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=1e-4 * (960 / 16) ** 0.5),
     modules=dict(
         backbone=['backbone'],

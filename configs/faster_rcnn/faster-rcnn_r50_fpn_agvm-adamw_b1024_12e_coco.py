@@ -8,9 +8,7 @@ _base_ = [
 train_cfg = dict(total_batch_size=1024)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=1e-4 * (1024 / 16) ** 0.5),
+    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (1024 / 16) ** 0.5)
 )
 default_hooks = dict(
     logger=dict(interval=10), agvm=dict(type='VarianceSyncHook', interval=10, begin=288)

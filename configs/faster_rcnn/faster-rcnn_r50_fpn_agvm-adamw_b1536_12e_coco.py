@@ -8,9 +8,7 @@ _base_ = [
 train_cfg = dict(val_interval=4, total_batch_size=1536)
 train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=1e-4 * (1536 / 16) ** 0.5),
+    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (1536 / 16) ** 0.5)
 )
 default_hooks = dict(
     checkpoint=dict(interval=4),

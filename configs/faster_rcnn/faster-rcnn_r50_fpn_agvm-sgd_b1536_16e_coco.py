@@ -9,7 +9,6 @@ train_cfg = dict(max_epochs=16, val_interval=4, total_batch_size=1536)
 train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=0.16 * (1536 / 128) ** 0.5),
     clip_grad=dict(max_norm=1.0),
     clip_window=(115, 193),

@@ -8,7 +8,6 @@ train_cfg = dict(max_epochs=16, total_batch_size=512)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=0.38),
     clip_grad=dict(max_norm=1.0),
     clip_window=(360, 560),

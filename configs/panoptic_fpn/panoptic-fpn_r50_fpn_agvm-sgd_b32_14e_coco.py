@@ -7,11 +7,7 @@ _base_ = [
 ]
 train_cfg = dict(max_epochs=14, total_batch_size=32)
 train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=0.02 * 32 / 16),
-)
+optim_wrapper = dict(type='AGVMOptimWrapper', optimizer=dict(lr=0.02 * 32 / 16))
 param_scheduler = [
     _base_.param_scheduler[0],
     dict(type='MultiStepLR', by_epoch=True, end=14, milestones=[10, 12], gamma=0.1),

@@ -9,7 +9,6 @@ train_cfg = dict(max_epochs=14, total_batch_size=512)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=0.16 * (512 / 128) ** 0.5),
     clip_grad=dict(max_norm=1.0),
     clip_window=(360, 560),

@@ -8,9 +8,7 @@ _base_ = [
 train_cfg = dict(val_interval=4, total_batch_size=4096)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=1e-4 * (4096 / 16) ** 0.5),
+    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (4096 / 16) ** 0.5)
 )
 default_hooks = dict(
     checkpoint=dict(interval=4),

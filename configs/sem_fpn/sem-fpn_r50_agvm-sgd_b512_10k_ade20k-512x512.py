@@ -9,7 +9,6 @@ train_cfg = dict(max_iters=10000, val_interval=1000, total_batch_size=512)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=0.16 * (512 / 128) ** 0.5),
     clip_grad=dict(max_norm=1.0),
     clip_window=(750, 830),

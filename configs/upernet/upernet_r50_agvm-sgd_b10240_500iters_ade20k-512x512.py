@@ -9,7 +9,6 @@ train_cfg = dict(max_iters=500, val_interval=50, total_batch_size=10240)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=0.16 * (10240 / 128) ** 0.5),
     clip_grad=dict(max_norm=1.0),
     clip_window=(38, 42),

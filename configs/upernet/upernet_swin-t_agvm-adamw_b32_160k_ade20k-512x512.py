@@ -8,9 +8,7 @@ _base_ = [
 train_cfg = dict(max_iters=160000, val_interval=16000, total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=1e-4 * (32 / 16) ** 0.5),
+    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (32 / 16) ** 0.5)
 )
 param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=12632),

@@ -8,9 +8,7 @@ _base_ = [
 train_cfg = dict(max_iters=10000, val_interval=1000, total_batch_size=512)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=1e-4 * (512 / 16) ** 0.5),
+    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (512 / 16) ** 0.5)
 )
 param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=790),

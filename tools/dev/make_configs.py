@@ -267,7 +267,6 @@ def optim_wrapper(run: Run) -> dict:
         return dict(optimizer=optimizer)
     wrapper = dict(
         type='AGVMOptimWrapper',
-        constructor='AGVMOptimWrapperConstructor',
         optimizer=optimizer,
     )
     if run.method == 'agvm-sgd' and run.batch >= 256:

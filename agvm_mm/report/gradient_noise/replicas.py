@@ -32,7 +32,7 @@ from agvm_mm.estimators.preconditioner import (
 from agvm_mm.estimators.reductions import squared_norm
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
-from agvm_mm.preflight import check_one_optimizer
+from agvm_mm.optim.wrapper import check_one_optimizer
 from agvm_mm.report.gradient_noise.intervals import (
     Blocks,
     GradientSums,
@@ -40,7 +40,6 @@ from agvm_mm.report.gradient_noise.intervals import (
 )
 from agvm_mm.report.plan import in_float32, quiet
 from agvm_mm.training.loading import allow_runner_checkpoints
-from agvm_mm.training.loops import pop_resume_switch
 from agvm_mm.validation import check_number, type_name
 
 # Elements of a parameter whose inner products are computed at a time in float64.
@@ -249,7 +248,6 @@ def make_preconditioner(
     if not cfg.get('optim_wrapper'):
         return plain, 'The config has no optimizer: plain gradient.'
     settings = in_float32(cfg.optim_wrapper)
-    pop_resume_switch(settings)
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
     check_one_optimizer('tools/noise_scale.py', wrapper)

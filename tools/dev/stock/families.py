@@ -154,11 +154,16 @@ def _compare(cfg: Config, size: int) -> Update:
     add_agvm(cfg)
     try:
         wrapper = build_optim_wrapper(same_model, in_float32(cfg.optim_wrapper))
+        agvm = wrapper.make_agvm(same_model)
         estimator = build_estimator(
-            'halves', wrapper.optimizer, same_model, accumulation=MICRO_BATCHES
+            'halves',
+            agvm.preconditioner,
+            agvm.parameters,
+            same_model,
+            accumulation=MICRO_BATCHES,
         )
         measured: list[Measurement] = []
-        wrapper.attach(estimator, MeasurementSchedule(interval=1), measured.append)
+        agvm.attach(estimator, MeasurementSchedule(interval=1), measured.append)
         found = gradients_of_update(same_model, wrapper, images)
     except Exception as error:
         return Update('', 'failed', reason_of(error))

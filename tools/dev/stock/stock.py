@@ -88,13 +88,9 @@ def stock_configs(toolbox: str) -> list[str]:
 def add_agvm(cfg: Config) -> None:
     """Add the lines of the README to a config."""
     stock = cfg.optim_wrapper
-    lines = dict(
-        type=AGVM_WRAPPERS[type_name(stock.get('type', 'OptimWrapper'))],
-        constructor='AGVMOptimWrapperConstructor',
-    )
-    if 'constructor' in stock:
-        lines['base_constructor'] = stock.constructor
-    hook = dict(type='VarianceSyncHook', interval=10, begin=1020)
+    kind = type_name(stock.get('type', 'OptimWrapper'))
+    lines = dict(type=AGVM_WRAPPERS[kind])
+    hook = dict(type='VarianceSyncHook')
     cfg.merge_from_dict(dict(optim_wrapper=lines, default_hooks=dict(agvm=hook)))
 
 
@@ -170,6 +166,7 @@ def _examine(cfg: Config) -> Result:
         _check_wrapper_arguments(cfg.optim_wrapper)
         check_one_hook('VarianceSyncHook', len(variance_hooks(cfg)))
         wrapper = build_optim_wrapper(model, in_float32(cfg.optim_wrapper))
+        wrapper.make_agvm(model)
     except Exception as error:
         return Result('', 'refused', reason_of(error))
     different = differences(model, stock, wrapper)
@@ -179,7 +176,7 @@ def _examine(cfg: Config) -> Result:
         '',
         'different' if different else 'same',
         '; '.join(different[:3]),
-        modules=tuple(wrapper.multipliers),
+        modules=tuple(wrapper.agvm.parameters),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 
@@ -187,7 +184,7 @@ def _examine(cfg: Config) -> Result:
 def _check_wrapper_arguments(settings: ConfigDict) -> None:
     """Check what :func:`in_float32` would drop, such as ``loss_scale``."""
     known = argument_names(resolve_type(settings.type, OPTIM_WRAPPERS))
-    given = set(settings) - {'type', 'base_constructor', *CONSTRUCTOR_SETTINGS}
+    given = set(settings) - {'type', *CONSTRUCTOR_SETTINGS}
     check_arguments(settings.type, given, known)
 
 
