@@ -34,8 +34,12 @@ from torch import Tensor
 
 from agvm_mm.method.noise_scale import relative_updates
 from agvm_mm.report.figures import save_figure
-from agvm_mm.report.noise import Estimate, GradientSums, jackknife
-from agvm_mm.report.noise_run import drop_without_gradient, measure, set_up
+from agvm_mm.report.gradient_noise.intervals import Estimate, GradientSums, jackknife
+from agvm_mm.report.gradient_noise.replicas import (
+    drop_without_gradient,
+    measure,
+    set_up,
+)
 from agvm_mm.validation import check_number
 
 ROOT = Path(__file__).resolve().parents[1]

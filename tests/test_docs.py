@@ -50,6 +50,7 @@ from packaging.requirements import Requirement
 from toy import ToyDetector
 
 import agvm_mm
+import gpu_check.__main__
 from agvm_mm import cli, doctor
 
 ROOT = Path(__file__).parent.parent
@@ -412,10 +413,10 @@ def check_command(words: list[str]) -> str | None:
         check_ranks_script(program, arguments)
     elif program == 'python' and arguments[0] == '-m':
         module, *rest = arguments[1:]
-        if module == 'agvm_mm.doctor' and '--gpu' in rest:
+        if module == 'gpu_check':
             no_gpu = mock.patch.object(torch.cuda, 'is_available', return_value=False)
             with no_gpu, redirect_stdout(io.StringIO()):
-                assert doctor.main(rest) == 1
+                assert gpu_check.__main__.main(rest) == 1
             return None
         if module == 'agvm_mm.doctor':
             with redirect_stdout(io.StringIO()) as output:

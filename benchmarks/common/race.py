@@ -18,7 +18,11 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.optim import SGD
 
-from agvm_mm.report.noise_run import build_model, load_weights, start_ranks
+from agvm_mm.report.gradient_noise.replicas import (
+    build_model,
+    load_weights,
+    start_ranks,
+)
 
 LR_FACTOR = 2
 """Ratio of neighboring learning rates."""

@@ -16,9 +16,9 @@ from torch import nn
 from torch.optim import SGD
 
 from agvm_mm.method.noise_scale import predicted_variance
-from agvm_mm.report import noise_run
-from agvm_mm.report.noise import GradientSums
-from agvm_mm.report.noise_run import BlockSums
+from agvm_mm.report.gradient_noise import replicas
+from agvm_mm.report.gradient_noise.intervals import GradientSums
+from agvm_mm.report.gradient_noise.replicas import BlockSums
 from demo import write_digits
 
 SCALES = dict(backbone=500.0, head=40.0)
@@ -201,7 +201,7 @@ def test_updates_are_run_reported_and_kept(
         """Write the weights of a network that was not trained."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        weights = noise_run.build_model(cfg).state_dict()
+        weights = replicas.build_model(cfg).state_dict()
         path = noise_scale.checkpoint(folder, cfg.train_cfg.max_iters)
         torch.save(dict(state_dict=weights), path)
 
