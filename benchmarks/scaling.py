@@ -154,17 +154,14 @@ def gradient_bytes_of(results: Path) -> tuple[int, str]:
     return GRADIENT_BYTES, 'its trainable parameters in float32'
 
 
-def milliseconds(seconds: float) -> str:
-    """Format a time in milliseconds."""
-    return f'{seconds * 1e3:.2f}'
+def milliseconds(title: str, key: str, interval: int | None = None) -> tables.Column:
+    """Return a column of times in milliseconds; at an interval, of each update."""
 
+    def show(row: dict) -> str:
+        seconds = row[key] if interval is None else row[key][str(interval)]
+        return f'{seconds * 1e3:.2f}'
 
-def extra_per_update(interval: int) -> tables.Column:
-    """Return the column of the extra time per update at a measurement interval."""
-    return (
-        f'per update at interval {interval}, ms',
-        lambda row: milliseconds(row['halves_extra_per_update'][str(interval)]),
-    )
+    return title, show
 
 
 POINT_COLUMNS = (
@@ -184,13 +181,13 @@ POINT_COLUMNS = (
 COMPUTED_COLUMNS = (
     ('link', itemgetter('link')),
     ('GPUs', itemgetter('gpus')),
-    ('plain, ms', lambda row: milliseconds(row['plain_seconds'])),
-    (
-        'halves extra at a measured update, ms',
-        lambda row: milliseconds(row['halves_extra_seconds']),
+    milliseconds('plain, ms', 'plain_seconds'),
+    milliseconds('halves extra at a measured update, ms', 'halves_extra_seconds'),
+    *(
+        milliseconds(f'per update at interval {n}, ms', 'halves_extra_per_update', n)
+        for n in INTERVALS
     ),
-    *map(extra_per_update, INTERVALS),
-    ('replicas extra, ms', lambda row: milliseconds(row['replicas_extra_seconds'])),
+    milliseconds('replicas extra, ms', 'replicas_extra_seconds'),
 )
 
 
