@@ -14,7 +14,7 @@ from agvm_mm.report.figures.style import (
     module_style,
     set_up_panel,
 )
-from agvm_mm.report.noise import Estimate
+from agvm_mm.report.gradient_noise.intervals import Estimate
 
 CURVES = (VERMILION, BLUE, BLACK)
 LARGEST = 1e6
