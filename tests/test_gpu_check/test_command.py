@@ -13,6 +13,8 @@ from agvm_mm import doctor
 from gpu_check import command, cost, environment, parts, training
 from gpu_check.parts import Outcome, Ranks
 
+pytestmark = pytest.mark.evidence
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = dict(model='digits', shape=(64, 96), images=1, rounds=2, warmup=1)
 

@@ -9,6 +9,8 @@ import torch
 from gpu_check import counts, synchronizations
 from gpu_check.parts import Ranks
 
+pytestmark = pytest.mark.evidence
+
 WARNING = 'called a synchronizing CUDA operation (Triggered internally)'
 
 

@@ -8,6 +8,8 @@ import pytest
 from gpu_check import golden, parity
 from gpu_check.parts import Ranks, compare, compare_golden, compare_parity
 
+pytestmark = pytest.mark.evidence
+
 CPU_PAIR = Ranks(2, 0)
 
 

@@ -10,6 +10,8 @@ from mmengine.logging import MMLogger
 
 from gpu_check import ranks
 
+pytestmark = pytest.mark.evidence
+
 
 class Process:
     """Stand-in for a process that returns where its rank would run."""
