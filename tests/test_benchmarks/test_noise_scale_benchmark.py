@@ -21,6 +21,8 @@ from agvm_mm.report.gradient_noise.intervals import GradientSums
 from agvm_mm.report.gradient_noise.replicas import BlockSums
 from demo import write_digits
 
+pytestmark = pytest.mark.evidence
+
 SCALES = dict(backbone=500.0, head=40.0)
 
 
