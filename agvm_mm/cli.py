@@ -27,7 +27,12 @@ from agvm_mm.training.preemption import (
     end_at_once,
     protect_workers,
 )
-from agvm_mm.validation import did_you_mean, package_of, type_name
+from agvm_mm.validation import (
+    check_optimizer_type,
+    did_you_mean,
+    package_of,
+    type_name,
+)
 
 AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
@@ -148,10 +153,16 @@ def load_run_config(args: argparse.Namespace) -> Config:
 
 
 def build_runner(cfg: Config, launcher: str) -> Runner:
-    """Build a Runner; see :func:`prepare_launcher`."""
+    """Build a Runner; see :func:`prepare_launcher`.
+
+    Raises:
+        KeyError: If there is no such optimizer.
+    """
     prepare_launcher(cfg, launcher)
     allow_runner_checkpoints()
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_optimizer_type((cfg.get('optim_wrapper') or {}).get('optimizer'))
+    return runner
 
 
 def train(runner: Runner) -> None:

@@ -193,7 +193,8 @@ def suggests_arguments(
     """
 
     def decorate(target: Callable) -> Callable:
-        if argument_names(target) is None:
+        own = argument_names(target)
+        if own is None:
             raise TypeError(f'{target.__name__} accepts any argument')
         is_class = isinstance(target, type)
         call = target.__init__ if is_class else target
@@ -204,7 +205,7 @@ def suggests_arguments(
             owner = type(args[0]) if is_class else target
             known = argument_names(owner)
             if known is not None:
-                check_arguments(owner.__name__, kwargs, known, settings, advice)
+                check_arguments(owner.__name__, kwargs, own | known, settings, advice)
             return call(*args, **kwargs)
 
         if not is_class:

@@ -26,7 +26,7 @@ class MicroBatch(NamedTuple):
     Attributes:
         preconditioner: Turns a gradient into what the optimizer steps along.
         weight: Its share in the loss of the update; the shares add up to 1.
-        passes: Backward passes of the update from this one on.
+        passes: Backward passes of the update, as planned when it began.
         images: Images of the update over all ranks.
     """
 

@@ -1,11 +1,11 @@
 """Dataloader that is iterated by optimizer updates."""
 
 import math
-from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import cache, partial
-from itertools import islice
+from functools import partial
+from inspect import signature
+from itertools import chain, islice, tee
 
 from torch.utils.data import DataLoader, Sampler
 
@@ -17,6 +17,9 @@ from agvm_mm.training.batch import (
     divide_total,
 )
 from agvm_mm.training.update import RandomStream, derive_seed
+
+REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
+"""Arguments of a DataLoader that its batch sampler stands for."""
 
 
 class UpdateWindow:
@@ -56,114 +59,103 @@ class UpdateWindow:
             pass
 
 
-class PlannedPass:
-    """One pass through a batch sampler that is drawn update by update.
-
-    A DataLoader iterates it. It may draw ahead, as workers prefetch.
+class UpdatePlan(Sampler):
+    """Batch sampler that draws from another one update by update.
 
     Args:
         batch_sampler: Yields the indices of one micro-batch at a time.
-        micro_batches: Micro-batches of a full update.
-        stream: Random numbers of this pass; samplers may use the global generators.
-    """
-
-    def __init__(
-        self, batch_sampler: Sampler, micro_batches: int, stream: RandomStream
-    ) -> None:
-        self._micro_batches = micro_batches
-        self._stream = stream
-        self._indices: deque[list] = deque()
-        self._sizes: deque[list[int]] = deque()
-        with stream:
-            self._iterator = iter(batch_sampler)
-
-    def __iter__(self) -> Iterator[list]:
-        return self
-
-    def __next__(self) -> list:
-        if not self._indices:
-            self._draw()
-        if not self._indices:
-            raise StopIteration
-        return self._indices.popleft()
-
-    def next_sizes(self) -> list[int] | None:
-        """Return the images of each micro-batch of the next update; None at the end."""
-        if not self._sizes:
-            self._draw()
-        return self._sizes.popleft() if self._sizes else None
-
-    def _draw(self) -> None:
-        with self._stream:
-            batches = list(islice(self._iterator, self._micro_batches))
-        if batches:
-            self._indices.extend(batches)
-            self._sizes.append([len(batch) for batch in batches])
-
-
-class UpdatePlan:
-    """Index sampler of a DataLoader: each iteration starts a :class:`PlannedPass`.
+        batch: The batch size and how it is divided.
+        seed: Seed of samplers that use the global random generators.
 
     Attributes:
-        current: The pass that was started last.
-        next_pass: Number of the pass to start next; it seeds samplers that use the
-            global random generators. A loop that counts epochs sets it.
+        next_pass: Number of the pass to start next, which changes those random numbers.
+            A loop that counts epochs sets it.
+        updates: Yields the index batches of each update of the pass that was started
+            last. The DataLoader may draw ahead of it, as workers prefetch.
     """
 
-    def __init__(self, batch_sampler: Sampler, micro_batches: int, seed: int) -> None:
+    def __init__(self, batch_sampler: Sampler, batch: BatchSize, seed: int) -> None:
         self.batch_sampler = batch_sampler
-        self.micro_batches = micro_batches
+        self.batch_size = batch.images_per_rank
+        self.micro_batches = batch.micro_batches
         self.seed = seed
         self.next_pass = 0
-        self.current: PlannedPass | None = None
+        self.updates: Iterator[list[list]] = iter(())
+
+    @property
+    def sampler(self) -> Sampler:
+        """What the micro-batches are made of; a batch sampler may draw by itself."""
+        return getattr(self.batch_sampler, 'sampler', self.batch_sampler)
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def __iter__(self) -> PlannedPass:
+    def __iter__(self) -> Iterator[list]:
         stream = RandomStream(self.seed, self.next_pass, 0)
         self.next_pass += 1
-        self.current = PlannedPass(self.batch_sampler, self.micro_batches, stream)
-        return self.current
+        self.updates, drawn = tee(self._draw(stream))
+        return chain.from_iterable(drawn)
+
+    def _draw(self, stream: RandomStream) -> Iterator[list[list]]:
+        with stream:
+            iterator = iter(self.batch_sampler)
+        while True:
+            with stream:
+                batches = list(islice(iterator, self.micro_batches))
+            if not batches:
+                return
+            yield batches
 
 
 class UpdateDataLoader(DataLoader):
     """DataLoader whose items are the windows of optimizer updates.
 
-    Its length counts updates, so schedules, logs and checkpoints do as well. Built by
-    :func:`load_by_updates` from the DataLoader of a run, which stays the same object:
-    all that a hook sets on it reaches the workers.
+    Its length counts updates, so schedules, logs and checkpoints do as well.
+
+    Args:
+        dataloader: Yields the micro-batches of this rank. Its dataset, batch sampler
+            and settings are used.
+        total_batch_size: Images of one update over all ranks.
+        seed: Seed of samplers that use the global random generators.
 
     Attributes:
         batch: The batch size and how it is divided.
         plan: Yields the index batches.
+        endless: Whether the sampler never ends.
+
+    Raises:
+        TypeError: If it has no batch sampler, or a class of its own.
+        ValueError: If the total is not a multiple of ranks x images per rank, or there
+            are not so many images.
     """
 
-    batch: BatchSize
-    plan: UpdatePlan
-
-    @property
-    def batch_size(self) -> int:
-        """Images of one update on this rank, which one iteration of the loop takes."""
-        return self.batch.images_per_rank * self.batch.micro_batches
-
-    @property
-    def _index_sampler(self) -> UpdatePlan:
-        return self.plan
+    def __init__(
+        self, dataloader: DataLoader, total_batch_size: int, seed: int
+    ) -> None:
+        check_plain(dataloader)
+        check_index_batches(dataloader)
+        self.batch = divide_total(total_batch_size, dataloader)
+        self.endless = is_endless(dataloader.batch_sampler)
+        if not self.endless:
+            check_total_fits(total_batch_size, dataloader, self.batch.ranks)
+        self.plan = UpdatePlan(dataloader.batch_sampler, self.batch, seed)
+        # Whatever this version of torch knows.
+        known = signature(DataLoader).parameters.keys() - REPLACED
+        settings = {name: getattr(dataloader, name) for name in known}
+        super().__init__(batch_sampler=self.plan, **settings)
 
     def __len__(self) -> int:
-        if is_endless(self.batch_sampler):
+        if self.endless:
             return math.ceil(len(self.dataset) / self.batch.total)
-        return math.ceil(len(self.batch_sampler) / self.batch.micro_batches)
+        return math.ceil(len(self.plan) / self.batch.micro_batches)
 
     def __iter__(self) -> Iterator[UpdateWindow]:
         self._seed_workers(self.plan.next_pass)
         # Workers get their base seed here.
         with RandomStream(self.plan.seed, self.plan.next_pass, 1):
             batches = super().__iter__()
-        current = self.plan.current
-        while (sizes := current.next_sizes()) is not None:
-            window = UpdateWindow(batches, sizes)
+        for update in self.plan.updates:
+            window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
             window.skip()
 
@@ -180,37 +172,19 @@ class UpdateDataLoader(DataLoader):
             self.worker_init_fn = partial(init, seed=seed)
 
 
-@cache
-def _update_class(kind: type[DataLoader]) -> type[UpdateDataLoader]:
-    if kind is DataLoader:
-        return UpdateDataLoader
-    return type(f'Update{kind.__name__}', (UpdateDataLoader, kind), {})
-
-
-def load_by_updates(
-    dataloader: DataLoader, total_batch_size: int, seed: int
-) -> UpdateDataLoader:
-    """Make a DataLoader yield one optimizer update at a time.
-
-    Args:
-        dataloader: Yields the micro-batches of this rank. Changed in place.
-        total_batch_size: Images of one update over all ranks.
-        seed: Seed of samplers that use the global random generators.
+def check_plain(dataloader: DataLoader) -> None:
+    """Check that a dataloader has no methods that :class:`UpdateDataLoader` would lose.
 
     Raises:
-        TypeError: If it has no batch sampler.
-        ValueError: If the total is not a multiple of ranks x images per rank, or there
-            are not so many images.
+        TypeError: If it is of another class than torch's.
     """
-    check_index_batches(dataloader)
-    batch = divide_total(total_batch_size, dataloader)
-    if not is_endless(dataloader.batch_sampler):
-        check_total_fits(total_batch_size, dataloader, batch.ranks)
-    dataloader.batch = batch
-    dataloader.plan = UpdatePlan(dataloader.batch_sampler, batch.micro_batches, seed)
-    # Not a wrapper: hooks of the toolboxes set private attributes of the DataLoader.
-    dataloader.__class__ = _update_class(type(dataloader))
-    return dataloader
+    if type(dataloader) is not DataLoader:
+        raise TypeError(
+            'a large-batch loop loads the data of train_dataloader with a DataLoader '
+            f'of its own, which has no methods of {type(dataloader).__name__}; use '
+            "torch's DataLoader, or a loop of MMEngine with "
+            'optim_wrapper.accumulative_counts'
+        )
 
 
 def set_seed(
@@ -229,13 +203,10 @@ def set_seed(
     Returns:
         Seeds of the samplers, to save in checkpoints.
     """
-    before, dataloader.plan.seed = dataloader.plan.seed, seed
-    batch_sampler = dataloader.batch_sampler
-    owners = [
-        owner
-        for owner in (batch_sampler, getattr(batch_sampler, 'sampler', None))
-        if hasattr(owner, 'seed')
-    ]
+    plan = dataloader.plan
+    before, plan.seed = plan.seed, seed
+    samplers = dict.fromkeys((plan.batch_sampler, plan.sampler))
+    owners = [sampler for sampler in samplers if hasattr(sampler, 'seed')]
     seeds = [seed if owner.seed == before else owner.seed for owner in owners]
     if saved is not None and len(saved) == len(seeds):
         seeds = saved

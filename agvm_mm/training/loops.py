@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from agvm_mm import engine
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.training.batch import check_accumulation, check_auto_scaling
-from agvm_mm.training.dataloader import UpdateWindow, load_by_updates, set_seed
+from agvm_mm.training.dataloader import UpdateDataLoader, UpdateWindow, set_seed
 from agvm_mm.training.resume import resume_hook
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.update import Update, reset_update, seed_update
@@ -68,9 +68,9 @@ class LargeBatchMixin:
                 seed=runner.seed,
                 diff_rank_seed=engine.has_rank_seeds(runner),
             )
-        updates = load_by_updates(dataloader, total_batch_size, runner.seed)
+        updates = UpdateDataLoader(dataloader, total_batch_size, runner.seed)
         if self.counts_epochs:
-            self._check_ends(updates, engine.is_endless(updates.batch_sampler))
+            self._check_ends(updates, updates.endless)
         self.batch = updates.batch
         super().__init__(runner, updates, **kwargs)
 

@@ -144,7 +144,7 @@ class Update:
     ) -> None:
         self._model = model
         self._optim_wrapper = optim_wrapper
-        self._left = micro_batches
+        self._planned = self._left = micro_batches
         self._images = images
         self._weight = Fraction(0)
         self._last: WeightedOptimWrapper | None = None
@@ -164,7 +164,7 @@ class Update:
         """
         wrapper, backward = self._optim_wrapper, self._optim_wrapper.backward
         if isinstance(wrapper, AGVMOptimWrapper):
-            micro_batch = MicroBatch(float(weight), self._left, self._images)
+            micro_batch = MicroBatch(float(weight), self._planned, self._images)
             backward = partial(backward, micro_batch=micro_batch)
         self._left -= 1
         view = WeightedOptimWrapper(wrapper, weight, backward)

@@ -121,7 +121,9 @@ class VarianceSyncHook(Hook):
         """
         hooks = [hook for hook in runner.hooks if isinstance(hook, VarianceSyncHook)]
         check_one_hook('VarianceSyncHook', len(hooks))
-        resume_hook(runner, allow_mismatch=self.allow_resume_mismatch)
+        resume_hook(
+            runner, allow_mismatch=self.allow_resume_mismatch, checks_batch=True
+        )
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, BaseOptimWrapper):  # In a run that evaluates.
             return

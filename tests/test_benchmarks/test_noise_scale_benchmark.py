@@ -163,23 +163,23 @@ def test_fit_recovers_a_curve():
 
 
 def test_a_finished_run_is_kept_unless_its_settings_change(tmp_path: Path):
-    settings = race.Race('start.pth', 1.0, 64, 16, 50)
+    settings = dict(start='start.pth', target=1.0, window=64, micro_batch=16)
+    settings |= dict(batch=64, lr=0.1, seed=0)
     calls = []
 
-    def result(updates: float | None, limit: int, race_: race.Race = settings) -> dict:
+    def result(updates: float | None, limit: int, run: dict = settings) -> dict:
         def train() -> dict:
             calls.append(limit)
             return dict(updates=updates, losses=[1.0])
 
-        run = race.Run(64, 0.1, 0)
-        return race.read_or_train(tmp_path / 'a/run.json', race_, run, limit, train)
+        return race.read_or_train(tmp_path / 'a/run.json', run, limit, train)
 
     assert result(None, 20)['updates'] is None
     assert result(7.0, 10)['updates'] is None  # Kept: 20 updates were too few.
     assert result(30.0, 40)['updates'] == 30.0
     assert result(1.0, 100)['updates'] == 30.0
     assert json.loads((tmp_path / 'a/run.json').read_text())['updates'] == 30.0
-    changed = race.Race('start.pth', 0.5, 64, 16, 50)
+    changed = settings | dict(target=0.5)
     assert result(60.0, 100, changed)['updates'] == 60.0
     assert calls == [20, 40, 100]
 

@@ -1,11 +1,9 @@
-"""Updates are planned on what the batch sampler yields, in the run's own DataLoader."""
+"""Updates are planned on what the batch sampler of the run's DataLoader yields."""
 
 import copy
 
 import pytest
 import torch
-from mmdet.datasets.samplers import AspectRatioBatchSampler, MultiSourceSampler
-from mmdet.engine.hooks import PipelineSwitchHook
 from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, LOOPS, MODELS, TRANSFORMS
@@ -20,11 +18,11 @@ from torch.utils.data import (
     IterableDataset,
 )
 
-from agvm_mm.training.dataloader import load_by_updates
+from agvm_mm.training.dataloader import UpdateDataLoader
 from agvm_mm.training.loops import LargeBatchTrainLoop
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05))
-AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
+AGVM = dict(PLAIN, type='AGVMOptimWrapper')
 
 
 NO_CHECKPOINT = dict(checkpoint=dict(type='CheckpointHook', interval=-1))
@@ -102,6 +100,8 @@ def numbers(images, batch_size, **kwargs):
 
 @pytest.mark.parametrize('persistent', [True, False])
 def test_pipeline_switch_reaches_the_workers_as_in_mmengine(tmp_path, persistent):
+    from mmdet.engine.hooks import PipelineSwitchHook
+
     loader = numbers(8, 4, num_workers=2, persistent_workers=persistent)
     seen = []
     for name, cfg in (
@@ -127,6 +127,8 @@ def sources():
 
 
 def multi_source(batch_size):
+    from mmdet.datasets.samplers import MultiSourceSampler
+
     return dict(
         dataset=sources(),
         sampler=dict(
@@ -168,6 +170,8 @@ def test_endless_sampler_of_unknown_kind_is_found(tmp_path):
 
 
 def test_batch_sampler_may_yield_fewer_batches_than_its_length(tmp_path):
+    from mmdet.datasets.samplers import AspectRatioBatchSampler
+
     loader = numbers(
         20, 4, batch_sampler=dict(type=AspectRatioBatchSampler, drop_last=True)
     )
@@ -195,6 +199,13 @@ class TwoSizes(BatchSampler):
 
     def __len__(self):
         return 2
+
+
+class TwoInARow(BatchSampler):
+    """Batch sampler of a project."""
+
+    def __init__(self, sampler, batch_size):
+        super().__init__(sampler, batch_size, drop_last=False)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +242,7 @@ class Stream(IterableDataset):
 
 def test_iterable_dataset_is_refused():
     with pytest.raises(TypeError, match='that of Stream has none'):
-        load_by_updates(DataLoader(Stream(), batch_size=None), 8, 0)
+        UpdateDataLoader(DataLoader(Stream(), batch_size=None), 8, 0)
 
 
 @pytest.mark.parametrize('total', [128, 1024])
@@ -278,8 +289,71 @@ def test_subclass_with_its_own_run_is_checked_as_well(tmp_path, optim_wrapper):
         )
 
 
+def start_worker(worker):
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(),
+        dict(
+            num_workers=2,
+            prefetch_factor=3,
+            persistent_workers=True,
+            multiprocessing_context='spawn',
+            timeout=7,
+        ),
+        dict(
+            collate_fn=list,
+            pin_memory=True,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),
+        ),
+    ],
+    ids=['defaults', 'workers', 'functions'],
+)
+def test_loader_has_every_setting_of_the_original(settings):
+    original = DataLoader(NumberDataset(12), batch_size=2, **settings)
+    loader = UpdateDataLoader(original, 4, 0)
+    assert isinstance(loader, DataLoader)
+    public = {name for name in dir(original) if not name.startswith('_')}
+    values = {name for name in public if not callable(getattr(DataLoader, name, None))}
+    # torch has these only where it builds the batch sampler.
+    values -= {'batch_size', 'sampler', 'batch_sampler', 'drop_last'}
+    assert set(settings) < values
+    for name in values:
+        assert getattr(loader, name) is getattr(original, name), name
+    plan = loader.batch_sampler
+    assert plan is loader.plan and plan.batch_sampler is original.batch_sampler
+    assert plan.sampler is original.sampler and plan.batch_size == 2
+    assert len(plan) == 6 and len(loader) == 3
+
+
+class OwnDataLoader(DataLoader):
+    """DataLoader of a project."""
+
+
+def test_class_of_a_project_is_refused():
+    loader = OwnDataLoader(NumberDataset(8), batch_size=2)
+    with pytest.raises(TypeError, match='no methods of OwnDataLoader; use'):
+        UpdateDataLoader(loader, 4, 0)
+
+
+@pytest.mark.parametrize('options', [{}, dict(batch_sampler=dict(type=TwoInARow))])
+def test_sampler_learns_the_epoch_from_mmengine(tmp_path, options):
+    sampler = dict(type='DefaultSampler', shuffle=True)
+    cfg = dict(type='LargeBatchTrainLoop', max_epochs=3, total_batch_size=4)
+    runner = train(tmp_path, cfg, numbers(8, 2, sampler=sampler, **options))
+    assert runner.train_dataloader.plan.sampler.epoch == 2
+    seen = [value for batch in runner.model.seen for value in batch]
+    epochs = [seen[:8], seen[8:16], seen[16:]]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
 def test_collate_function_set_by_a_hook_reaches_the_loader():
-    loader = load_by_updates(DataLoader(ImageDataset(8), batch_size=2), 4, 0)
+    loader = UpdateDataLoader(DataLoader(ImageDataset(8), batch_size=2), 4, 0)
     loader.collate_fn = len
     assert [list(window) for window in loader] == [[2, 2], [2, 2]]
 

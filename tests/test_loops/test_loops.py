@@ -5,14 +5,14 @@ import torch
 from runners import ImageDataset, make_runner
 from torch.utils.data import DataLoader
 
-from agvm_mm.training.dataloader import load_by_updates
+from agvm_mm.training.dataloader import UpdateDataLoader
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
 
 
 def windows(images, batch_size, total, **kwargs):
     loader = DataLoader(ImageDataset(images), batch_size=batch_size, **kwargs)
-    return load_by_updates(loader, total, 0)
+    return UpdateDataLoader(loader, total, 0)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,6 @@ def test_unread_window_is_skipped():
     loader = iter(windows(24, 4, 12))
     next(loader)
     assert [b[0][:, 0].tolist() for b in next(loader)] == first[1]
-
-
-def test_dataloader_stays_the_same_object():
-    loader = DataLoader(ImageDataset(24), batch_size=4)
-    sampler = loader.sampler
-    assert load_by_updates(loader, 12, 0) is loader
-    assert isinstance(loader, DataLoader) and loader.sampler is sampler
-    assert loader.batch_size == 12 and len(loader) == 2
 
 
 def test_indivisible_total_names_nearest_multiples():
@@ -129,10 +121,10 @@ def test_logged_loss_is_mean_over_the_update(tmp_path):
     assert float(logged) == pytest.approx(expected.item(), abs=1e-12)
 
 
-AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
+AGVM = dict(PLAIN, type='AGVMOptimWrapper')
 
 
-def resumable(work_dir, wrapper, total, epochs, **kwargs):
+def resumable(work_dir, wrapper, total, epochs, *, allow=False, **kwargs):
     """Build a run on 24 images in micro-batches of 2 that saves every update."""
     return make_runner(
         work_dir,
@@ -140,9 +132,12 @@ def resumable(work_dir, wrapper, total, epochs, **kwargs):
         images=24,
         batch_size=2,
         train_cfg=dict(
-            type='LargeBatchTrainLoop', max_epochs=epochs, total_batch_size=total
+            type='LargeBatchTrainLoop',
+            max_epochs=epochs,
+            total_batch_size=total,
+            allow_resume_mismatch=allow,
         ),
-        hooks=[dict(type='VarianceSyncHook')] if 'constructor' in wrapper else (),
+        hooks=[dict(type='VarianceSyncHook')] if wrapper is AGVM else (),
         checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
         **kwargs,
     )
@@ -164,9 +159,14 @@ def test_resuming_with_other_total_batch_is_refused(tmp_path, wrapper):
 def test_allowed_other_total_batch_skips_no_epoch(tmp_path, wrapper, total, left):
     resumable(tmp_path, wrapper, 8, 3).train()
     # 16 of the 24 images of the second epoch are done; a started update counts.
-    allowed = dict(wrapper, allow_resume_mismatch=True)
     later = resumable(
-        tmp_path, allowed, total, 4, resume=True, load_from=str(tmp_path / 'iter_5.pth')
+        tmp_path,
+        wrapper,
+        total,
+        4,
+        allow=True,
+        resume=True,
+        load_from=str(tmp_path / 'iter_5.pth'),
     )
     later.train()
     assert later.iter == 5 + left + 2 * 24 // total
