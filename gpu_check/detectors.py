@@ -1,6 +1,7 @@
 """Detectors to measure, without weights to download, and images for them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,10 +13,10 @@ from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 
-from agvm_mm.report.root import repository_root
 from gpu_check.trainers import VARIANTS_AND_NOISE, Trainer, build_trainers
 
-DIGITS = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+DIGITS = CONFIGS / 'digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
 R50 = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 
@@ -23,7 +24,7 @@ def build_detector(name: str) -> BaseModel:
     """Build 'faster-rcnn_r50' or its 'digits' twin, always with the same weights."""
     register_all_modules()
     if name == 'digits':
-        settings = Config.fromfile(repository_root() / DIGITS).model
+        settings = Config.fromfile(DIGITS).model
         # SyncBN does not run on a CPU.
         settings.backbone.norm_cfg = dict(type='BN')
     else:

@@ -12,7 +12,6 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from agvm_mm import cli
-from agvm_mm.report.root import repository_root
 from gpu_check.detectors import DIGITS
 from gpu_check.ranks import rank_device
 
@@ -56,7 +55,7 @@ def training_config(
 ) -> Config:
     """Return the config of the training, measured at every update."""
     ranks = dist.get_world_size()
-    cfg = Config.fromfile(repository_root() / DIGITS)
+    cfg = Config.fromfile(DIGITS)
     for part in ('dataloader', 'cfg', 'evaluator'):
         cfg[f'val_{part}'] = cfg[f'test_{part}'] = None
     cfg.param_scheduler = cfg.visualizer = cfg.default_hooks.checkpoint = None

@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
@@ -68,14 +69,7 @@ TRAIN_IMAGES = dict(coco=117_266, ade20k=20_210)
 """Training images of each data set. For COCO, the images with annotations."""
 
 COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
-MOMENTS = {
-    'SGD': 1,
-    'Adam': 2,
-    'AdamW': 2,
-    'BaselineLARS': 1,
-    'BaselineLAMB': 2,
-    'PMDLAMB': 2,
-}
+MOMENTS = dict(SGD=1, Adam=2, AdamW=2, BaselineLARS=1, BaselineLAMB=2, PMDLAMB=2)
 """Moments that an optimizer keeps for each parameter."""
 
 
@@ -540,14 +534,9 @@ def format_bytes(count: float) -> str:
 
 def format_rates(rates: list[float]) -> str:
     """Format the learning rates at the updates where their slope changes."""
-    points = [0]
-    for update in range(1, len(rates) - 1):
-        before = rates[update] - rates[update - 1]
-        after = rates[update + 1] - rates[update]
-        straight = before * after > 0 or before == after == 0
-        if not straight:
-            points.append(update)
-    points.append(len(rates) - 1)
+    last = len(rates) - 1
+    signs = np.sign(np.diff(rates))
+    points = [0, *(np.flatnonzero(np.diff(signs)) + 1), last]
     if len(points) > 12:
-        points = [round(i * (len(rates) - 1) / 10) for i in range(11)]
+        points = [round(i * last / 10) for i in range(11)]
     return ', '.join(f'{rates[p]:.4g} at {p}' for p in dict.fromkeys(points))

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import yaml
 
 from agvm_mm.report.logs import last_result
-from agvm_mm.report.root import repository_root
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Method(NamedTuple):
@@ -154,7 +155,7 @@ class Cell:
 
 def read_tables() -> dict[str, dict]:
     """Read the paper's tables by key."""
-    path = repository_root() / 'configs' / 'paper_results.json'
+    path = ROOT / 'configs' / 'paper_results.json'
     return json.loads(path.read_text())['tables']
 
 
@@ -170,7 +171,7 @@ def config_metadata() -> dict[str, dict]:
     """Read the metadata of each config from the metafiles, by path."""
     return {
         model['Config']: model['Metadata']
-        for path in sorted(repository_root().glob('configs/*/metafile.yml'))
+        for path in sorted(ROOT.glob('configs/*/metafile.yml'))
         for model in yaml.safe_load(path.read_text())['Models']
     }
 
@@ -224,8 +225,7 @@ def find_config(
 
 
 def _glob(pattern: str) -> list[str]:
-    root = repository_root()
-    return [path.relative_to(root).as_posix() for path in sorted(root.glob(pattern))]
+    return [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(pattern))]
 
 
 def read_cells(data: str, ranks: int) -> list[Cell]:
@@ -321,9 +321,7 @@ def run_cell(cell: Cell, root: Path, run: Callable = subprocess.run) -> None:
     # The Python that runs this, whatever the PATH says.
     env = dict(os.environ, PYTHON=sys.executable)
     with open(log, 'a') as output:
-        done = run(
-            command, cwd=repository_root(), env=env, stdout=output, stderr=output
-        )
+        done = run(command, cwd=ROOT, env=env, stdout=output, stderr=output)
     diverged = read_result(folder, cell.metric) == 'NaN'
     if done.returncode and not diverged:
         raise RuntimeError(
