@@ -22,6 +22,8 @@ MODEL = BASE / 'models/faster-rcnn_r18_w16_fpn.py'
 def build(folder, loader='train_dataloader', **settings):
     from mmdet.utils import register_all_modules
 
+    import demo.detection  # noqa: F401
+
     register_all_modules()
     dataset = Config.fromfile(CONFIG)[loader].dataset
     return DATASETS.build(dict(dataset, data_root=f'{folder}/', **settings))

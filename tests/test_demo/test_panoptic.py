@@ -19,6 +19,7 @@ CONFIG = Path(__file__).parents[2] / 'configs/_base_/datasets/digits_panoptic.py
 @pytest.fixture(autouse=True)
 def mmdet_registered():
     pytest.importorskip('panopticapi')
+    pytest.importorskip('demo.detection')
     pytest.importorskip('mmdet.utils').register_all_modules(init_default_scope=True)
 
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import t
 
 from agvm_mm.method.modulator import raw_multiplier
 from agvm_mm.method.noise_scale import ALL, predicted_variance
@@ -169,6 +168,8 @@ def test_unbiased_and_intervals_cover_at_their_rate():
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
+    from scipy.stats import t
+
     values = torch.tensor([1.0, 4.0, 2.0, 9.0]).double()
     deleted = (values.sum() - values) / 3
     error = values.std().item() / 2
