@@ -27,8 +27,7 @@ class UpdateWindow:
     """
 
     def __init__(self, batches: Iterator, sizes: list[int]) -> None:
-        self._batches = batches
-        self._taken = 0
+        self._batches = islice(batches, len(sizes))
         self.sizes = tuple(sizes)
 
     @property
@@ -45,9 +44,7 @@ class UpdateWindow:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator:
-        while self._taken < len(self.sizes):
-            self._taken += 1
-            yield next(self._batches)
+        return self._batches
 
     def skip(self) -> None:
         """Load and drop the micro-batches that were not taken."""
@@ -176,8 +173,8 @@ def check_plain(dataloader: DataLoader) -> None:
     """
     if type(dataloader) is not DataLoader:
         raise TypeError(
-            'a large-batch loop loads the data of train_dataloader with a DataLoader '
-            f'of its own, which has no methods of {type(dataloader).__name__}; use '
+            f'train_dataloader is a {type(dataloader).__name__}, but a large-batch '
+            'loop builds a DataLoader of updates, which lacks its methods; use '
             "torch's DataLoader, or a loop of MMEngine with "
             'optim_wrapper.accumulative_counts'
         )
