@@ -42,7 +42,7 @@ zoo: install  ## compare optimizers and gradients of stock configs with and with
 	$(PY) tools/dev/zoo.py $(ARGS)
 
 gpu-check: install  ## train on the GPUs of this machine, compare with the CPU, measure the cost
-	$(PY) -m agvm_mm.doctor --gpu $(ARGS)
+	$(PY) -m gpu_check $(ARGS)
 
 data: install  ## write the embedded handwritten-digits scenes
 	$(PY) -m demo.data $(ARGS)

@@ -10,11 +10,7 @@ from agvm_mm.version import __version__
 check_versions()
 find_configs_of_forks()
 
-from agvm_mm.optim import (  # noqa: E402
-    AGVMAmpOptimWrapper,
-    AGVMOptimWrapper,
-    AGVMOptimWrapperConstructor,
-)
+from agvm_mm.optim import AGVMAmpOptimWrapper, AGVMOptimWrapper  # noqa: E402
 from agvm_mm.optim.baselines import PMDLAMB  # noqa: E402
 from agvm_mm.training.atomic import AtomicCheckpointHook  # noqa: E402
 from agvm_mm.training.loops import (  # noqa: E402
@@ -28,7 +24,6 @@ from agvm_mm.training.warmup import ExponentialWarmupLR  # noqa: E402
 __all__ = [
     'AGVMAmpOptimWrapper',
     'AGVMOptimWrapper',
-    'AGVMOptimWrapperConstructor',
     'AtomicCheckpointHook',
     'ExponentialWarmupLR',
     'LargeBatchIterTrainLoop',

@@ -1,7 +1,8 @@
 """Command-line flags that the tools share, and what they change in a config.
 
-The functions on configs have no other side effects, except for
-:func:`prepare_launcher`, which starts the process group where there is no accelerator.
+The functions that take a config change it in place. They have no other side effects,
+except for :func:`prepare_launcher`, which starts the process group where there is no
+accelerator.
 """
 
 import argparse
@@ -26,7 +27,12 @@ from agvm_mm.training.preemption import (
     end_at_once,
     protect_workers,
 )
-from agvm_mm.validation import did_you_mean, package_of, type_name
+from agvm_mm.validation import (
+    check_optimizer_type,
+    did_you_mean,
+    package_of,
+    type_name,
+)
 
 AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
@@ -57,7 +63,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a tool that runs a config to a parser."""
+    """Add the flags of a tool that runs a config."""
     add_config_flags(parser)
     parser.add_argument(
         '--work-dir',
@@ -67,7 +73,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a tool that runs on several ranks to a parser."""
+    """Add the flags of a tool that runs on several ranks."""
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -78,12 +84,7 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_figure_flags(parser: argparse.ArgumentParser, *, out: str) -> None:
-    """Add the flags of a tool that draws a figure to a parser.
-
-    Args:
-        parser: The parser.
-        out: Default file.
-    """
+    """Add the flags of a tool that draws a figure, by default into ``out``."""
     parser.add_argument(
         '--out',
         nargs='+',
@@ -140,10 +141,16 @@ def load_run_config(args: argparse.Namespace) -> Config:
 
 
 def build_runner(cfg: Config, launcher: str) -> Runner:
-    """Build a Runner; see :func:`prepare_launcher`."""
+    """Build a Runner; see :func:`prepare_launcher`.
+
+    Raises:
+        KeyError: If there is no such optimizer.
+    """
     prepare_launcher(cfg, launcher)
     allow_runner_checkpoints()
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_optimizer_type((cfg.get('optim_wrapper') or {}).get('optimizer'))
+    return runner
 
 
 def train(runner: Runner) -> None:
@@ -174,27 +181,15 @@ def train(runner: Runner) -> None:
 
 
 def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
-    """Set ``cfg.work_dir`` from the command line, the config, or the config's name.
-
-    Args:
-        cfg: Changed in place.
-        work_dir: From the command line.
-        config_path: Path of the config file.
-    """
-    if work_dir is not None:
-        cfg.work_dir = work_dir
-    elif cfg.get('work_dir') is None:
-        name = os.path.splitext(os.path.basename(config_path))[0]
-        cfg.work_dir = os.path.join('work_dirs', name)
+    """Set ``cfg.work_dir`` from the command line, the config, or the config's name."""
+    by_name = os.path.join('work_dirs', Path(config_path).stem)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or by_name
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
-    """Set up resuming.
+    """Set up resuming from a checkpoint; None leaves the config unchanged.
 
-    Args:
-        cfg: Changed in place.
-        resume: ``'auto'`` for the latest checkpoint of the work folder, if there is
-            one; the path of a checkpoint; or None to leave ``cfg`` unchanged.
+    ``'auto'`` is the latest checkpoint of the work folder, if there is one.
     """
     if resume is None:
         return
@@ -207,9 +202,6 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
 def enable_amp(cfg: Config) -> None:
     """Replace the optimizer wrapper by its mixed-precision counterpart.
-
-    Args:
-        cfg: Changed in place.
 
     Raises:
         ValueError: If the wrapper has no counterpart in :data:`AMP_WRAPPERS`.
@@ -228,15 +220,11 @@ def enable_amp(cfg: Config) -> None:
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:
-    """Scale the learning rate linearly with the batch size.
+    """Scale the learning rate linearly from ``auto_scale_lr.base_batch_size``.
 
     MMEngine scales it by ranks x images per rank. This includes neither the total
     batch size of a large-batch loop nor the micro-batches that MMEngine accumulates,
     so for these the learning rate in the config is scaled.
-
-    Args:
-        cfg: Changed in place. ``auto_scale_lr.base_batch_size`` is the batch size that
-            the learning rate was chosen for.
 
     Raises:
         ValueError: If ``auto_scale_lr.base_batch_size`` is missing.
@@ -249,11 +237,10 @@ def enable_auto_scale_lr(cfg: Config) -> None:
         )
     total = cfg.train_cfg.get('total_batch_size')
     settings.enable = total is None
+    factor = cfg.optim_wrapper.get('accumulative_counts', 1)
     if total is not None:
-        cfg.optim_wrapper.optimizer.lr *= total / settings.base_batch_size
-    else:
-        accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
-        cfg.optim_wrapper.optimizer.lr *= accumulated
+        factor = total / settings.base_batch_size
+    cfg.optim_wrapper.optimizer.lr *= factor
 
 
 def prepare_launcher(cfg: Config, launcher: str) -> None:
@@ -261,10 +248,6 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
 
     Call it before the Runner is built: without an accelerator it starts the process
     group, since that of MMEngine needs CUDA.
-
-    Args:
-        cfg: Changed in place.
-        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
         ValueError: If slurm or mpi is requested without an accelerator.
@@ -285,9 +268,6 @@ def use_cpu_ranks(cfg: Config) -> None:
 
     The model wrapper gets no device, and SyncBN, which has no CPU version, becomes
     BatchNorm.
-
-    Args:
-        cfg: Changed in place.
     """
     wrapper = ConfigDict(
         type='MMDistributedDataParallel',
@@ -323,11 +303,8 @@ def init_cpu_process_group() -> None:
     Raises:
         RuntimeError: If torchrun has not set the environment variables.
     """
-    missing = [
-        name
-        for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-        if name not in os.environ
-    ]
+    variables = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+    missing = [name for name in variables if name not in os.environ]
     if missing:
         raise RuntimeError(
             f'--launcher pytorch is for torchrun, which sets {", ".join(missing)}. '
@@ -347,11 +324,8 @@ def end_process_group() -> None:
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Draw the predictions of a test into a folder.
 
-    Args:
-        cfg: A config with ``work_dir``, changed in place.
-        folder: Name of the folder. A detector's hook creates it within the dated
-            folder of the run. A segmenter's hook uses the folder of the visualizer, so
-            there it is within the work folder.
+    A detector's hook creates it within the dated folder of the run. A segmenter's uses
+    the folder of the visualizer, so there it is within the work folder.
 
     Raises:
         ValueError: If ``default_hooks`` has no visualization hook.
@@ -370,12 +344,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
 
 
 def dump_predictions(cfg: Config, path: str) -> None:
-    """Store the predictions of a test in a pickle file.
-
-    Args:
-        cfg: Changed in place.
-        path: Path of the file, ending in ``.pkl`` or ``.pickle``.
-    """
+    """Store the predictions of a test in a pickle file."""
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, list | tuple):
         evaluators = [evaluators]

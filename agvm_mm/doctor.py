@@ -1,29 +1,33 @@
 """Examine an installation and report what is wrong and how to fix it.
 
     python -m agvm_mm.doctor
-    python -m agvm_mm.doctor --gpu --out gpu_check.json
 
 If torch or MMEngine is missing or too old, importing the package fails with the command
 that installs it, and nothing is printed here. Otherwise one line is printed for each
 thing examined. The exit status is 1 if something that training needs is broken and 0
 otherwise; a missing package that only some users need is a warning.
 
-With ``--gpu`` it trains on the GPUs of this machine instead and compares the results
-with the CPU's, and the cost of an update with that of a plain one.
+``python -m gpu_check``, from a clone of the repository, trains on the GPUs of a machine
+and compares the results with the CPU's.
 """
 
 import argparse
-import functools
 import importlib
 import importlib.util
+import io
 import platform
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from typing import NamedTuple
 
+import torch
+from mmengine import registry
+from mmengine.logging.history_buffer import HistoryBuffer
+from torch import distributed as dist
+
+import agvm_mm
 from agvm_mm.compat import is_installed
+from agvm_mm.training.loading import LOADS_SAFELY, allow_runner_checkpoints
 
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
 # Packages of the modules: the one release of OpenMMLab's mmcv that both its toolboxes
@@ -40,18 +44,13 @@ ONEDL = {
     'mmdet': 'onedl-mmdetection',
     'mmseg': 'onedl-mmsegmentation',
 }
+GPU_CHECK = (
+    'to check training on them: python -m gpu_check in a clone of the repository'
+)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Result of one examination.
-
-    Args:
-        name: What was examined.
-        state: 'ok', 'warning' or 'PROBLEM'.
-        found: What was found.
-        fix: Command or setting that fixes it. Defaults to '', nothing to fix.
-    """
+class Finding(NamedTuple):
+    """Result of one examination: of what, its state, what was found, what fixes it."""
 
     name: str
     state: str
@@ -103,7 +102,6 @@ def examine_setuptools() -> Finding:
 def examine_numpy() -> Finding:
     """Convert a tensor to numpy, which a torch built for numpy 1 cannot do with 2."""
     version = version_of('numpy')
-    torch = importlib.import_module('torch')
     try:
         torch.zeros(1).numpy()
     except RuntimeError as error:
@@ -115,19 +113,12 @@ def examine_numpy() -> Finding:
 def examine_stack() -> Finding:
     """Look for modules that two packages have overwritten for each other."""
     owners = metadata.packages_distributions()
-    both = [
-        name
-        for module in ONEDL
-        if len(set(owners.get(module, ()))) > 1
-        for name in sorted(set(owners[module]))
-    ]
+    sets = [sorted(set(owners.get(module, ()))) for module in ONEDL]
+    both = [name for names in sets if len(names) > 1 for name in names]
     if both:
-        return Finding(
-            'stack',
-            PROBLEM,
-            f'{", ".join(both)} contain the same modules',
-            f'pip uninstall {" ".join(both)}, then install one of each again',
-        )
+        fix = f'pip uninstall {" ".join(both)}, then install one of each again'
+        found = f'{", ".join(both)} contain the same modules'
+        return Finding('stack', PROBLEM, found, fix)
     stack = 'OpenMMLab' if packages() is OPENMMLAB else 'onedl'
     return Finding('stack', OK, f'packages of {stack}')
 
@@ -139,7 +130,6 @@ def examine_mmcv() -> Finding:
         version = version_of('mmcv')
         found = f'{version}, operators: '
         ops = importlib.import_module('mmcv.ops')
-        torch = importlib.import_module('torch')
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
         _, kept = ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5)
     except Exception as error:
@@ -150,14 +140,10 @@ def examine_mmcv() -> Finding:
 
 
 def examine_toolbox(module: str) -> Finding:
-    """Import MMDetection or MMSegmentation with all its models.
-
-    Args:
-        module: 'mmdet' or 'mmseg'.
-    """
-    dist = packages()[module]
+    """Import MMDetection or MMSegmentation (mmdet or mmseg) with all its models."""
+    package = packages()[module]
     if importlib.util.find_spec(module) is None:
-        return Finding(module, WARNING, 'not installed', f'pip install {dist}')
+        return Finding(module, WARNING, 'not installed', f'pip install {package}')
     try:
         version = version_of(module)
         importlib.import_module(f'{module}.models')
@@ -165,7 +151,8 @@ def examine_toolbox(module: str) -> Finding:
         missing = (error.name or '').partition('.')[0]
         # MMSegmentation's tokenizer, for example, imports packages that it does not
         # require.
-        fix = build_mmcv() if missing == 'mmcv' else f'pip install {missing or dist}'
+        fix = f'pip install {missing or package}'
+        fix = build_mmcv() if missing == 'mmcv' else fix
         return Finding(module, PROBLEM, str(error), fix)
     except Exception as error:
         # Both assert the versions of mmcv and MMEngine and import mmcv's operators.
@@ -178,23 +165,15 @@ def examine_toolboxes() -> Finding:
     for module in ('mmdet', 'mmseg'):
         if importlib.util.find_spec(module):
             return Finding('toolbox', OK, f'{module} is installed')
-    return Finding(
-        'toolbox',
-        PROBLEM,
-        'neither MMDetection nor MMSegmentation is installed',
-        'pip install "{mmdet}" or "{mmseg}"'.format(**packages()),
-    )
+    found = 'neither MMDetection nor MMSegmentation is installed'
+    fix = 'pip install "{mmdet}" or "{mmseg}"'.format(**packages())
+    return Finding('toolbox', PROBLEM, found, fix)
 
 
 def examine_registries() -> Finding:
     """Look up the names that configs use."""
-    from mmengine import registry
-
-    import agvm_mm
-
     expected = {
         registry.OPTIM_WRAPPERS: ('AGVMOptimWrapper', 'AGVMAmpOptimWrapper'),
-        registry.OPTIM_WRAPPER_CONSTRUCTORS: ('AGVMOptimWrapperConstructor',),
         registry.HOOKS: ('VarianceSyncHook', 'AtomicCheckpointHook'),
         registry.LOOPS: ('LargeBatchTrainLoop', 'LargeBatchIterTrainLoop'),
     }
@@ -205,28 +184,18 @@ def examine_registries() -> Finding:
         if where.get(name) is not getattr(agvm_mm, name)
     ]
     if wrong:
-        return Finding(
-            'registries',
-            PROBLEM,
-            f'another class is registered as {", ".join(wrong)}',
-            'remove the other package from custom_imports',
-        )
+        found = f'another class is registered as {", ".join(wrong)}'
+        fix = 'remove the other package from custom_imports'
+        return Finding('registries', PROBLEM, found, fix)
     return Finding('registries', OK, f'agvm_mm {agvm_mm.__version__} is registered')
 
 
 def examine_distributed() -> Finding:
     """Look for the backends through which ranks communicate."""
-    import torch
-    from torch import distributed as dist
-
     name = 'distributed'
     if not dist.is_available():
-        return Finding(
-            name,
-            PROBLEM,
-            'torch has no torch.distributed',
-            'install a torch with torch.distributed',
-        )
+        fix = 'install a torch with torch.distributed'
+        return Finding(name, PROBLEM, 'torch has no torch.distributed', fix)
     nccl, gloo = dist.is_nccl_available(), dist.is_gloo_available()
     found = ', '.join(['nccl'] * nccl + ['gloo'] * gloo) or 'no backend'
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -235,101 +204,19 @@ def examine_distributed() -> Finding:
         return Finding(name, PROBLEM, f'{found}, but {gpus} GPU(s)', fix)
     if not (nccl or gloo):
         return Finding(name, PROBLEM, found, 'install a torch with gloo or NCCL')
-    return Finding(name, OK, f'{found}; {gpus} GPU(s)')
+    return Finding(name, OK, f'{found}; {gpus} GPU(s)', GPU_CHECK if gpus else '')
 
 
 def examine_sync_bn() -> Finding:
     """Look for a GPU, which SyncBN needs."""
-    import torch
-
     if torch.cuda.is_available():
         return Finding('SyncBN', OK, 'runs on GPUs')
-    return Finding(
-        'SyncBN',
-        WARNING,
-        'has no CPU version',
-        "agvm_mm's tools/dist_train.sh replaces it with BN on CPUs",
-    )
-
-
-# Packages that only some users need: name, module to import, what does not work without
-# it, command that installs it.
-OPTIONAL = (
-    (
-        'panopticapi',
-        'panopticapi.evaluation',
-        'panoptic models can be neither trained nor evaluated',
-        'pip install --no-deps panopticapi-lite==0.2.0',
-    ),
-    (
-        'pycocotools',
-        'pycocotools.mask',
-        'no COCO data sets and metrics',
-        'pip install pycocotools',
-    ),
-    (
-        'scikit-learn',
-        'sklearn.datasets',
-        'no embedded digits',
-        'pip install scikit-learn',
-    ),
-    ('matplotlib', 'matplotlib.pyplot', 'no figures', 'pip install matplotlib'),
-    (
-        'tensorboard',
-        'torch.utils.tensorboard',
-        'no charts in TensorBoard',
-        'pip install tensorboard "setuptools<82"',
-    ),
-    (
-        # MMEngine's Runner imports it if it is installed, and fails if it is broken.
-        'torchvision',
-        'torchvision',
-        'no weights from torchvision:// URLs, such as those of ResNet-50',
-        'pip install torchvision  (the release that matches your torch)',
-    ),
-    (
-        'baselines',
-        'pytorch_optimizer',
-        'neither LARS nor LAMB',
-        'pip install "pytorch-optimizer>=4,<5"',
-    ),
-)
-
-
-def examine_optional(name: str, module: str, without: str, fix: str) -> Finding:
-    """Import a package that may be missing but must not be broken.
-
-    Args:
-        name: Name of the package in the report.
-        module: Module to import.
-        without: What does not work without it.
-        fix: Command that installs it.
-    """
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        # The package itself or a dependency of it: the command installs both.
-        return Finding(name, WARNING, f'{without} ({error})', fix)
-    except Exception as error:
-        # Compiled against another numpy or torch, for example.
-        return Finding(
-            name,
-            PROBLEM,
-            f'is installed but cannot be imported: {first_line(error)}',
-            fix.replace('install', 'install --force-reinstall', 1),
-        )
-    return Finding(name, OK, 'imports')
+    fix = "agvm_mm's tools/dist_train.sh replaces it with BN on CPUs"
+    return Finding('SyncBN', WARNING, 'has no CPU version', fix)
 
 
 def examine_checkpoints() -> Finding:
     """Load an object that the Runner stores in checkpoints, as MMEngine loads it."""
-    import io
-
-    import torch
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    from agvm_mm.training.loading import LOADS_SAFELY, allow_runner_checkpoints
-
     allow_runner_checkpoints()
     history, file = HistoryBuffer(), io.BytesIO()
     history.update(1.0)
@@ -338,12 +225,9 @@ def examine_checkpoints() -> Finding:
     try:
         torch.load(file)
     except Exception as error:
-        return Finding(
-            'weights_only',
-            PROBLEM,
-            f"the Runner's checkpoints do not load: {first_line(error)}",
-            'report the versions of torch, numpy and mmengine to agvm_mm',
-        )
+        found = f"the Runner's checkpoints do not load: {first_line(error)}"
+        fix = 'report the versions of torch, numpy and mmengine to agvm_mm'
+        return Finding('weights_only', PROBLEM, found, fix)
     found = "the Runner's checkpoints load safely"
     if not LOADS_SAFELY:
         found = (
@@ -353,78 +237,96 @@ def examine_checkpoints() -> Finding:
     return Finding('weights_only', OK, found)
 
 
+# Packages that only some users need: name, module to import, what does not work without
+# it, what pip installs.
+OPTIONAL = (
+    (
+        'panopticapi',
+        'panopticapi.evaluation',
+        'panoptic models can be neither trained nor evaluated',
+        '--no-deps panopticapi-lite==0.2.0',
+    ),
+    (
+        'pycocotools',
+        'pycocotools.mask',
+        'no COCO data sets and metrics',
+        'pycocotools',
+    ),
+    ('scikit-learn', 'sklearn.datasets', 'no embedded digits', 'scikit-learn'),
+    ('matplotlib', 'matplotlib.pyplot', 'no figures', 'matplotlib'),
+    (
+        'tensorboard',
+        'torch.utils.tensorboard',
+        'no charts in TensorBoard',
+        'tensorboard "setuptools<82"',
+    ),
+    (
+        # MMEngine's Runner imports it if it is installed, and fails if it is broken.
+        'torchvision',
+        'torchvision',
+        'no weights from torchvision:// URLs, such as those of ResNet-50',
+        'torchvision  (the release that matches your torch)',
+    ),
+    (
+        'baselines',
+        'pytorch_optimizer',
+        'neither LARS nor LAMB',
+        '"pytorch-optimizer>=4,<5"',
+    ),
+)
+
+
+def examine_optional(name: str, module: str, without: str, package: str) -> Finding:
+    """Import a package that may be missing but must not be broken; see OPTIONAL."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # The package itself or a dependency of it: the command installs both.
+        fix = f'pip install {package}'
+        return Finding(name, WARNING, f'{without} ({error})', fix)
+    except Exception as error:
+        # Compiled against another numpy or torch, for example.
+        found = f'is installed but cannot be imported: {first_line(error)}'
+        fix = f'pip install --force-reinstall {package}'
+        return Finding(name, PROBLEM, found, fix)
+    return Finding(name, OK, 'imports')
+
+
 def examine_installation() -> list[Finding]:
     """Examine everything, in the order in which problems should be fixed."""
-    examinations: list[Callable[[], Finding]] = [
-        examine_python,
-        lambda: Finding('torch', OK, version_of('torch')),
-        examine_numpy,
-        lambda: Finding('mmengine', OK, version_of('mmengine')),
-        examine_setuptools,
-        examine_stack,
-        examine_mmcv,
-        lambda: examine_toolbox('mmdet'),
-        lambda: examine_toolbox('mmseg'),
-        examine_toolboxes,
-        examine_registries,
-        examine_distributed,
-        examine_sync_bn,
-        examine_checkpoints,
-        *(functools.partial(examine_optional, *row) for row in OPTIONAL),
+    return [
+        examine_python(),
+        Finding('torch', OK, version_of('torch')),
+        examine_numpy(),
+        Finding('mmengine', OK, version_of('mmengine')),
+        examine_setuptools(),
+        examine_stack(),
+        examine_mmcv(),
+        examine_toolbox('mmdet'),
+        examine_toolbox('mmseg'),
+        examine_toolboxes(),
+        examine_registries(),
+        examine_distributed(),
+        examine_sync_bn(),
+        examine_checkpoints(),
+        *(examine_optional(*row) for row in OPTIONAL),
     ]
-    return [examine() for examine in examinations]
-
-
-def report(findings: list[Finding]) -> str:
-    """Return one line for each finding, and a second one if there is a fix."""
-    lines = []
-    for finding in findings:
-        lines.append(f'{finding.state:<8} {finding.name:<13} {finding.found}')
-        if finding.fix:
-            lines.append(f'{"":<22} -> {finding.fix}')
-    problems = sum(finding.state == PROBLEM for finding in findings)
-    works = 'Everything that training needs works.'
-    lines.append(f'{problems} problem(s)' if problems else works)
-    return '\n'.join(lines)
-
-
-def run_gpu_check(out: Path | None) -> int:
-    """Run the GPU check, or print what it needs; return the exit status."""
-    # In the repository, not in an installed package.
-    if importlib.util.find_spec('gpu_check') is None:
-        print(
-            'The GPU check is not in the installed package; clone the repository of '
-            'agvm_mm and run this command, or make gpu-check, in its folder.'
-        )
-        return 1
-    from gpu_check.environment import missing_requirements
-
-    missing = missing_requirements()
-    if missing:
-        print(f'The GPU check needs {", ".join(missing)}.')
-        return 1
-    from gpu_check.command import run_check
-
-    return run_check(out)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the report and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--gpu', action='store_true', help='check training on the GPUs (5 minutes)'
-    )
-    parser.add_argument(
-        '--out', type=Path, help='JSON file for the figures of the GPU check'
-    )
-    args = parser.parse_args(argv)
-    if args.gpu:
-        return run_gpu_check(args.out)
-    if args.out is not None:
-        parser.error('--out is for --gpu')
+    """Print one line for each finding and one for each fix; return the exit status."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     findings = examine_installation()
-    print(report(findings))
-    return int(any(finding.state == PROBLEM for finding in findings))
+    for finding in findings:
+        print(f'{finding.state:<8} {finding.name:<13} {finding.found}')
+        if finding.fix:
+            print(f'{"":<22} -> {finding.fix}')
+    problems = sum(finding.state == PROBLEM for finding in findings)
+    works = 'Everything that training needs works.'
+    print(f'{problems} problem(s)' if problems else works)
+    return int(problems > 0)
 
 
 if __name__ == '__main__':

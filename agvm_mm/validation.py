@@ -10,6 +10,8 @@ from inspect import Parameter
 from numbers import Integral, Real
 from typing import Any
 
+from mmengine.registry import OPTIMIZERS
+
 
 def check_number(
     name: str,
@@ -110,6 +112,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ''
 
 
+@functools.cache
 def argument_names(target: Callable) -> set[str] | None:
     """Return the names of the keyword arguments that a function or class accepts.
 
@@ -190,19 +193,45 @@ def suggests_arguments(
     """
 
     def decorate(target: Callable) -> Callable:
-        known = argument_names(target)
-        if known is None:
+        own = argument_names(target)
+        if own is None:
             raise TypeError(f'{target.__name__} accepts any argument')
-        call = target.__init__ if isinstance(target, type) else target
+        is_class = isinstance(target, type)
+        call = target.__init__ if is_class else target
 
         @functools.wraps(call)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            check_arguments(target.__name__, kwargs, known, settings, advice)
+            # A subclass may have more arguments.
+            owner = type(args[0]) if is_class else target
+            known = argument_names(owner)
+            if known is not None:
+                check_arguments(owner.__name__, kwargs, own | known, settings, advice)
             return call(*args, **kwargs)
 
-        if not isinstance(target, type):
+        if not is_class:
             return checked
         target.__init__ = checked
         return target
 
     return decorate
+
+
+def check_optimizer_type(settings: Mapping | None) -> None:
+    """Check that the optimizer of a config exists.
+
+    MMEngine's constructor ends with "None is not a callable object".
+
+    Args:
+        settings: ``optim_wrapper.optimizer`` of the config.
+
+    Raises:
+        KeyError: If its type is not registered.
+    """
+    kind = (settings or {}).get('type')
+    if kind is not None and resolve_type(kind, OPTIMIZERS) is None:
+        registries = [OPTIMIZERS, *OPTIMIZERS.children.values()]
+        known = {name for registry in registries for name in registry.module_dict}
+        raise KeyError(
+            f'optim_wrapper.optimizer.type={kind!r} is not registered; there are: '
+            f'{", ".join(sorted(known))}.{did_you_mean(kind, known)}'
+        )

@@ -39,21 +39,21 @@ from common.twins import (
     IMAGE_SIZE,
     METRIC,
     MICRO_BATCH,
-    ROOT,
     SCENES,
     SCENES_FOLDER,
     START,
     Run,
+    parse_variant,
     result_file,
     train,
 )
-from common.variants import parse_variant
 from tqdm import tqdm
 
 from agvm_mm.report.figures import save_figure
 from agvm_mm.validation import check_number
 from benchmarks.paper.sensitivity_figure import plot_sensitivity
 from demo import pretrain_backbone, write_digits
+from gpu_check.tables import table
 
 
 def describe(result: dict) -> str:
@@ -66,19 +66,19 @@ def describe(result: dict) -> str:
         f'{result["metric"]} in percent after {result["epochs"]} epoch(s) of '
         f'{result["scenes"]} scenes of {IMAGE_SIZE} x {IMAGE_SIZE} pixels; '
         f'{len(result["runs"])} runs. The first seed searched the rates.',
-        report.table(BEST_COLUMNS, result['best']),
+        table(BEST_COLUMNS, result['best']),
     ]
     if result['pairs']:
         parts += [
             f'Minus {result["plain"]} alone, with the same batch, learning rate and '
             'seed:',
-            report.table(PAIR_COLUMNS, result['pairs']),
+            table(PAIR_COLUMNS, result['pairs']),
         ]
     if result['modules']:
         parts += [
             'Phi, mu and noise scale at the best rates, medians over the updates and '
             'the seeds:',
-            report.table(MODULE_COLUMNS, result['modules']),
+            table(MODULE_COLUMNS, result['modules']),
         ]
     parts.append(
         f'Trained on {trained}, torch {machine["torch"]}, {machine["date"]}.',
@@ -87,44 +87,35 @@ def describe(result: dict) -> str:
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument('--model', choices=START, default='sem-fpn')
-    parser.add_argument('--plain', choices=START['sem-fpn'], default='adamw')
-    parser.add_argument(
+    """Parse the command line and check the numbers and the variants.
+
+    Raises:
+        ValueError: If a number is below one, a batch is no multiple of a micro-batch,
+            or a variant is unknown.
+    """
+    parser = report.make_parser(__doc__)
+    add = parser.add_argument
+    add('--model', choices=START, default='sem-fpn')
+    add('--plain', choices=START['sem-fpn'], default='adamw')
+    add(
         '--variants',
         nargs='*',
         default=['agvm', 'x1.4', 'x2'],
         help="to compare with the optimizer alone; settings as 'agvm momentum=0.97', "
         "AGVM on top of a multiplier as 'agvm x2'",
     )
-    parser.add_argument(
-        '--batch-sizes', nargs='+', type=int, default=[1024, 4096, 256, 64]
-    )
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3])
-    parser.add_argument('--epochs', type=int, help=f'default: {EPOCHS}')
-    parser.add_argument('--scenes', type=int, default=SCENES)
-    parser.add_argument('--workers', type=int, default=2, help='runs at the same time')
-    parser.add_argument('--hours', type=float, help='0: report only')
-    parser.add_argument('--data', type=Path, default=ROOT / 'data' / SCENES_FOLDER)
-    parser.add_argument('--work-dirs', type=Path, default=ROOT / 'work_dirs/accuracy')
-    parser.add_argument('--out', type=Path, default=report.RESULTS)
+    add('--batch-sizes', nargs='+', type=int, default=[1024, 4096, 256, 64])
+    add('--seeds', nargs='+', type=int, default=[0, 1, 2, 3])
+    add('--epochs', type=int, help=f'default: {EPOCHS}')
+    add('--scenes', type=int, default=SCENES)
+    add('--workers', type=int, default=2, help='runs at the same time')
+    add('--hours', type=float, default=math.inf, help='0: report only')
+    add('--data', type=Path, default=report.ROOT / 'data' / SCENES_FOLDER)
+    add('--work-dirs', type=Path, default=report.ROOT / 'work_dirs/accuracy')
     args = parser.parse_args(arguments)
+    args.data, args.work_dirs = args.data.absolute(), args.work_dirs.absolute()
     if args.epochs is None:
         args.epochs = EPOCHS[args.model]
-    return args
-
-
-def check_args(args: argparse.Namespace) -> None:
-    """Check the numbers and the variants.
-
-    Raises:
-        ValueError: If a number is below one, a batch is no multiple of a micro-batch,
-            or a variant is unknown.
-    """
     for name in ('epochs', 'workers'):
         check_number(f'--{name}', getattr(args, name), low=1, integer=True)
     check_number('--scenes', args.scenes, low=1, high=SCENES, integer=True)
@@ -135,6 +126,7 @@ def check_args(args: argparse.Namespace) -> None:
             )
     for variant in args.variants:
         parse_variant(variant)
+    return args
 
 
 def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
@@ -149,7 +141,7 @@ def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
         found = json.loads(file.read_text())
         results[Run(**found['run'])] = found
     variants = ['', *args.variants]
-    end = time.monotonic() + 3600 * (math.inf if args.hours is None else args.hours)
+    end = time.monotonic() + 3600 * args.hours
     with tqdm(unit='run', file=sys.stderr) as progress:
         for batch_size in args.batch_sizes:
 
@@ -169,11 +161,6 @@ def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
                     progress.set_description(f'{run.name} {results[run]["value"]}')
                     progress.update()
     return results
-
-
-def _train(run: Run, data: Path, work_dirs: Path) -> Run:
-    train(run, data, work_dirs)
-    return run
 
 
 def report_study(args: argparse.Namespace, results: dict[Run, dict]) -> None:
@@ -205,11 +192,9 @@ def report_study(args: argparse.Namespace, results: dict[Run, dict]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, print the tables, write them and the figure."""
     args = parse_args(arguments)
-    check_args(args)
-    args.data, args.work_dirs = args.data.absolute(), args.work_dirs.absolute()
     write_digits(args.data, num_train=SCENES, image_size=IMAGE_SIZE)
     pretrain_backbone(args.data)
-    task = functools.partial(_train, data=args.data, work_dirs=args.work_dirs)
+    task = functools.partial(train, data=args.data, work_dirs=args.work_dirs)
     # Not forked: threads of torch do not survive it.
     with multiprocessing.get_context('spawn').Pool(args.workers) as pool:
         results = study(args, functools.partial(pool.imap_unordered, task))

@@ -20,7 +20,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
 from functools import cache
 from itertools import chain, pairwise
 from operator import itemgetter
@@ -34,11 +33,16 @@ from torch import Tensor
 
 from agvm_mm.method.noise_scale import relative_updates
 from agvm_mm.report.figures import save_figure
-from agvm_mm.report.noise import Estimate, GradientSums, jackknife
-from agvm_mm.report.noise_run import drop_without_gradient, measure, set_up
+from agvm_mm.report.gradient_noise.intervals import Estimate, GradientSums, jackknife
+from agvm_mm.report.gradient_noise.replicas import (
+    drop_without_gradient,
+    measure,
+    set_up,
+)
 from agvm_mm.validation import check_number
+from gpu_check.tables import table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = report.ROOT
 CONFIGS = {
     'sem-fpn': 'configs/digits/sem-fpn_r18_w16_sgd_b256_10e_digits.py',
     'faster-rcnn': 'configs/digits/faster-rcnn_r18_w16_fpn_sgd_b256_10e_digits.py',
@@ -124,28 +128,29 @@ def measured_sums(cfg: Config, path: Path, images: int, replica: int) -> Gradien
     return GradientSums(**torch.load(file))
 
 
-def signal_over_noise(sums: GradientSums, group: int | None = None) -> list[Tensor]:
-    """Return signal / noise, of all blocks and then without each; shape (modules,)."""
+def signal_over_noise(sums: GradientSums, group: int | None = None) -> Tensor:
+    """Return signal / noise, of all blocks and then without each, by module."""
     left_out = (None, *range(sums.blocks))
     pairs = (sums.signal_and_noise(group, without) for without in left_out)
-    return [signal / noise for signal, noise in pairs]
+    return torch.stack([signal / noise for signal, noise in pairs])
 
 
-def interval(values: list[Tensor], index: int) -> Estimate:
-    """Return the interval of a module from values of all blocks and without each."""
-    whole, *deleted = values
-    return jackknife(whole[index].item(), torch.stack(deleted)[:, index])
+def intervals(values: Tensor) -> list[Estimate]:
+    """Return each module's interval, from values of all blocks and without each."""
+    return [jackknife(each[0].item(), each[1:]) for each in values.T]
 
 
-def inverse(found: Estimate) -> Estimate:
-    """Return the interval of 1 / x; the upper end is infinite where x may be 0."""
-    value, high, low = (1 / end if end > 0 else math.inf for end in found)
-    return Estimate(value, low, high)
+def noise_scales(ratios: Tensor) -> list[Estimate]:
+    """Return noise / signal; the upper end is infinite where the signal may be 0."""
+    return [
+        Estimate(*(1 / end if end > 0 else math.inf for end in (value, high, low)))
+        for value, low, high in intervals(ratios)
+    ]
 
 
-def exponential(found: Estimate) -> Estimate:
-    """Return the interval of exp(x)."""
-    return Estimate(*map(math.exp, found))
+def exponentials(logs: Tensor) -> list[Estimate]:
+    """Return the intervals of exp(x)."""
+    return [Estimate(*map(math.exp, each)) for each in intervals(logs)]
 
 
 def compare(sums: GradientSums) -> list[dict]:
@@ -159,28 +164,20 @@ def compare(sums: GradientSums) -> list[dict]:
     """
     sums = sums.with_all()
     small = signal_over_noise(sums, BATCH // sums.images_per_replica)
-    whole = signal_over_noise(sums)
+    scales = noise_scales(signal_over_noise(sums)), noise_scales(small)
     rows = []
     for batch in LARGER:
         large = signal_over_noise(sums, batch // sums.images_per_replica)
-
-        def log_phi(ratios: list[Tensor], batch: int = batch) -> list[Tensor]:
-            # Phi is at most 2.
-            return [-(1 + batch * x.clamp(min=-1 / batch) / 2).log() for x in ratios]
-
-        predicted, found = log_phi(small), log_phi(large)
-        ratios = [a - b for a, b in zip(predicted, found, strict=True)]
-        for index, module in enumerate(sums.modules):
+        # Phi is at most 2.
+        predicted, found = (
+            -(1 + batch * ratios.clamp(min=-1 / batch) / 2).log()
+            for ratios in (small, large)
+        )
+        columns = [*scales, *map(exponentials, (predicted, found, predicted - found))]
+        keys = ('noise_scale', 'noise_scale_64', 'predicted', 'measured', 'ratio')
+        for module, *row in zip(sums.modules, *columns, strict=True):
             rows.append(
-                dict(
-                    module=module,
-                    batch=batch,
-                    noise_scale=inverse(interval(whole, index)),
-                    noise_scale_64=inverse(interval(small, index)),
-                    predicted=exponential(interval(predicted, index)),
-                    measured=exponential(interval(found, index)),
-                    ratio=exponential(interval(ratios, index)),
-                )
+                dict(module=module, batch=batch, **dict(zip(keys, row, strict=True)))
             )
     return rows
 
@@ -221,27 +218,22 @@ def summarize(rows: list[dict]) -> list[dict]:
     return found
 
 
-def smaller_scenes(cfg: Config, size: int) -> Config:
-    """Return Semantic FPN's config on scenes of another size, without clipping."""
-    pipeline = cfg.train_dataloader.dataset.pipeline
-    pipeline.insert(2, dict(type='Resize', scale=(size, size), keep_ratio=True))
-    cfg.model.data_preprocessor.size = (size, size)
-    cfg.optim_wrapper.pop('clip_grad')
-    return cfg
-
-
 def run_updates(args: argparse.Namespace) -> Iterator[dict]:
     """Run the trainings to a fixed loss and yield the result after each batch.
 
     The first result has only what is measured at the start.
     """
-    cfg = smaller_scenes(short_config('sem-fpn', args.images_per_replica), args.size)
+    cfg = short_config('sem-fpn', args.images_per_replica)
+    size = (args.size, args.size)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    pipeline.insert(2, dict(type='Resize', scale=size, keep_ratio=True))
+    cfg.model.data_preprocessor.size = size
+    cfg.optim_wrapper.pop('clip_grad')
     folder = args.work_dirs / f'updates_{args.size}'
-    warmup = cfg.param_scheduler[0].end
-    cfg.train_cfg.max_iters = warmup
+    warmup = cfg.train_cfg.max_iters = cfg.param_scheduler[0].end
     train(cfg, folder)
     start = checkpoint(folder, warmup)
-    settings = race.Race(
+    settings = dict(
         start=str(start),
         target=args.target,
         window=args.window,
@@ -250,9 +242,7 @@ def run_updates(args: argparse.Namespace) -> Iterator[dict]:
     )
     measured = measured_sums(cfg, start, args.images, args.images_per_replica)
     scales = {'start': scale_of_all(measured)}
-    result = dict(
-        settings=asdict(settings), at_start=compare(measured), scales=scales, rows=[]
-    )
+    result = dict(settings=settings, at_start=compare(measured), scales=scales, rows=[])
     yield result
     # Built when the first training is not finished yet.
     course = cache(lambda: race.Course(cfg))
@@ -270,29 +260,7 @@ def run_updates(args: argparse.Namespace) -> Iterator[dict]:
 
 def scale_of_all(sums: GradientSums) -> Estimate:
     """Return the noise scale of the whole network."""
-    return inverse(interval(signal_over_noise(sums.with_all()), len(sums.modules)))
-
-
-def search_all(
-    course: Callable[[], race.Course],
-    settings: race.Race,
-    args: argparse.Namespace,
-    folder: Path,
-) -> Iterator[dict]:
-    """Search the learning rate of each batch, from the smallest; yield each row.
-
-    The first learning rate of a batch is the best of the one before, times the square
-    root of their ratio, rounded to a power of 2. A training gives up after 1.5 times
-    the updates of the batch before: a larger batch does not need more.
-    """
-    first, limit = args.first_lr, settings.max_updates
-    for before, batch in pairwise([args.batches[0], *args.batches]):
-        first *= 2 ** round(math.log2(batch / before) / 2)
-        limited = replace(settings, max_updates=limit)
-        row = race_at(course, limited, batch, first, args.seeds, folder)
-        yield row
-        if row['updates']:
-            first, limit = row['lr'], min(limit, math.ceil(1.5 * row['updates']))
+    return noise_scales(signal_over_noise(sums.with_all()))[-1]
 
 
 def run_file(folder: Path, batch: int, lr: float, seed: int) -> Path:
@@ -300,42 +268,53 @@ def run_file(folder: Path, batch: int, lr: float, seed: int) -> Path:
     return folder / f'b{batch}_lr{lr:g}_seed{seed}.json'
 
 
-def race_at(
+def search_all(
     course: Callable[[], race.Course],
-    settings: race.Race,
-    batch: int,
-    first: float,
-    seeds: Sequence[int],
+    settings: dict,
+    args: argparse.Namespace,
     folder: Path,
-) -> dict:
-    """Search the learning rate of a batch on the first seed and run the others."""
+) -> Iterator[dict]:
+    """Search the learning rate of each batch, from the smallest; yield each row.
 
-    def run(lr: float, limit: int, seed: int = seeds[0]) -> float | None:
-        file = run_file(folder, batch, lr, seed)
-        each = race.Run(batch, lr, seed)
-        found = race.read_or_train(
-            file,
-            settings,
-            each,
-            limit,
-            lambda: course().train(settings, each, limit, file.with_suffix('.pth')),
+    The first seed searches, the others run the best. The first learning rate of a batch
+    is the best of the one before, times the square root of their ratio, rounded to a
+    power of 2. A training gives up after 1.5 times the updates of the batch before: a
+    larger batch does not need more.
+    """
+    common = {key: value for key, value in settings.items() if key != 'max_updates'}
+    first, most = args.first_lr, settings['max_updates']
+    for before, batch in pairwise([args.batches[0], *args.batches]):
+        first *= 2 ** round(math.log2(batch / before) / 2)
+
+        def run(
+            lr: float, limit: int, seed: int = args.seeds[0], batch: int = batch
+        ) -> float | None:
+            file = run_file(folder, batch, lr, seed)
+            each = dict(common, batch=batch, lr=lr, seed=seed)
+            save = file.with_suffix('.pth')
+            found = race.read_or_train(
+                file, each, limit, lambda: course().train(each, limit, save)
+            )
+            print(
+                f'batch {batch} lr {lr:g} seed {seed}: {found["updates"]}', flush=True
+            )
+            return found['updates']
+
+        best, tried = race.search(run, first, most)
+        reached = []
+        if best is not None:
+            others = (run(best, most, seed) for seed in args.seeds[1:])
+            reached = [each for each in (tried[best], *others) if each is not None]
+        updates = geometric_mean(reached) if reached else None
+        yield dict(
+            batch=batch,
+            lr=best,
+            tried={f'{lr:g}': tried[lr] for lr in sorted(tried)},
+            updates=updates,
+            by_seed=reached,
         )
-        print(f'batch {batch} lr {lr:g} seed {seed}: {found["updates"]}', flush=True)
-        return found['updates']
-
-    best, tried = race.search(run, first, settings.max_updates)
-    reached = []
-    if best is not None:
-        reached = [tried[best]]
-        reached += [run(best, settings.max_updates, seed) for seed in seeds[1:]]
-        reached = [each for each in reached if each is not None]
-    return dict(
-        batch=batch,
-        lr=best,
-        tried={f'{lr:g}': tried[lr] for lr in sorted(tried)},
-        updates=geometric_mean(reached) if reached else None,
-        by_seed=reached,
-    )
+        if updates:
+            first, most = best, min(most, math.ceil(1.5 * updates))
 
 
 def fit(rows: list[dict], scales: dict[str, Estimate]) -> list[dict]:
@@ -410,8 +389,8 @@ def describe_predictions(result: dict) -> str:
             f'{result["images_per_replica"]} at each moment: '
             + '; '.join(f'{update}, {moment}' for update, moment in what)
             + '. Intervals of 95%.',
-            report.table(SUMMARY_COLUMNS, result['summary']),
-            report.table(PREDICTION_COLUMNS, rows),
+            table(SUMMARY_COLUMNS, result['summary']),
+            table(PREDICTION_COLUMNS, rows),
             f'{machine["device"]}, torch {machine["torch"]}, {machine["date"]}.',
         ]
     )
@@ -437,12 +416,13 @@ def describe_updates(result: dict) -> str:
         ('updates', lambda row: f'{row["updates"]:.1f}'),
         ('images', lambda row: f'{row["updates"] * row["batch"]:,.0f}'),
     ]
-    for fit_ in fits:
+    for each in fits:
 
-        def curve(row: dict, fit_: dict = fit_) -> str:
-            return f'{curve_updates(fit_, row["batch"]):.1f}'
+        def curve(row: dict, each: dict = each) -> str:
+            relative = relative_updates(row['batch'], each['noise_scale'])
+            return f'{each["fewest"] * relative:.1f}'
 
-        columns.append((f'curve, {fit_["name"]}', curve))
+        columns.append((f'curve, {each["name"]}', curve))
     fit_columns = (
         ('noise scale', itemgetter('name')),
         ('images', lambda row: f'{row["noise_scale"]:,.0f}'),
@@ -463,8 +443,8 @@ def describe_updates(result: dict) -> str:
             'the learning rate is searched on the first. "Stopped": not at the target '
             'after the updates of the best so far.',
             f'Noise scale of the whole network, measured: {scales}.',
-            *([report.table(columns, reached)] if reached else []),
-            *([report.table(fit_columns, fits)] if fits else []),
+            *([table(columns, reached)] if reached else []),
+            *([table(fit_columns, fits)] if fits else []),
             *(
                 [f'No learning rate reached it at batch {", ".join(lost)}.']
                 if lost
@@ -472,15 +452,10 @@ def describe_updates(result: dict) -> str:
             ),
             f'Phi at the start, predicted from batch {BATCH} and measured, on '
             f'{result["images"]:,} images in replicas of {settings["micro_batch"]}:',
-            report.table(PREDICTION_COLUMNS[2:], result['at_start']),
+            table(PREDICTION_COLUMNS[2:], result['at_start']),
             f'{machine["device"]}, torch {machine["torch"]}, {machine["date"]}.',
         ]
     )
-
-
-def curve_updates(fit_: dict, batch: int) -> float:
-    """Return the updates that a curve has at a batch."""
-    return fit_['fewest'] * relative_updates(batch, fit_['noise_scale'])
 
 
 def plain(value: object) -> object:
@@ -515,45 +490,28 @@ def describe(result: dict) -> str:
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parts = ['predictions', 'updates']
-    parser.add_argument('--parts', nargs='+', choices=parts, default=parts)
-    parser.add_argument(
-        '--models', nargs='+', choices=list(CONFIGS), default=list(CONFIGS)
-    )
-    parser.add_argument(
-        '--images', type=int, default=2048, help='of a measurement, 1024 or more'
-    )
-    parser.add_argument('--images-per-replica', type=int, default=16)
-    group = parser.add_argument_group('updates')
-    group.add_argument('--batches', nargs='+', type=int, default=[16, 32, 64, 192, 512])
-    group.add_argument(
-        '--first-lr', type=float, default=0.05, help='tried first at the first batch'
-    )
-    group.add_argument('--target', type=float, default=0.9, help='loss to reach')
-    group.add_argument(
-        '--window', type=int, default=512, help='images of the averaged loss'
-    )
-    group.add_argument('--max-updates', type=int, default=300)
-    group.add_argument('--seeds', nargs='+', type=int, default=[0])
-    group.add_argument('--size', type=int, default=48, help='of a scene, in pixels')
-    parser.add_argument(
-        '--work-dirs', type=Path, default=ROOT / 'work_dirs/noise_scale'
-    )
-    parser.add_argument('--out', type=Path, default=report.RESULTS)
-    return parser.parse_args(arguments)
-
-
-def check_args(args: argparse.Namespace) -> None:
-    """Check that replicas make up all batches.
+    """Parse the command line and check that replicas make up all batches.
 
     Raises:
         ValueError: If not.
     """
+    parser = report.make_parser(__doc__)
+    add = parser.add_argument
+    parts, models = ['predictions', 'updates'], list(CONFIGS)
+    add('--parts', nargs='+', choices=parts, default=parts)
+    add('--models', nargs='+', choices=models, default=models)
+    add('--images', type=int, default=2048, help='of a measurement, 1024 or more')
+    add('--images-per-replica', type=int, default=16)
+    add('--work-dirs', type=Path, default=ROOT / 'work_dirs/noise_scale')
+    add = parser.add_argument_group('updates').add_argument
+    add('--batches', nargs='+', type=int, default=[16, 32, 64, 192, 512])
+    add('--first-lr', type=float, default=0.05, help='tried first at the first batch')
+    add('--target', type=float, default=0.9, help='loss to reach')
+    add('--window', type=int, default=512, help='images of the averaged loss')
+    add('--max-updates', type=int, default=300)
+    add('--seeds', nargs='+', type=int, default=[0])
+    add('--size', type=int, default=48, help='of a scene, in pixels')
+    args = parser.parse_args(arguments)
     replica = args.images_per_replica
     check_number('--images-per-replica', replica, low=1, integer=True)
     groups = BATCH // replica
@@ -565,6 +523,7 @@ def check_args(args: argparse.Namespace) -> None:
     check_number('--images', args.images, low=max(LARGER), integer=True)
     for batch in args.batches:
         check_number('--batches', batch, low=1, integer=True)
+    return args
 
 
 def write_predictions(
@@ -600,7 +559,6 @@ def write_updates(args: argparse.Namespace, found: dict, environment: dict) -> N
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, print the tables, write them and the figures."""
     args = parse_args(arguments)
-    check_args(args)
     # Results shall not depend on the machine's number of cores.
     torch.set_num_threads(1)
     environment = report.environment(1)

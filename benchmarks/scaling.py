@@ -7,7 +7,6 @@ the gradient, so the ratios are the worst case. A detector computes for longer t
 communicates, and its ratios are far lower; see overhead.py.
 """
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
@@ -18,14 +17,10 @@ from common import report
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from gpu_check import timing
-from gpu_check.ranks import run_on_ranks
-from gpu_check.trainers import Trainer
+from gpu_check import tables
+from gpu_check.ranks import Ranks
+from gpu_check.trainers import VARIANTS, build_trainers, measure_cells, merge_ranks
 
-PLAIN = (('plain', False),)
-CELLS = (*PLAIN, *timing.AGVM_CELLS)
-# One rank compares its micro-batches.
-MICRO_BATCHES = 2
 INTERVALS = (10, 5, 1)
 GPUS = (8, 64, 256, 640)
 # Published speeds in bytes per second and direction, one link for each GPU.
@@ -91,59 +86,35 @@ def points(largest: int, quick: bool) -> list[dict]:
     ]
 
 
-def micro_batches(point: dict) -> int:
-    """Return the micro-batches of one update at a point."""
-    return MICRO_BATCHES if point['ranks'] == 1 else 1
-
-
 def measure_rank(point: dict, rounds: int, warmup: int) -> dict:
     """Measure all variants of one point on this rank."""
     shape = point['modules'], point['layers'], point['width']
-    trainers = {
-        variant: Trainer(Stack(*shape), variant, micro_batches=micro_batches(point))
-        for variant in timing.variants_of(CELLS)
-    }
+    trainers = build_trainers(lambda: Stack(*shape), VARIANTS)
     rank = torch.distributed.get_rank()
 
     def batch_of(turn: int) -> dict:
         generator = torch.Generator().manual_seed(1000 * turn + rank)
         return dict(inputs=[torch.randn(point['width'], generator=generator)])
 
-    measured = timing.measure_cells(
-        trainers, CELLS, batch_of, rounds=rounds, warmup=warmup
-    )
-    parameters = sum(p.numel() for p in trainers['plain'].ddp.parameters())
-    return dict(measured, parameters=parameters)
+    measured = measure_cells(trainers, batch_of, rounds=rounds, warmup=warmup)
+    plain = trainers['plain']
+    parameters = sum(p.numel() for p in plain.ddp.parameters())
+    return dict(measured, parameters=parameters, micro_batches=plain.micro_batches)
 
 
 def measure(point: dict, rounds: int, warmup: int) -> dict:
     """Measure one point on all its ranks."""
-    by_rank = run_on_ranks(
-        measure_rank, point['ranks'], point, rounds, warmup, preload=('agvm_mm',)
-    )
-    return dict(
-        point,
-        parameters=by_rank[0]['parameters'],
-        micro_batches=micro_batches(point),
-        variants=timing.merge_ranks(by_rank, PLAIN),
-    )
-
-
-def ring_seconds(bytes_: float, gpus: int, bandwidth: float) -> float:
-    """Return the time of a ring all-reduce.
-
-    Each GPU sends 2 (n - 1) / n times the bytes.
-    """
-    return 2 * (gpus - 1) / gpus * bytes_ / bandwidth
-
-
-def tree_seconds(gpus: int) -> float:
-    """Return the time of a few scalars up a binary tree and down again."""
-    return 2 * (gpus - 1).bit_length() * LATENCY
+    ranks = Ranks.with_own_gpus(point['ranks'])
+    by_rank = ranks.run(measure_rank, point, rounds, warmup)
+    facts = {key: by_rank[0][key] for key in ('parameters', 'micro_batches')}
+    return dict(point, **facts, variants=merge_ranks(by_rank))
 
 
 def compute(gradient_bytes: int) -> list[dict]:
     """Compute the time of reductions on large machines from published link speeds.
+
+    In a ring all-reduce each GPU sends 2 (n - 1) / n times the bytes. A few scalars go
+    up a binary tree and down again.
 
     Args:
         gradient_bytes: Bytes reduced in a plain update.
@@ -151,30 +122,27 @@ def compute(gradient_bytes: int) -> list[dict]:
     Returns:
         One row for each link and number of GPUs, in seconds.
     """
-    return [
-        dict(
-            link=link,
-            gpus=gpus,
-            **compute_seconds(gradient_bytes, gpus, bandwidth),
-        )
-        for link, bandwidth in LINKS.items()
-        for gpus in GPUS
-        if gpus <= LARGEST.get(link, gpus)
-    ]
-
-
-def compute_seconds(gradient_bytes: int, gpus: int, bandwidth: float) -> dict:
-    """Compute one row of :func:`compute`."""
-    gradient = ring_seconds(gradient_bytes, gpus, bandwidth)
-    statistics = tree_seconds(gpus)
-    return dict(
-        plain_seconds=gradient,
-        halves_extra_seconds=gradient + statistics,
-        replicas_extra_seconds=statistics,
-        halves_extra_per_update={
-            str(interval): (gradient + statistics) / interval for interval in INTERVALS
-        },
-    )
+    rows = []
+    for link, bandwidth in LINKS.items():
+        for gpus in GPUS:
+            if gpus > LARGEST.get(link, gpus):
+                continue
+            gradient = 2 * (gpus - 1) / gpus * gradient_bytes / bandwidth
+            statistics = 2 * (gpus - 1).bit_length() * LATENCY
+            extra = gradient + statistics
+            rows.append(
+                dict(
+                    link=link,
+                    gpus=gpus,
+                    plain_seconds=gradient,
+                    halves_extra_seconds=extra,
+                    replicas_extra_seconds=statistics,
+                    halves_extra_per_update={
+                        str(interval): extra / interval for interval in INTERVALS
+                    },
+                )
+            )
+    return rows
 
 
 def gradient_bytes_of(results: Path) -> tuple[int, str]:
@@ -186,27 +154,24 @@ def gradient_bytes_of(results: Path) -> tuple[int, str]:
     return GRADIENT_BYTES, 'its trainable parameters in float32'
 
 
-def milliseconds(seconds: float) -> str:
-    """Format a time in milliseconds."""
-    return f'{seconds * 1e3:.2f}'
+def milliseconds(title: str, key: str, interval: int | None = None) -> tables.Column:
+    """Return a column of times in milliseconds; at an interval, of each update."""
 
+    def show(row: dict) -> str:
+        seconds = row[key] if interval is None else row[key][str(interval)]
+        return f'{seconds * 1e3:.2f}'
 
-def extra_per_update(interval: int) -> report.Column:
-    """Return the column of the extra time per update at a measurement interval."""
-    return (
-        f'per update at interval {interval}, ms',
-        lambda row: milliseconds(row['halves_extra_per_update'][str(interval)]),
-    )
+    return title, show
 
 
 POINT_COLUMNS = (
     ('ranks', itemgetter('ranks')),
     ('modules', itemgetter('modules')),
     ('parameters', lambda row: f'{row["parameters"]:,}'),
-    *report.CELL_COLUMNS,
-    ('ms', report.median('seconds', 1, factor=1e3)),
-    ('ratio', report.median('ratio', 2)),
-    ('CPU ratio', report.median('cpu_ratio', 2)),
+    *tables.CELL_COLUMNS,
+    ('ms', tables.median('seconds', 1, factor=1e3)),
+    ('ratio', tables.median('ratio', 2)),
+    ('CPU ratio', tables.median('cpu_ratio', 2)),
     (
         'gradients reduced, bytes',
         lambda row: f'{row["bytes_reduced"]["gradients"]:,}',
@@ -216,13 +181,13 @@ POINT_COLUMNS = (
 COMPUTED_COLUMNS = (
     ('link', itemgetter('link')),
     ('GPUs', itemgetter('gpus')),
-    ('plain, ms', lambda row: milliseconds(row['plain_seconds'])),
-    (
-        'halves extra at a measured update, ms',
-        lambda row: milliseconds(row['halves_extra_seconds']),
+    milliseconds('plain, ms', 'plain_seconds'),
+    milliseconds('halves extra at a measured update, ms', 'halves_extra_seconds'),
+    *(
+        milliseconds(f'per update at interval {n}, ms', 'halves_extra_per_update', n)
+        for n in INTERVALS
     ),
-    *map(extra_per_update, INTERVALS),
-    ('replicas extra, ms', lambda row: milliseconds(row['replicas_extra_seconds'])),
+    milliseconds('replicas extra, ms', 'replicas_extra_seconds'),
 )
 
 
@@ -246,7 +211,7 @@ def describe(result: dict) -> str:
             f'messages of {LATENCY * 1e6:.0f} microseconds (an assumption). Real '
             'links reach less, and DDP hides reductions behind the backward pass, '
             'the additional ones too.',
-            report.table(COMPUTED_COLUMNS, result['computed']),
+            tables.table(COMPUTED_COLUMNS, result['computed']),
         ]
     )
 
@@ -263,33 +228,22 @@ def describe_sweeps(points: list[dict]) -> Iterator[str]:
         if not rows:
             continue
         yield f'## {sweep.capitalize()}'
-        yield report.table(POINT_COLUMNS, rows)
+        yield tables.table(POINT_COLUMNS, rows)
         if sweep == 'ranks':
             yield (
-                f'One rank compares its {MICRO_BATCHES} micro-batches, also those of '
-                'the plain update; it reduces nothing that leaves the process.'
+                'One rank compares its 2 micro-batches, also those of the plain '
+                'update; it reduces nothing that leaves the process.'
             )
-
-
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split('\n')[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument('--ranks', type=int, default=8, help='the most ranks to start')
-    parser.add_argument('--rounds', type=int, default=8, help='timed rounds')
-    parser.add_argument('--warmup', type=int, default=2, help='rounds before those')
-    parser.add_argument('--quick', action='store_true', help='tiny networks, 2 ranks')
-    parser.add_argument(
-        '--out', type=Path, default=report.RESULTS, help='folder of the results'
-    )
-    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    args = parse_args(arguments)
+    parser = report.make_parser(__doc__)
+    parser.add_argument('--ranks', type=int, default=8, help='the most ranks to start')
+    parser.add_argument('--rounds', type=int, default=8, help='timed rounds')
+    parser.add_argument('--warmup', type=int, default=2, help='rounds before those')
+    parser.add_argument('--quick', action='store_true', help='tiny networks, 2 ranks')
+    args = parser.parse_args(arguments)
     found = [
         measure(point, args.rounds, args.warmup)
         for point in points(args.ranks, args.quick)

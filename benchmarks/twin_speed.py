@@ -8,12 +8,11 @@ images per second of CPU time, which other programs hardly affect.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import torch
 from common import report, twins
@@ -23,21 +22,19 @@ from mmengine.runner import Runner
 
 from agvm_mm import cli
 from agvm_mm.validation import check_number
+from gpu_check.tables import table
 
 
-@dataclass
 class EpochTimer(Hook):
-    """Hook that measures the CPU time of each epoch, in seconds."""
-
-    seconds: list[float] = field(default_factory=list)
+    """Hook that measures the CPU time of the last epoch, in seconds."""
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Start the clock."""
-        self._start = time.process_time()
+        self.start = time.process_time()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Stop the clock."""
-        self.seconds.append(time.process_time() - self._start)
+        self.seconds = time.process_time() - self.start
 
 
 def variants(model: str, batch_size: int, data: Path) -> dict[str, Config]:
@@ -66,53 +63,40 @@ def images_per_second(cfg: Config, images: int, folder: str, *, study: bool) -> 
     timer = EpochTimer()
     runner.register_hook(timer, priority='VERY_HIGH')
     runner.train()
-    return images / timer.seconds[-1]
-
-
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument('--model', choices=twins.START, default='sem-fpn')
-    parser.add_argument('--batch-size', type=int, default=256)
-    parser.add_argument('--images', type=int, default=512, help='images of an epoch')
-    parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument(
-        '--data',
-        type=Path,
-        default=twins.ROOT / 'data',
-        help='folder of both data sets: digits, and those of the study',
-    )
-    return parser.parse_args(arguments)
+    return images / timer.seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure both in turns and print the medians with the lowest and highest."""
-    args = parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add('--model', choices=twins.START, default='sem-fpn')
+    add('--batch-size', type=int, default=256)
+    add('--images', type=int, default=512, help='images of an epoch')
+    add('--rounds', type=int, default=3)
+    folders = 'folder of both data sets: digits, and those of the study'
+    add('--data', type=Path, default=report.ROOT / 'data', help=folders)
+    args = parser.parse_args(arguments)
     check_number('--images', args.images, low=args.batch_size, integer=True)
     check_number('--rounds', args.rounds, low=1, integer=True)
     torch.set_num_threads(1)
-    speeds: dict[str, list[float]] = {}
+    speeds: dict[str, list[float]] = dict(twin=[], study=[])
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):
             found = variants(args.model, args.batch_size, args.data.absolute())
             for name, cfg in found.items():
-                speed = images_per_second(
-                    cfg, args.images, folder, study=name == 'study'
-                )
-                speeds.setdefault(name, []).append(speed)
-    rows = [dict(name=name, speeds=values) for name, values in speeds.items()]
+                study = name == 'study'
+                speed = images_per_second(cfg, args.images, folder, study=study)
+                speeds[name].append(speed)
     columns = [
-        (args.model, lambda row: row['name']),
-        ('images per second', lambda row: f'{statistics.median(row["speeds"]):.0f}'),
-        (
-            'lowest to highest',
-            lambda row: f'{min(row["speeds"]):.0f} to {max(row["speeds"]):.0f}',
-        ),
+        (args.model, lambda row: row[0]),
+        ('images per second', lambda row: f'{median(row[1]):.0f}'),
+        ('lowest to highest', lambda row: f'{min(row[1]):.0f} to {max(row[1]):.0f}'),
     ]
-    print(report.table(columns, rows), flush=True)
+    print(table(columns, speeds.items()), flush=True)
 
 
 if __name__ == '__main__':

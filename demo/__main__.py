@@ -38,15 +38,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        '--work-dir', default='work_dirs/demo', help='folder for the results'
-    )
-    parser.add_argument(
-        '--ranks',
-        type=int,
-        default=default_ranks(),
-        help='processes to train with; 1 accumulates the whole batch alone',
-    )
+    add = parser.add_argument
+    add('--work-dir', default='work_dirs/demo', help='folder for the results')
+    ranks = 'processes to train with; 1 accumulates the whole batch alone'
+    add('--ranks', type=int, default=default_ranks(), help=ranks)
     args = parser.parse_args(argv)
     if args.ranks < 1:
         parser.error(f'--ranks must be at least 1, got {args.ranks}')
@@ -115,7 +110,7 @@ def shorten(line: str) -> str | None:
 def summarize(
     records: Sequence[logs.Record], files: Mapping[str, Path]
 ) -> tuple[str, float]:
-    """Return the final table, and the bbox mAP of the last validation.
+    """Return the final table of a run, and the bbox mAP of its last validation.
 
     Args:
         records: Records of the run's JSON log.
@@ -151,12 +146,7 @@ def last_values(records: Sequence[logs.Record], prefix: str) -> dict[str, float]
 
 
 def explain_noise_scale(noise_scale: float, batch: int) -> str:
-    """Return in a sentence what the noise scale of the network says of a batch.
-
-    Args:
-        noise_scale: Noise scale in images; NaN if not resolved.
-        batch: Images of an update.
-    """
+    """Return in a sentence what the noise scale says of a batch; NaN: not resolved."""
     if math.isnan(noise_scale):
         return (
             'The noise scale of the network is not resolved: its gradient is too noisy '
@@ -170,20 +160,6 @@ def explain_noise_scale(noise_scale: float, batch: int) -> str:
         f'doubling the batch of {batch}\nwould save {saved:.0%} of the updates (50% at '
         f'most) and take {extra:.0%} more images.'
     )
-
-
-def draw(
-    records: Sequence[logs.Record], checkpoint: Path, work_dir: Path
-) -> list[Path]:
-    """Draw the run's variances and the detector's predictions; return the files."""
-    files = [work_dir / 'variance.png', work_dir / 'predictions.png']
-    title = 'Faster R-CNN on digits, AGVM-SGD, batch 256'
-    figures.save_figure(figures.plot_variance(records, title=title), files[0])
-    allow_runner_checkpoints()
-    cfg = cli.load_config(CONFIG)
-    results, classes = predict(cfg, str(checkpoint), range(6))
-    figures.save_figure(plot_predictions(results, classes), files[1])
-    return files
 
 
 def main() -> None:
@@ -205,10 +181,15 @@ def main() -> None:
     log = logs.find_log(work_dir)
     records = logs.read_scalars(log)
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
-    pictures = draw(records, checkpoint, work_dir)
-
     files = {'checkpoint': checkpoint, 'log': log}
-    files |= {'pictures': pictures[0], '': pictures[1]}
+    files |= {'pictures': work_dir / 'variance.png', '': work_dir / 'predictions.png'}
+    title = 'Faster R-CNN on digits, AGVM-SGD, batch 256'
+    figure = figures.plot_variance(records, title=title)
+    figures.save_figure(figure, files['pictures'])
+    allow_runner_checkpoints()
+    results, classes = predict(cli.load_config(CONFIG), str(checkpoint), range(6))
+    figures.save_figure(plot_predictions(results, classes), files[''])
+
     table, score = summarize(records, files)
     print(f'\n{table}\n{"time":<12}{(time.perf_counter() - start) / 60:.1f} minutes')
     if score < MIN_MAP:

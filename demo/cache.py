@@ -1,30 +1,15 @@
 """Samples of the digits data that stay in memory."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from agvm_mm.validation import check_choice, type_name
 
+# Transforms that give the same result each time; so do those named ``Pack...``. Others
+# may draw random numbers, which a cached sample would keep.
 DETERMINISTIC = ('LoadImageFromFile', 'LoadAnnotations', 'Resize')
-"""Transforms that give the same result each time; so do those named ``Pack...``."""
 
 # By the settings of a dataset: later runs of the same process find the samples loaded.
 _SAMPLES: dict[str, dict[int, Any]] = {}
-
-
-def check_deterministic(pipeline: Iterable[dict]) -> None:
-    """Check that a pipeline gives the same sample each time.
-
-    Raises:
-        ValueError: If it has another transform than those of :data:`DETERMINISTIC`: it
-            may draw random numbers, which a cached sample would keep.
-    """
-    for transform in pipeline:
-        name = type_name(transform['type'])
-        if not name.startswith('Pack'):
-            check_choice(
-                'a transform of a dataset with cache=True', name, DETERMINISTIC
-            )
 
 
 class CacheMixin:
@@ -38,13 +23,17 @@ class CacheMixin:
         **kwargs: Those of the dataset.
 
     Raises:
-        ValueError: See :func:`check_deterministic`.
+        ValueError: If the pipeline of a cached dataset may draw random numbers.
     """
 
     def __init__(self, *args: Any, cache: bool = False, **kwargs: Any) -> None:
         self._samples: dict[int, Any] | None = None
         if cache:
-            check_deterministic(kwargs.get('pipeline', ()))
+            for transform in kwargs.get('pipeline', ()):
+                name = type_name(transform['type'])
+                if not name.startswith('Pack'):
+                    what = 'a transform of a dataset with cache=True'
+                    check_choice(what, name, DETERMINISTIC)
             key = repr((type(self), args, sorted(kwargs.items())))
             self._samples = _SAMPLES.setdefault(key, {})
         super().__init__(*args, **kwargs)

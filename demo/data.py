@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 
 from demo import pretrain_backbone, write_digits
-from demo.scenes import IMAGE_SIZE, SPLITS
+from demo.scenes import IMAGE_SIZE
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the data, train the backbone and print where they are."""
     parser = argparse.ArgumentParser(
         prog='python -m demo.data',
         description='Write the scenes of handwritten digits with boxes, masks, '
@@ -17,24 +17,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'Existing data with the same settings is kept.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--out', default='data/digits', help='folder of the data set')
-    parser.add_argument('--seed', type=int, default=0, help='random seed')
-    for split, number in zip(SPLITS, (4096, 512), strict=True):
-        parser.add_argument(
-            f'--num-{split}', type=int, default=number, help=f'number of {split} scenes'
-        )
-    parser.add_argument(
-        '--image-size', type=int, default=IMAGE_SIZE, help='side of a scene in pixels'
-    )
-    parser.add_argument(
-        '--no-backbone', action='store_true', help='do not train the backbone'
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write the data, train the backbone and print where they are."""
-    args = parse_args(argv)
+    add = parser.add_argument
+    add('--out', default='data/digits', help='folder of the data set')
+    add('--seed', type=int, default=0, help='random seed')
+    add('--num-train', type=int, default=4096, help='number of train scenes')
+    add('--num-val', type=int, default=512, help='number of val scenes')
+    add('--image-size', type=int, default=IMAGE_SIZE, help='side of a scene in pixels')
+    add('--no-backbone', action='store_true', help='do not train the backbone')
+    args = parser.parse_args(argv)
     start = time.perf_counter()
     written = write_digits(
         args.out,

@@ -5,13 +5,7 @@ from mmengine.registry import DATASETS
 
 from agvm_mm.validation import suggests_arguments
 from demo.cache import CacheMixin
-from demo.scenes import (
-    CLASS_COLORS,
-    CLASSES,
-    PIXEL_CLASSES,
-    TEXTURE_COLORS,
-    TEXTURES,
-)
+from demo.scenes import CLASS_COLORS, CLASSES, PIXEL_CLASSES, TEXTURE_COLORS, TEXTURES
 from demo.writer import check_exists
 
 

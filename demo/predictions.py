@@ -23,12 +23,7 @@ PREDICTED_COLOR = ORANGE
 def predict(
     cfg: Config, checkpoint: str, indices: Iterable[int]
 ) -> tuple[list[tuple[np.ndarray, Any]], Sequence[str]]:
-    """Run a detector on images of the config's test set.
-
-    Args:
-        cfg: The config.
-        checkpoint: Path of the checkpoint.
-        indices: Indices of the images in the test set.
+    """Run a detector on some images of the config's test set.
 
     Returns:
         For each image a pair of the RGB image, ``(H, W, 3)``, uint8, and its data
@@ -64,9 +59,6 @@ def plot_predictions(
         classes: Name of each class.
         score_threshold: Lowest score of the predictions that are drawn.
         columns: Images side by side.
-
-    Returns:
-        The figure, which pyplot does not manage: there is nothing to close.
     """
     bands = -(-len(results) // columns)
     columns = min(columns, len(results))

@@ -7,8 +7,6 @@ from it has never seen a validation digit.
 """
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,33 +95,14 @@ def pretrain_backbone(
     return dict(checkpoint=checkpoint, accuracy=record['accuracy'], trained=trained)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread.
-
-    A network this small gains little from a second one, and threads that wait for
-    each other are slow where other programs share the cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class DigitClassifier(nn.Module):
-    """ResNet with global average pooling and a linear layer.
+    """ResNet with global average pooling and a linear layer."""
 
-    Args:
-        backbone: Returns feature maps, the last one with ``num_features`` channels.
-        num_features: Channels of the last feature map.
-    """
-
-    def __init__(self, backbone: nn.Module, num_features: int) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.fc = nn.Linear(num_features, len(scenes.CLASSES))
+        # The last feature map has 8 times the channels of the first.
+        self.fc = nn.Linear(8 * BACKBONE['base_channels'], len(scenes.CLASSES))
         self.register_buffer('mean', torch.tensor(PIXEL_MEAN).view(3, 1, 1))
         self.register_buffer('std', torch.tensor(PIXEL_STD).view(3, 1, 1))
 
@@ -160,8 +139,7 @@ def build_classifier() -> DigitClassifier:
     settings.pop('type')
     # Without init_weights(): torch's initial values work as well here, and MMEngine
     # would log the initialization of each tensor.
-    backbone = ResNet(**settings)
-    return DigitClassifier(backbone, num_features=8 * BACKBONE['base_channels'])
+    return DigitClassifier(ResNet(**settings))
 
 
 def make_patches(
@@ -183,8 +161,7 @@ def make_patches(
         split: ``'train'`` or ``'val'``.
 
     Returns:
-        RGB patches, ``(count, 48, 48, 3)``, uint8, and their classes, ``(count,)``,
-        int64.
+        RGB patches, ``(count, 48, 48, 3)``, uint8, and their classes, int64.
     """
     rng = scenes.stream_rng(seed, _PATCH_STREAMS[split])
     sources = rng.choice(candidates, count)
@@ -208,8 +185,8 @@ def train_classifier(
     """Train with SGD, momentum 0.9 and a one-cycle learning rate, in place.
 
     Args:
-        model: Classifier of uint8 patches.
-        patches: RGB patches, ``(N, H, W, 3)``, uint8.
+        model: Classifier of RGB patches, ``(N, H, W, 3)``, uint8.
+        patches: The patches.
         labels: Their classes, ``(N,)``.
         epochs: Passes over the patches.
         batch_size: Patches per update.
@@ -220,34 +197,27 @@ def train_classifier(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
-    updates = epochs * -(-len(patches) // batch_size)
+    orders = (torch.from_numpy(order.permutation(len(patches))) for _ in range(epochs))
+    batches = [chosen for each in orders for chosen in each.split(batch_size)]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=lr, total_steps=updates, cycle_momentum=False
+        optimizer, max_lr=lr, total_steps=len(batches), cycle_momentum=False
     )
     model.train()
-    with tqdm(
-        total=updates, desc='backbone', unit='update', disable=not progress
-    ) as bar:
-        for _ in range(epochs):
-            shuffled = torch.from_numpy(order.permutation(len(patches)))
-            for chosen in shuffled.split(batch_size):
-                loss = F.cross_entropy(model(patches[chosen]), labels[chosen])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                scheduler.step()
-                bar.set_postfix(loss=f'{loss.item():.3f}', refresh=False)
-                bar.update()
+    bar = tqdm(batches, desc='backbone', unit='update', disable=not progress)
+    for chosen in bar:
+        loss = F.cross_entropy(model(patches[chosen]), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        bar.set_postfix(loss=f'{loss.item():.3f}', refresh=False)
 
 
 @torch.no_grad()
-def measure_accuracy(
-    model: nn.Module, patches: Tensor, labels: Tensor, batch_size: int = 256
-) -> float:
+def measure_accuracy(model: nn.Module, patches: Tensor, labels: Tensor) -> float:
     """Return the fraction of correctly classified patches, in evaluation mode."""
     model.eval()
-    chunks = patches.split(batch_size)
-    predicted = torch.cat([model(chunk).argmax(1) for chunk in chunks])
+    predicted = torch.cat([model(chunk).argmax(1) for chunk in patches.split(256)])
     return (predicted == labels).float().mean().item()
 
 
@@ -260,9 +230,16 @@ def _train(
     train = make_patches(images, labels, digits['train'], num_patches, seed, 'train')
     val = make_patches(images, labels, digits['val'], 1024, seed, 'val')
     order = scenes.stream_rng(seed, _ORDER_STREAM)
-    # Leave the caller's random state as it is.
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(seed)
-        model = build_classifier()
-        train_classifier(model, *train, order=order, **options)
+    threads = torch.get_num_threads()
+    # A network this small gains little from a second thread, and threads that wait for
+    # each other are slow where other programs share the cores.
+    torch.set_num_threads(1)
+    try:
+        # Leave the caller's random state as it is.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_classifier()
+            train_classifier(model, *train, order=order, **options)
+    finally:
+        torch.set_num_threads(threads)
     return model, measure_accuracy(model, *val)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from agvm_mm.validation import check_choice, check_number
+from agvm_mm.validation import check_choice
 
 CLASSES = tuple(str(digit) for digit in range(10))
 """Names of the ten object classes; label ``k`` is the digit ``k``."""
@@ -53,6 +53,9 @@ DIGIT_HEIGHTS = (12, 48)
 
 DIGITS_PER_SCENE = (2, 6)
 
+VAL_FRACTION = 0.2
+"""Fraction of the digits of each class that are for validation."""
+
 MAX_BOX_OVERLAP = 0.15
 """Largest fraction of a digit's square that may overlap with earlier squares."""
 
@@ -89,9 +92,6 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Images, ``(1797, 8, 8)``, float32 in [0, 1], where 1 is ink, and labels,
         ``(1797,)``, int64.
-
-    Raises:
-        ImportError: If scikit-learn is missing.
     """
     # scikit-learn takes a second to import and is needed only here.
     try:
@@ -105,38 +105,28 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     return bunch.images.astype(np.float32) / 16, bunch.target.astype(np.int64)
 
 
-def split_digits(
-    labels: np.ndarray, seed: int, *, val_fraction: float = 0.2
-) -> dict[str, np.ndarray]:
+def split_digits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Split the source digits into training and validation digits.
 
     Args:
         labels: Class of each source digit, ``(N,)``.
         seed: Seed of the data.
-        val_fraction: Fraction of each class that goes to validation, in (0, 1).
 
     Returns:
         Sorted indices by split; disjoint, and together all of ``0 .. N - 1``.
     """
-    check_number('val_fraction', val_fraction, above=0, below=1)
     rng = stream_rng(seed, _SPLIT_STREAM)
     parts = {split: [] for split in SPLITS}
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        cut = max(1, round(val_fraction * len(members)))
+        cut = max(1, round(VAL_FRACTION * len(members)))
         parts['val'].append(members[:cut])
         parts['train'].append(members[cut:])
     return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
 
 
 def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
-    """Return the random generator of one scene, independent of every other scene's.
-
-    Args:
-        seed: Seed of the data, not negative.
-        split: ``'train'`` or ``'val'``.
-        index: Number of the scene in its split, starting at 0.
-    """
+    """Return the generator of a scene of a split, independent of every other's."""
     check_choice('split', split, SPLITS)
     return stream_rng(seed, _SCENE_STREAMS[split], index)
 
@@ -166,7 +156,6 @@ def compose_scene(
     Returns:
         A scene with at least one digit; every digit is inside the canvas.
     """
-    check_number('size', size, low=DIGIT_HEIGHTS[1])
     image, textures = draw_background(rng, size)
     count = rng.integers(DIGITS_PER_SCENE[0], DIGITS_PER_SCENE[1] + 1)
     low, high = np.log(DIGIT_HEIGHTS)
@@ -197,11 +186,7 @@ def compose_scene(
 
 
 def class_map(scene: Scene) -> np.ndarray:
-    """Return the class of each pixel of a scene: the visible digit, or the texture.
-
-    Returns:
-        Indices in :data:`PIXEL_CLASSES`, ``(H, W)``, uint8.
-    """
+    """Return the index in :data:`PIXEL_CLASSES` of each pixel of a scene, uint8."""
     labels = np.array((0, *scene.labels), np.uint8)[scene.instances]
     stuff = len(CLASSES) + scene.textures
     return np.where(scene.instances > 0, labels, stuff).astype(np.uint8)
@@ -210,12 +195,7 @@ def class_map(scene: Scene) -> np.ndarray:
 def compose_patch(
     rng: np.random.Generator, digit: np.ndarray, *, size: int
 ) -> np.ndarray:
-    """Draw a single digit near the center of a textured patch.
-
-    Args:
-        rng: Random generator.
-        digit: Source digit, ``(8, 8)`` in [0, 1].
-        size: Side of the patch in pixels.
+    """Draw a source digit, ``(8, 8)``, near the center of a textured patch.
 
     Returns:
         RGB image, ``(size, size, 3)``, uint8.
@@ -253,17 +233,11 @@ def draw_background(
 
 
 def draw_texture(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
-    """Draw one texture that fills the canvas.
-
-    Args:
-        rng: Random generator.
-        kind: One of :data:`TEXTURES`.
-        size: Side in pixels.
+    """Draw one of :data:`TEXTURES` that fills the canvas.
 
     Returns:
         Image, ``(size, size, 3)``, float32, not yet clipped to [0, 255].
     """
-    check_choice('kind', kind, TEXTURES)
     base = rng.uniform(40, 215, 3).astype(np.float32)
     swing = rng.uniform(-30, 30, 3).astype(np.float32)
     y, x = _grid(size)
@@ -287,12 +261,7 @@ def draw_texture(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
 def render_digit(
     rng: np.random.Generator, digit: np.ndarray, height: int
 ) -> np.ndarray:
-    """Upscale a source digit, slightly rotated and slanted, with crisp edges.
-
-    Args:
-        rng: Random generator.
-        digit: Source digit, ``(8, 8)`` in [0, 1].
-        height: Side of the result in pixels.
+    """Upscale a source digit, ``(8, 8)``, slightly rotated and slanted.
 
     Returns:
         Ink coverage of each pixel, ``(height, height)``, float32 in [0, 1]. A pixel
@@ -319,15 +288,10 @@ def render_digit(
 
 
 def paste_ink(rng: np.random.Generator, region: np.ndarray, ink: np.ndarray) -> None:
-    """Blend ink of a random color into a region of an image, in place.
+    """Blend ink of a random color, ``(h, w)`` in [0, 1], into a region, in place.
 
     To keep every digit readable, the brightness of the color differs from the
     region's by 70 levels or more.
-
-    Args:
-        rng: Random generator.
-        region: View into an image, ``(h, w, 3)``, float32.
-        ink: Coverage, ``(h, w)`` in [0, 1].
     """
     background = region.mean()
     dark = background - 70 >= 0 and (background + 70 > 255 or rng.random() < 0.5)

@@ -12,12 +12,7 @@ from mmseg.datasets import BaseSegDataset
 
 from agvm_mm.validation import suggests_arguments
 from demo.cache import CacheMixin
-from demo.scenes import (
-    CLASS_COLORS,
-    CLASSES,
-    PIXEL_CLASSES,
-    TEXTURE_COLORS,
-)
+from demo.scenes import CLASS_COLORS, CLASSES, PIXEL_CLASSES, TEXTURE_COLORS
 from demo.writer import check_exists
 
 BACKGROUND = 'background'
@@ -38,7 +33,6 @@ class DigitsSegDataset(CacheMixin, BaseSegDataset):
         textures: Whether the four background textures are separate classes, 10 to
             13, as in the panoptic maps. Otherwise they are one class 'background',
             10. Defaults to True.
-        img_suffix: Ending of the images' names. Defaults to '.png'.
         reduce_zero_label: Must be False.
         **kwargs: Those of ``BaseSegDataset``, and ``cache`` of :class:`CacheMixin`.
 

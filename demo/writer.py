@@ -67,8 +67,17 @@ def write_digits(
         TypeError: If a number is not an integer.
         ValueError: If a number is out of range.
     """
-    settings = digits_settings(
-        seed=seed, num_train=num_train, num_val=num_val, image_size=image_size
+    check_number('seed', seed, low=0, integer=True)
+    check_number('num_train', num_train, low=1, integer=True)
+    check_number('num_val', num_val, low=1, integer=True)
+    check_number('image_size', image_size, low=scenes.DIGIT_HEIGHTS[1], integer=True)
+    # Everything that the files depend on.
+    settings = dict(
+        format_version=FORMAT_VERSION,
+        seed=seed,
+        num_train=num_train,
+        num_val=num_val,
+        image_size=image_size,
     )
     out = Path(out).absolute()
     if read_json(out / SETTINGS_FILE) == settings:
@@ -89,28 +98,6 @@ def write_digits(
     return True
 
 
-def digits_settings(
-    *, seed: int, num_train: int, num_val: int, image_size: int = scenes.IMAGE_SIZE
-) -> dict[str, int]:
-    """Return the content of :data:`SETTINGS_FILE`: everything the files depend on.
-
-    Raises:
-        TypeError: If an argument is not an integer.
-        ValueError: If an argument is out of range.
-    """
-    check_number('seed', seed, low=0, integer=True)
-    check_number('num_train', num_train, low=1, integer=True)
-    check_number('num_val', num_val, low=1, integer=True)
-    check_number('image_size', image_size, low=scenes.DIGIT_HEIGHTS[1], integer=True)
-    return dict(
-        format_version=FORMAT_VERSION,
-        seed=seed,
-        num_train=num_train,
-        num_val=num_val,
-        image_size=image_size,
-    )
-
-
 def read_json(path: Path) -> dict | None:
     """Return the content of a JSON file, or None if it is missing or incomplete."""
     try:
@@ -127,13 +114,8 @@ def write_json(path: Path, content: dict) -> None:
 def check_exists(path: str, data_root: str | None) -> None:
     """Check that a file or folder of the digits data exists.
 
-    Args:
-        path: The file or folder.
-        data_root: Folder of the data set, for the message.
-
     Raises:
-        FileNotFoundError: If it does not exist; the message gives the command that
-            writes it.
+        FileNotFoundError: If it does not; the message gives the command that writes it.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(
@@ -142,41 +124,21 @@ def check_exists(path: str, data_root: str | None) -> None:
         )
 
 
-def category_id(label: int) -> int:
-    """Return the COCO category of a class. Categories start at 1."""
-    return label + 1
-
-
 def describe_categories(names: Sequence[str], kind: str) -> list[dict]:
-    """Return COCO's list of categories.
-
-    Args:
-        names: Some of :data:`scenes.PIXEL_CLASSES`.
-        kind: Their supercategory.
-    """
+    """Return COCO's list of categories, whose ids start at 1."""
     return [
-        dict(
-            id=category_id(scenes.PIXEL_CLASSES.index(name)),
-            name=name,
-            supercategory=kind,
-        )
+        dict(id=scenes.PIXEL_CLASSES.index(name) + 1, name=name, supercategory=kind)
         for name in names
     ]
 
 
 def describe_instances(scene: scenes.Scene, image_id: int, first_id: int) -> list[dict]:
-    """Return COCO's annotations of the digits of a scene.
-
-    Args:
-        scene: The scene.
-        image_id: Id of its image.
-        first_id: Id of the first annotation; the others follow.
-    """
+    """Return COCO's annotations of the digits of a scene; their ids count up."""
     return [
         dict(
             id=first_id + index,
             image_id=image_id,
-            category_id=category_id(label),
+            category_id=label + 1,
             **describe_mask(scene.instances == index + 1),
             iscrowd=0,
         )
@@ -195,60 +157,33 @@ def segment_map(scene: scenes.Scene) -> np.ndarray:
 
 
 def describe_segments(segments: np.ndarray, classes: np.ndarray) -> list[dict]:
-    """Return COCO's ``segments_info`` of one image.
-
-    Args:
-        segments: Segment of each pixel, ``(H, W)``.
-        classes: Class of each pixel, ``(H, W)``; one class in each segment.
-    """
-    described = []
-    for segment in np.unique(segments):
-        mask = segments == segment
-        described.append(
-            dict(
-                id=int(segment),
-                category_id=category_id(int(classes[mask][0])),
-                **describe_extent(mask),
-                iscrowd=0,
-            )
+    """Return COCO's ``segments_info`` from segment and class of each pixel."""
+    masks = {int(segment): segments == segment for segment in np.unique(segments)}
+    return [
+        dict(
+            id=segment,
+            category_id=int(classes[mask][0]) + 1,
+            **describe_extent(mask),
+            iscrowd=0,
         )
-    return described
+        for segment, mask in masks.items()
+    ]
 
 
 def describe_extent(mask: np.ndarray) -> dict:
-    """Return box and area of a mask, as COCO stores them.
-
-    Args:
-        mask: ``(H, W)``, bool, with at least one true pixel.
-
-    Returns:
-        ``bbox`` (x, y, width, height of the tightest box, in pixels) and ``area``
-        (number of true pixels).
+    """Return box (x, y, width, height) and area of a mask in pixels, as COCO does.
 
     Raises:
         ValueError: If no pixel is true.
     """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if rows.size == 0:
+    if not mask.any():
         raise ValueError('the mask has no true pixel')
-    y, x = int(rows[0]), int(columns[0])
-    box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
-    return dict(bbox=box, area=int(mask.sum()))
+    box = cv2.boundingRect(mask.astype(np.uint8))
+    return dict(bbox=list(box), area=int(mask.sum()))
 
 
 def describe_mask(mask: np.ndarray) -> dict:
-    """Return box, area and run-length encoding of a mask, as COCO stores them.
-
-    Args:
-        mask: ``(H, W)``, bool, with at least one true pixel.
-
-    Returns:
-        ``bbox`` and ``area`` of :func:`describe_extent`, and ``segmentation``
-        (compressed RLE, ``counts`` as a string).
-
-    Raises:
-        ValueError: If no pixel is true.
-    """
+    """Return :func:`describe_extent` and the run-length encoding, as COCO does."""
     # Imported here: MMSegmentation does not depend on pycocotools.
     from pycocotools import mask as mask_utils
 
@@ -259,27 +194,18 @@ def describe_mask(mask: np.ndarray) -> dict:
 
 
 def _write_all(out: Path, settings: dict[str, int], progress: bool) -> None:
+    seed, size = settings['seed'], settings['image_size']
     images, labels = scenes.load_digits()
-    digits = scenes.split_digits(labels, settings['seed'])
+    digits = scenes.split_digits(labels, seed)
     for split in scenes.SPLITS:
+        count, candidates = settings[f'num_{split}'], digits[split]
+        rngs = (scenes.scene_rng(seed, split, index) for index in range(count))
         composed = (
-            scenes.compose_scene(
-                scenes.scene_rng(settings['seed'], split, index),
-                images,
-                labels,
-                digits[split],
-                size=settings['image_size'],
-            )
-            for index in range(settings[f'num_{split}'])
+            scenes.compose_scene(rng, images, labels, candidates, size=size)
+            for rng in rngs
         )
-        bar = tqdm(
-            composed,
-            desc=f'{split} scenes',
-            total=settings[f'num_{split}'],
-            unit='scene',
-            disable=not progress,
-        )
-        _write_split(out, split, bar)
+        bar = dict(desc=f'{split} scenes', unit='scene', disable=not progress)
+        _write_split(out, split, tqdm(composed, total=count, **bar))
     write_json(out / SETTINGS_FILE, settings)
 
 

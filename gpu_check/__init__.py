@@ -1,4 +1,4 @@
-"""Check of a machine with GPUs: ``python -m agvm_mm.doctor --gpu``.
+"""Check of a machine with GPUs: ``python -m gpu_check``.
 
 Its pieces run on CPU ranks, too, where the tests run them.
 """

@@ -1,18 +1,22 @@
-"""The check as a whole: its report and its exit status."""
+"""The check as a whole: its parts, their report and the exit status."""
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from gpu_check import cost, tables
+from demo import write_digits
+from gpu_check import cost, golden, parity, tables, training, waits
 from gpu_check.environment import environment
-from gpu_check.parts import plan, run_part
+from gpu_check.ranks import Ranks
 
 COLUMNS = (
     ('part', itemgetter('part')),
@@ -23,50 +27,135 @@ COLUMNS = (
 )
 
 
+class Outcome(NamedTuple):
+    """What a part found, in one line; its faults, and all figures."""
+
+    found: str
+    problems: list[str] = []
+    data: Any = None
+
+
+def compare_golden(ranks: Ranks) -> Outcome:
+    """Compare Phi and mu of the hand-computed case."""
+    found = golden.golden_differences(ranks.run(golden.measure_golden))
+    return compare(found, golden.TOLERANCES)
+
+
+def compare_parity(ranks: Ranks) -> Outcome:
+    """Compare trainings in float64 with the reference, and the ranks."""
+    found = parity.parity_differences(ranks.run(parity.train_cases))
+    return compare(found, dict.fromkeys(found, parity.TOLERANCE) | dict(ranks=0.0))
+
+
+def compare(found: Mapping[str, float], tolerances: Mapping[str, float]) -> Outcome:
+    """Compare differences with their tolerances."""
+    listed = ', '.join(f'{name} {value:.0e}' for name, value in found.items())
+    problems = [
+        f'{name}: {value:.1e} is more than {tolerances[name]:.0e}'
+        for name, value in found.items()
+        if not value <= tolerances[name]  # Also if it is not a number.
+    ]
+    return Outcome(f'largest differences: {listed}', problems, found)
+
+
+def train(dtype: str, ranks: Ranks) -> Outcome:
+    """Train the digits detector in mixed precision."""
+    updates, scale = training.UPDATES, training.LOSS_SCALE
+    with tempfile.TemporaryDirectory() as folder:
+        data = f'{folder}/digits/'
+        images = updates * training.total_images(ranks.count)
+        write_digits(data, num_train=images, num_val=1, progress=False)
+        records, *_ = ranks.run(training.train_digits, data, folder, dtype)
+    last = records[-1]
+    found = (
+        f'{len(records)} updates, loss {records[0]["loss"]:.2f} to {last["loss"]:.2f}, '
+        f'loss scale {scale["init_scale"]:.0f} to {last["scale"]:.0f}, '
+        f'{last["skipped"]} measurement(s) skipped'
+    )
+    problems = training.judge_training(records, updates, scale['init_scale'])
+    return Outcome(found, problems, records)
+
+
+def count_waits(ranks: Ranks) -> Outcome:
+    """Count the host synchronizations that AGVM adds."""
+    by_rank = ranks.run(waits.measure_waits)
+    rows = [
+        dict(variant=variant, measured=measured, count=count)
+        for (variant, measured), count in by_rank[0].items()
+    ]
+    return Outcome(waits.describe_waits(by_rank[0]), waits.judge_waits(by_rank), rows)
+
+
+def measure_cost(ranks: Ranks) -> Outcome:
+    """Measure what AGVM's updates cost."""
+    by_rank = ranks.run(cost.measure_cost, cost.SETTINGS)
+    return Outcome('in the table below', [], cost.cost_rows(by_rank))
+
+
+def plan(gpus: int) -> list[tuple[str, Ranks, Callable[[Ranks], Outcome]]]:
+    """Return the name, the ranks and the function of each part.
+
+    Args:
+        gpus: GPUs of this machine; with 0 the ranks are two CPU cores.
+    """
+    each, pair = Ranks(gpus or 2, gpus), Ranks(max(gpus, 2), gpus)
+    trainings = [
+        (f'{dtype} training', each, partial(train, dtype)) for dtype in training.DTYPES
+    ]
+    # A GPU alone has no NCCL to test. Over gloo torch counts what it can.
+    waiting = [
+        ('host waits', ranks, count_waits) for ranks in dict.fromkeys([each, pair])
+    ]
+    return [
+        ('golden case', Ranks(golden.RANKS, gpus), compare_golden),
+        ('float64 parity', pair, compare_parity),
+        *trainings,
+        *waiting,
+        ('cost', each, measure_cost),
+    ]
+
+
+def run_part(name: str, ranks: Ranks, function: Callable[[Ranks], Outcome]) -> dict:
+    """Run a part; an exception is a problem that the others survive."""
+    print(f'{name} ({ranks}) ...', file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    try:
+        outcome = function(ranks)
+    except Exception as error:
+        # That of a rank ends with the line that says what happened.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        outcome = Outcome('stopped', [lines[-1]], traceback.format_exc())
+        print(outcome.data, file=sys.stderr, flush=True)
+    seconds = round(time.perf_counter() - start, 1)
+    return dict(part=name, ranks=str(ranks), **outcome._asdict(), seconds=seconds)
+
+
 def run_check(out: Path | None = None) -> int:
     """Run all parts, print the report and return the exit status.
 
     Args:
         out: JSON file for all figures. Defaults to None, none is written.
     """
-    results = []
-    with output_to_stderr():
-        for name, ranks, function in plan(torch.cuda.device_count()):
-            print(f'{name} ({ranks}) ...', file=sys.stderr, flush=True)
-            results.append(dict(part=name, **run_part(function, ranks)))
+    parts = [run_part(*part) for part in plan(torch.cuda.device_count())]
     result = dict(
-        check='gpu', environment=environment(), cost=cost.SETTINGS, parts=results
+        check='gpu', environment=environment(), cost=cost.SETTINGS, parts=parts
     )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1) + '\n')
     print(describe(result))
-    return int(any(part['problems'] for part in results))
-
-
-@contextmanager
-def output_to_stderr() -> Iterator[None]:
-    """Write to stderr what goes to stdout, also from processes that are started now.
-
-    The report alone goes to stdout; loggers and libraries write there, too.
-    """
-    sys.stdout.flush()
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(stdout, 1)
-        os.close(stdout)
+    return int(any(part['problems'] for part in parts))
 
 
 def describe(result: dict) -> str:
     """Return the result as Markdown."""
-    parts = result['parts']
+    parts, facts = result['parts'], dict(result['environment'])
+    gpus, date = facts.pop('gpus'), facts.pop('date')
+    names = ', '.join(f'{gpus.count(name)} x {name}' for name in dict.fromkeys(gpus))
+    versions = ', '.join(f'{name} {value}' for name, value in facts.items())
     blocks = [
         '# GPU check',
-        describe_environment(result['environment']),
+        f'{names or "no GPU"}; {versions}; {date}.',
         tables.table(COLUMNS, parts),
     ]
     problems = [
@@ -78,32 +167,5 @@ def describe(result: dict) -> str:
         blocks.append('\n'.join(['Problems:', '', *problems]))
     for part in parts:
         if part['part'] == 'cost' and not part['problems']:
-            blocks += describe_cost(part, result['cost'])
+            blocks.append(cost.describe(part['ranks'], part['data'], result['cost']))
     return '\n\n'.join(blocks)
-
-
-def describe_environment(facts: dict) -> str:
-    """Return the facts about the machine and the software as a paragraph."""
-    gpus = facts['gpus']
-    names = ', '.join(f'{gpus.count(name)} x {name}' for name in dict.fromkeys(gpus))
-    versions = ', '.join(
-        f'{name} {value}'
-        for name, value in facts.items()
-        if name not in ('gpus', 'date')
-    )
-    return f'{names or "no GPU"}; {versions}; {facts["date"]}.'
-
-
-def describe_cost(part: dict, settings: dict) -> list[str]:
-    """Return the title, the table and the notes of the cost of an update."""
-    height, width = settings['shape']
-    return [
-        '## Cost of an update',
-        f'{settings["model"]}, {part["ranks"]}, {settings["images"]} image(s) of '
-        f'{height} x {width} in each micro-batch; one rank alone has two micro-batches '
-        f'and compares them. {settings["rounds"]} rounds in which the variants '
-        'alternate; medians, ratios to the mean of the two plain variants in the same '
-        'round. Peak memory is beyond what was allocated before the update. Host waits '
-        'are those that torch knows of; the detector itself has most of them.',
-        tables.table(cost.COLUMNS, part['data']),
-    ]

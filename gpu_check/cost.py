@@ -2,22 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch.distributed as dist
-from mmdet.utils import register_all_modules
-
 from gpu_check import tables
 from gpu_check.counts import count_calls, count_synchronizations, device_peak
-from gpu_check.detectors import build_detector, detector_settings, make_batch
-from gpu_check.timing import (
-    AGVM_CELLS,
-    measure_cells,
-    merge_ranks,
-    variants_of,
-)
-from gpu_check.trainers import Trainer
+from gpu_check.detectors import build_detectors
+from gpu_check.trainers import PLAIN, measure_cells, merge_ranks, updates_of
 
-PLAIN = (('plain', False), ('plain again', False))
-CELLS = (*PLAIN, *AGVM_CELLS)
 SETTINGS = dict(
     model='faster-rcnn_r50', shape=(800, 1333), images=2, rounds=12, warmup=3
 )
@@ -27,48 +16,25 @@ SETTINGS = dict(
 def measure_cost(settings: dict) -> dict:
     """Measure all cells on this rank, as ``SETTINGS`` say.
 
-    One rank alone compares two micro-batches.
-
     Returns:
         Result of :func:`measure_cells`, and under 'counts' for each cell its 'peak'
         memory, 'synchronizations', 'operators' and 'kernels'.
     """
-    register_all_modules()
-    rank, micro_batches = dist.get_rank(), 2 if dist.get_world_size() == 1 else 1
-    model = detector_settings(settings['model'])
-    classes = model['roi_head']['bbox_head']['num_classes']
-    trainers = {
-        variant: Trainer(build_detector(model), variant, micro_batches=micro_batches)
-        for variant in variants_of(CELLS)
-    }
-
-    def batch_of(turn: int) -> dict:
-        seed = 1000 * turn + rank
-        return make_batch(seed, settings['images'], settings['shape'], classes)
-
+    trainers, batch_of = build_detectors(settings)
     rounds = {key: settings[key] for key in ('rounds', 'warmup')}
-    result = measure_cells(trainers, CELLS, batch_of, **rounds)
-    batch = batch_of(0)
+    result = measure_cells(trainers, batch_of, **rounds)
+    updates = updates_of(trainers, batch_of(0))
     # The first profile also loads what it needs.
-    count_calls(lambda: trainers['plain'].update(batch))
+    count_calls(updates[PLAIN])
     result['counts'] = {
-        (variant, measured): count(trainers[variant], batch, measured)
-        for variant, measured in CELLS
+        cell: dict(
+            peak=device_peak(update),
+            synchronizations=count_synchronizations(update),
+            **count_calls(update),
+        )
+        for cell, update in updates.items()
     }
     return result
-
-
-def count(trainer: Trainer, batch: dict, measured: bool) -> dict[str, int | None]:
-    """Return the counts of an update of one cell."""
-
-    def update() -> None:
-        trainer.update(batch, measured=measured)
-
-    return dict(
-        peak=device_peak(trainer, batch, measured=measured),
-        synchronizations=count_synchronizations(update),
-        **count_calls(update),
-    )
 
 
 def cost_rows(by_rank: Sequence[dict]) -> list[dict]:
@@ -76,35 +42,47 @@ def cost_rows(by_rank: Sequence[dict]) -> list[dict]:
 
     Times are those of the slowest rank, counts those of the first.
     """
-    rows = merge_ranks(by_rank, PLAIN)
-    for row in rows:
-        row.update(by_rank[0]['counts'][row['variant'], row['measured']])
-    return rows
+    counts = by_rank[0]['counts'].values()
+    return [row | own for row, own in zip(merge_ranks(by_rank), counts, strict=True)]
 
 
-def or_dash(value: object) -> str:
-    """Format what may not have been counted."""
-    return '-' if value is None else f'{value:,}'
+def describe(ranks: str, rows: Sequence[dict], settings: dict) -> str:
+    """Return the rows as Markdown."""
+    height, width = settings['shape']
+    title = (
+        '## Cost of an update\n\n'
+        f'{settings["model"]}, {ranks}, {settings["images"]} image(s) of '
+        f'{height} x {width} in each micro-batch; one rank alone has two micro-batches '
+        f'and compares them. {settings["rounds"]} rounds in which the variants '
+        'alternate; medians, ratios to the mean of the two plain variants in the same '
+        'round. Peak memory is beyond what was allocated before the update. Host waits '
+        'are those that torch knows of; the detector itself has most of them.\n\n'
+    )
+    return title + tables.table(COLUMNS, rows)
 
 
 def ratio(row: dict) -> str:
     """Format the ratio to plain and its quartiles."""
-    found = row['ratio']
-    return (
-        f'{found["median"]:.3f} ({found["quartile_1"]:.3f} to '
-        f'{found["quartile_3"]:.3f})'
-    )
+    median, low, high = row['ratio'].values()
+    return f'{median:.3f} ({low:.3f} to {high:.3f})'
+
+
+def count(row: dict, key: str) -> str:
+    """Format what may not have been counted."""
+    return '-' if row[key] is None else f'{row[key]:,}'
+
+
+def peak(row: dict) -> str:
+    """Format the peak memory, if it was measured."""
+    return '-' if row['peak'] is None else tables.megabytes(row['peak'])
 
 
 COLUMNS = (
     *tables.CELL_COLUMNS,
     ('ms', tables.median('seconds', 1, factor=1e3)),
     ('ratio to plain (quartiles)', ratio),
-    (
-        'peak memory, MB',
-        lambda row: '-' if row['peak'] is None else tables.megabytes(row['peak']),
-    ),
-    ('kernels', lambda row: or_dash(row['kernels'])),
-    ('operators', lambda row: or_dash(row['operators'])),
-    ('host waits', lambda row: or_dash(row['synchronizations'])),
+    ('peak memory, MB', peak),
+    ('kernels', lambda row: count(row, 'kernels')),
+    ('operators', lambda row: count(row, 'operators')),
+    ('host waits', lambda row: count(row, 'synchronizations')),
 )

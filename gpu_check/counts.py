@@ -1,29 +1,18 @@
 """Counts of an update: host synchronizations, kernels, operators, peak memory."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from gpu_check.ranks import rank_device
-from gpu_check.trainers import Trainer, synchronize
+from gpu_check.trainers import synchronize
 
-# In torch's warnings and errors about synchronizations.
+# In torch's warnings about synchronizations.
 SYNCHRONIZES = 'called a synchronizing CUDA operation'
 # CUDA's functions that launch a kernel; their suffixes differ between releases.
 LAUNCHES = ('cudaLaunchKernel', 'cuLaunchKernel')
-
-
-@contextmanager
-def sync_debug_mode(mode: str) -> Iterator[None]:
-    """Make torch 'warn' or raise an 'error' where the host waits for the GPU."""
-    torch.cuda.set_sync_debug_mode(mode)
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode('default')
 
 
 def count_synchronizations(update: Callable[[], None]) -> int | None:
@@ -33,26 +22,14 @@ def count_synchronizations(update: Callable[[], None]) -> int | None:
     """
     if rank_device().type != 'cuda':
         return None
-    with warnings.catch_warnings(record=True) as caught, sync_debug_mode('warn'):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        update()
-    return sum(SYNCHRONIZES in str(warning.message) for warning in caught)
-
-
-def synchronization_error(update: Callable[[], None]) -> str | None:
-    """Run an update in which torch raises where the host waits for the GPU.
-
-    Returns:
-        Message of the error; None if there was none. Other errors are raised.
-    """
-    with sync_debug_mode('error'):
+        torch.cuda.set_sync_debug_mode('warn')
         try:
             update()
-        except RuntimeError as error:
-            if SYNCHRONIZES not in str(error):
-                raise
-            return str(error).splitlines()[0]
-    return None
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+    return sum(SYNCHRONIZES in str(warning.message) for warning in caught)
 
 
 def count_calls(update: Callable[[], None]) -> dict[str, int | None]:
@@ -66,10 +43,7 @@ def count_calls(update: Callable[[], None]) -> dict[str, int | None]:
 
 
 def count_names(names: Iterable[str]) -> dict[str, int | None]:
-    """Count the calls in a profile.
-
-    Args:
-        names: Name of each event.
+    """Count the calls in a profile, from the names of its events.
 
     Returns:
         Number of 'operators' of torch, those inside others included, and of 'kernels'
@@ -83,7 +57,7 @@ def count_names(names: Iterable[str]) -> dict[str, int | None]:
     )
 
 
-def device_peak(trainer: Trainer, batch: dict, *, measured: bool = False) -> int | None:
+def device_peak(update: Callable[[], None]) -> int | None:
     """Run an update and return its peak memory on the GPU; None on a CPU.
 
     Returns:
@@ -95,6 +69,6 @@ def device_peak(trainer: Trainer, batch: dict, *, measured: bool = False) -> int
     synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    trainer.update(batch, measured=measured)
+    update()
     synchronize()
     return torch.cuda.max_memory_allocated() - before

@@ -1,73 +1,83 @@
 """Detectors to measure, without weights to download, and images for them."""
 
+from collections.abc import Callable
+
 import torch
+import torch.distributed as dist
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config, ConfigDict
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 
 from agvm_mm.report.root import repository_root
+from gpu_check.trainers import VARIANTS_AND_NOISE, Trainer, build_trainers
 
 DIGITS = 'configs/digits/faster-rcnn_r18_w16_fpn_agvm-sgd_b256_10e_digits.py'
 R50 = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 
-def detector_settings(name: str) -> ConfigDict:
-    """Return the model settings of a config, without weights to download.
-
-    Args:
-        name: 'faster-rcnn_r50', or 'digits' for the twin of Faster R-CNN.
-    """
+def build_detector(name: str) -> BaseModel:
+    """Build 'faster-rcnn_r50' or its 'digits' twin, always with the same weights."""
+    register_all_modules()
     if name == 'digits':
-        model = Config.fromfile(repository_root() / DIGITS).model
+        settings = Config.fromfile(repository_root() / DIGITS).model
         # SyncBN does not run on a CPU.
-        model.backbone.norm_cfg = dict(type='BN')
+        settings.backbone.norm_cfg = dict(type='BN')
     else:
-        model = get_config(R50).model
-    model.backbone.init_cfg = None
-    return model
-
-
-def build_detector(settings: dict) -> BaseModel:
-    """Build a detector; every call returns the same parameters."""
+        settings = get_config(R50).model
+    settings.backbone.init_cfg = None
     torch.manual_seed(0)
     model = MODELS.build(settings)
     model.init_weights()
     return model
 
 
-def make_batch(seed: int, images: int, shape: tuple[int, int], classes: int) -> dict:
-    """Return noise images with three boxes each, for MMDetection.
+def build_detectors(
+    settings: dict,
+) -> tuple[dict[str, Trainer], Callable[[int], dict]]:
+    """Build a trainer for each variant, and the batches of this rank.
 
     Args:
-        seed: Random seed.
-        images: Number of images.
-        shape: Height and width in pixels.
-        classes: Number of classes of the boxes.
+        settings: 'model', number of 'images' on a rank and their 'shape'; the
+            'optimizer' defaults to SGD.
+
+    Returns:
+        Trainers by variant, and a function from a round to a batch of noise images
+        with three boxes each.
     """
-    generator = torch.Generator().manual_seed(seed)
-    inputs, samples = [], []
+    trainers = build_trainers(
+        lambda: build_detector(settings['model']),
+        VARIANTS_AND_NOISE,
+        settings.get('optimizer', 'SGD'),
+    )
+    classes = trainers['plain'].ddp.module.roi_head.bbox_head.num_classes
+
+    def batch_of(turn: int) -> dict:
+        generator = torch.Generator().manual_seed(1000 * turn + dist.get_rank())
+        pairs = [
+            noise_image(generator, settings['shape'], classes)
+            for _ in range(settings['images'])
+        ]
+        inputs, samples = map(list, zip(*pairs, strict=True))
+        return dict(inputs=inputs, data_samples=samples)
+
+    return trainers, batch_of
+
+
+def noise_image(
+    generator: torch.Generator, shape: tuple[int, int], classes: int
+) -> tuple[torch.Tensor, DetDataSample]:
+    """Return an image of noise with three boxes, as MMDetection takes it."""
     size = torch.tensor(shape[::-1])
-    for _ in range(images):
-        inputs.append(
-            torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator)
-        )
-        corner = torch.rand(3, 2, generator=generator) * size / 2
-        extent = (0.15 + 0.3 * torch.rand(3, 2, generator=generator)) * size
-        sample = DetDataSample(
-            metainfo=dict(
-                img_shape=shape,
-                ori_shape=shape,
-                batch_input_shape=shape,
-                pad_shape=shape,
-                scale_factor=(1.0, 1.0),
-            )
-        )
-        sample.gt_instances = InstanceData(
-            bboxes=torch.cat([corner, corner + extent], dim=1),
-            labels=torch.randint(classes, (3,), generator=generator),
-        )
-        samples.append(sample)
-    return dict(inputs=inputs, data_samples=samples)
+    pixels = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator)
+    corner = torch.rand(3, 2, generator=generator) * size / 2
+    extent = (0.15 + 0.3 * torch.rand(3, 2, generator=generator)) * size
+    sample = DetDataSample(metainfo=dict(img_shape=tuple(shape)))
+    sample.gt_instances = InstanceData(
+        bboxes=torch.cat([corner, corner + extent], dim=1),
+        labels=torch.randint(classes, (3,), generator=generator),
+    )
+    return pixels, sample

@@ -4,10 +4,9 @@ import datetime
 import importlib
 import importlib.util
 import platform
-import shutil
-import subprocess
 
 import torch
+from torch.utils import collect_env
 
 import agvm_mm
 
@@ -17,14 +16,11 @@ def missing_requirements() -> list[str]:
     missing = []
     if not torch.cuda.is_available():
         missing.append(f'a GPU that torch can use (torch {torch.__version__} has none)')
+    packages = dict(mmdet='mmdet', mmcv='mmcv', sklearn='scikit-learn')
+    packages['pycocotools'] = 'pycocotools'
     missing += [
         f'the package {name}'
-        for name, module in (
-            ('mmdet', 'mmdet'),
-            ('mmcv', 'mmcv'),
-            ('scikit-learn', 'sklearn'),
-            ('pycocotools', 'pycocotools'),
-        )
+        for module, name in packages.items()
         if importlib.util.find_spec(module) is None
     ]
     if importlib.util.find_spec('mmcv') and not mmcv_has_cuda():
@@ -50,7 +46,7 @@ def environment() -> dict:
     nccl = torch.cuda.nccl.version() if gpus else ()
     return dict(
         gpus=[torch.cuda.get_device_name(index) for index in range(gpus)],
-        driver=driver_version(),
+        driver=collect_env.get_nvidia_driver_version(collect_env.run),
         cuda=torch.version.cuda,
         nccl='.'.join(map(str, nccl)) or None,
         cudnn=torch.backends.cudnn.version() if gpus else None,
@@ -63,14 +59,3 @@ def environment() -> dict:
         python=platform.python_version(),
         date=datetime.date.today().isoformat(),
     )
-
-
-def driver_version() -> str | None:
-    """Return the version of NVIDIA's driver; None if nvidia-smi does not tell."""
-    program = shutil.which('nvidia-smi')
-    if program is None:
-        return None
-    query = [program, '--query-gpu=driver_version', '--format=csv,noheader']
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60)
-    lines = done.stdout.splitlines()
-    return lines[0].strip() if done.returncode == 0 and lines else None

@@ -5,6 +5,7 @@ The expected values were computed by hand, not by this package.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -69,7 +70,7 @@ def measure_golden() -> Golden:
         with wrapper.optim_context(ddp):
             loss = ddp(dist.get_rank())
         wrapper.update_params(loss)
-        results[estimator] = (wrapper.variances, wrapper.multipliers)
+        results[estimator] = (wrapper.agvm.variances, wrapper.agvm.multipliers)
     return results
 
 
@@ -78,15 +79,13 @@ def golden_differences(by_rank: Sequence[Golden]) -> dict[str, float]:
     phi, mu = [], []
     for results in by_rank:
         for estimator, (variances, multipliers) in results.items():
-            for module, expected in VARIANCES[estimator].items():
-                phi.append(variances[module] - expected)
-            mu += [
-                multipliers['head'] - MULTIPLIER[estimator],
-                multipliers['backbone'] - 1,
-            ]
+            expected = VARIANCES[estimator]
+            phi += [variances[module] - value for module, value in expected.items()]
+            expected = dict(backbone=1, head=MULTIPLIER[estimator])
+            mu += [multipliers[module] - value for module, value in expected.items()]
     return {'Phi': largest(phi), 'mu': largest(mu)}
 
 
 def largest(differences: Sequence[float]) -> float:
     """Return the largest absolute value; NaN if there is one."""
-    return torch.tensor(differences, dtype=torch.float64).abs().max().item()
+    return np.abs(differences).max().item()

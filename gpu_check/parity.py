@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ def train_rank(
     **ddp_kwargs: Any,
 ) -> Trained:
     """Train on this rank, on its device."""
-    device = rank_device()
+    rank, ranks, device = dist.get_rank(), dist.get_world_size(), rank_device()
     model = ToyDetector(use_mask_head=use_mask_head).to(device)
     ddp = in_buckets(model, **ddp_kwargs)
     wrapper = make_wrapper(
@@ -67,23 +66,18 @@ def train_rank(
         schedule=SCHEDULE,
         accumulative_counts=accumulation,
         # The images of a rank's update count as one.
-        images_per_pass=dist.get_world_size() / accumulation,
+        images_per_pass=ranks / accumulation,
     )
     history = []
     for update in range(UPDATES):
         for micro_batch in range(accumulation):
-            images = shard(
-                update,
-                dist.get_rank(),
-                micro_batch,
-                accumulation,
-                dist.get_world_size(),
-            )
+            images = shard(update, rank, micro_batch, accumulation, ranks)
             with wrapper.optim_context(ddp):
                 loss = ddp(*(part.to(device) for part in images))['loss']
             wrapper.update_params(loss)
-        noise = wrapper.noise.averages()
-        history.append((wrapper.multipliers, wrapper.variances, noise))
+        agvm = wrapper.agvm
+        noise = agvm.noise.averages()
+        history.append((agvm.multipliers, agvm.variances, noise))
     parameters = {k: p.detach().cpu().numpy() for k, p in model.named_parameters()}
     return parameters, history
 
@@ -104,8 +98,7 @@ def train_reference(
         lr=OPTIMIZERS[optimizer]['lr'],
         weight_decay=OPTIMIZERS[optimizer]['weight_decay'],
         estimator=estimator,
-        interval=SCHEDULE['interval'],
-        begin=SCHEDULE['begin'],
+        **SCHEDULE,
     )
     history = []
     for update in range(UPDATES):
@@ -148,8 +141,7 @@ def parity_differences(by_rank: Sequence[dict]) -> dict[str, float]:
     for optimizer, estimator, accumulation in CASES:
         expected = train_reference(optimizer, estimator, len(by_rank), accumulation)
         first, *others = (by[optimizer, estimator, accumulation] for by in by_rank)
-        differences = difference(first, expected)
-        for name, value in differences.items():
+        for name, value in difference(first, expected).items():
             found[name].append(value)
         for other in others:
             found['ranks'] += difference(other, first).values()
@@ -158,15 +150,10 @@ def parity_differences(by_rank: Sequence[dict]) -> dict[str, float]:
 
 def difference(one: Trained, other: Trained) -> dict[str, float]:
     """Return the largest difference between two trainings, by quantity."""
-    parameters = [value - other[0][name] for name, value in one[0].items()]
-    mu, phi = (
-        [
-            ours[name] - theirs[name]
-            for mine, yours in zip(one[1], other[1], strict=True)
-            for ours, theirs in [(mine[kind], yours[kind])]
-            for name in theirs
-        ]
-        for kind in (0, 1)
-    )
-    flat = np.concatenate([value.ravel() for value in parameters])
-    return dict(Phi=largest(phi), mu=largest(mu), parameters=largest(flat.tolist()))
+    (parameters, history), (expected, expected_history) = one, other
+    mu, phi = [], []
+    for mine, yours in zip(history, expected_history, strict=True):
+        mu += [mine[0][name] - value for name, value in yours[0].items()]
+        phi += [mine[1][name] - value for name, value in yours[1].items()]
+    apart = [largest(value - expected[name]) for name, value in parameters.items()]
+    return dict(Phi=largest(phi), mu=largest(mu), parameters=largest(apart))

@@ -3,11 +3,14 @@
 It takes the full gradient of each replica and shares no code with the package.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
 
+@dataclass
 class ReferenceAGVM:
     """AGVM with SGD or AdamW on the full gradients of all replicas.
 
@@ -23,76 +26,63 @@ class ReferenceAGVM:
         momentum: Momentum of the multipliers. Defaults to 0.97.
     """
 
-    def __init__(
-        self,
-        parameters: Arrays,
-        module_of: dict[str, str],
-        *,
-        optimizer: str,
-        lr: float,
-        weight_decay: float,
-        estimator: str,
-        interval: int,
-        begin: int,
-        momentum: float = 0.97,
-    ) -> None:
-        self.parameters = {k: v.copy() for k, v in parameters.items()}
-        self.module_of = module_of
-        self.optimizer = optimizer
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.estimator = estimator
-        self.interval = interval
-        self.begin = begin
-        self.momentum = momentum
-        self.multipliers = dict.fromkeys(module_of.values(), 1.0)
+    parameters: Arrays
+    module_of: dict[str, str]
+    optimizer: str
+    lr: float
+    weight_decay: float
+    estimator: str
+    interval: int
+    begin: int
+    momentum: float = 0.97
+
+    def __post_init__(self) -> None:
+        self.parameters = {k: v.copy() for k, v in self.parameters.items()}
+        self.multipliers = dict.fromkeys(self.module_of.values(), 1.0)
         self.variances = {}
         self.measured = []
         self.updates = 0
-        self.first_moment = {k: np.zeros_like(v) for k, v in parameters.items()}
-        self.second_moment = {k: np.zeros_like(v) for k, v in parameters.items()}
-
-    def _precondition(self, gradients: Arrays, own_square: bool) -> Arrays:
-        if self.optimizer == 'SGD':
-            return gradients
-        result = {}
-        for name, gradient in gradients.items():
-            v = self.second_moment[name]
-            if own_square:
-                v = 0.999 * v + 0.001 * gradient**2
-            result[name] = gradient / (np.sqrt(v) + 1e-8)
-        return result
+        self.first_moment = {k: np.zeros_like(v) for k, v in self.parameters.items()}
+        self.second_moment = dict(self.first_moment)
 
     def _vector(self, gradients: Arrays, module: str) -> np.ndarray:
-        return np.concatenate(
-            [
-                gradients[name].ravel()
-                for name in self.parameters
-                if self.module_of[name] == module
-            ]
-        )
+        """Return the gradient of a module, as AdamW rescales it at this update.
+
+        Halves are rescaled with their own squares in the second moment.
+        """
+        parts = []
+        for name in self.parameters:
+            if self.module_of[name] != module:
+                continue
+            gradient = gradients[name]
+            if self.optimizer == 'AdamW':
+                v = self.second_moment[name]
+                if self.estimator == 'halves':
+                    v = 0.999 * v + 0.001 * gradient**2
+                gradient = gradient / (np.sqrt(v) + 1e-8)
+            parts.append(gradient.ravel())
+        return np.concatenate(parts)
 
     def noise_averages(self) -> dict[str, tuple[float, float]]:
         """Return the averages of signal and noise by module, in units of an update."""
+        if not self.measured:
+            return {}
         weights = 0.9 ** np.arange(len(self.measured))[::-1]
         averages = {
             module: np.average([row[module] for row in self.measured], 0, weights)
             for module in self.multipliers
-            if self.measured
         }
-        if averages:
-            averages['all'] = sum(averages.values())
+        averages['all'] = sum(averages.values())
         return {name: tuple(values) for name, values in averages.items()}
 
     def _measure(self, replicas: list[Arrays]) -> None:
         n = len(replicas)
-        mean = _mean(replicas)
         measured = {}
         self.measured.append(measured)
         for module in self.multipliers:
             if self.estimator == 'halves':
                 a, b = (
-                    self._vector(self._precondition(_mean(half), True), module)
+                    self._vector(_mean(half), module)
                     for half in (replicas[: n // 2], replicas[n // 2 :])
                 )
                 phi = 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
@@ -100,11 +90,9 @@ class ReferenceAGVM:
                 noise = (a - b) @ (a - b) / sum(1 / share for share in shares)
                 measured[module] = a @ b, noise
             else:
-                own = [
-                    self._vector(self._precondition(g, False), module) for g in replicas
-                ]
+                own = [self._vector(g, module) for g in replicas]
                 local = np.mean([g @ g for g in own])
-                total = self._vector(self._precondition(mean, False), module)
+                total = self._vector(_mean(replicas), module)
                 total = total @ total
                 phi = 2 * (local - total) / ((n - 2) * total + local)
                 pairs = [g @ h for g in own for h in own if g is not h]

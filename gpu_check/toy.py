@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModel
+from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from agvm_mm.estimators import build_estimator
 from agvm_mm.method.modulator import MeasurementSchedule
-from agvm_mm.optim import AGVMOptimWrapper, AGVMOptimWrapperConstructor
+from agvm_mm.optim import AGVMOptimWrapper
 
 
 class ToyDetector(BaseModel):
@@ -84,17 +85,18 @@ def make_wrapper(
     """
     if isinstance(optimizer, str):
         optimizer = OPTIMIZERS[optimizer]
-    constructor = AGVMOptimWrapperConstructor(
-        dict(type='AGVMOptimWrapper', optimizer=dict(optimizer), **kwargs)
+    wrapper = build_optim_wrapper(
+        model, dict(type='AGVMOptimWrapper', optimizer=dict(optimizer), **kwargs)
     )
-    wrapper = constructor(model)
+    agvm = wrapper.make_agvm(model)
     if estimator is not None:
         built = build_estimator(
             estimator,
-            wrapper.optimizer,
+            agvm.preconditioner,
+            agvm.parameters,
             model if attach_to is None else attach_to,
             accumulation=kwargs.get('accumulative_counts', 1),
         )
         schedule = MeasurementSchedule(**(schedule or dict(interval=1)))
-        wrapper.attach(built, schedule, images_per_pass=images_per_pass)
+        agvm.attach(built, schedule, images_per_pass=images_per_pass)
     return wrapper

@@ -1,17 +1,21 @@
-"""Variants of training that the check and the benchmarks compare."""
+"""Variants of training, measured side by side by the check and the benchmarks."""
 
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
-from agvm_mm.estimators import VarianceEstimator, build_estimator
+from agvm_mm.estimators import ESTIMATORS, VarianceEstimator, build_estimator
 from gpu_check.ranks import rank_device
 
 # The learning rate is 0: a step does all its arithmetic, but the models stay the same,
@@ -21,44 +25,37 @@ OPTIMIZERS = dict(
     AdamW=dict(type='AdamW', lr=0.0, weight_decay=1e-4),
 )
 
+VARIANTS = ('plain', *ESTIMATORS)
+# How far the ratios of two plain variants are from 1 is the noise of the machine.
+VARIANTS_AND_NOISE = ('plain', 'plain again', *ESTIMATORS)
 
-class Switch:
-    """Measurement schedule that is set by hand; mu is always active."""
-
-    act = True
-    measured = False
-
-    def is_active(self, update: int) -> bool:
-        """Return True."""
-        return True
-
-    def is_measured(self, update: int) -> bool:
-        """Return the position of the switch."""
-        return self.measured
+Cell = tuple[str, bool]
+"""A variant, and whether its updates are measured."""
+PLAIN: Cell = ('plain', False)
 
 
 class Trainer:
     """One variant of training: a model in DDP and its optimizer wrapper.
+
+    One rank alone compares two micro-batches, with the same images.
 
     Args:
         model: Model on the CPU, not shared with other trainers.
         variant: Name of an estimator; or, if it begins with 'plain', an
             ``OptimWrapper`` and DDP's default reduction.
         optimizer: 'SGD' or 'AdamW'.
-        micro_batches: Micro-batches of one update, all with the same images.
     """
 
-    def __init__(
-        self,
-        model: BaseModel,
-        variant: str,
-        optimizer: str = 'SGD',
-        micro_batches: int = 1,
-    ) -> None:
-        self.micro_batches = micro_batches
-        self.switch = Switch()
+    def __init__(self, model: BaseModel, variant: str, optimizer: str = 'SGD') -> None:
+        self.micro_batches = micro_batches = 2 if dist.get_world_size() == 1 else 1
+        self.measured = False
         self.estimator: VarianceEstimator | None = None
-        self.ddp = to_ddp(model)
+        device = rank_device()
+        self.ddp = MMDistributedDataParallel(
+            model.to(device),
+            device_ids=None if device.type == 'cpu' else [device.index],
+            broadcast_buffers=False,
+        )
         settings = dict(
             type='OptimWrapper',
             optimizer=OPTIMIZERS[optimizer],
@@ -67,13 +64,22 @@ class Trainer:
         plain = variant.startswith('plain')
         if not plain:
             settings['type'] = 'AGVMOptimWrapper'
-            settings['constructor'] = 'AGVMOptimWrapperConstructor'
         self.wrapper = build_optim_wrapper(model, settings)
         if not plain:
+            agvm = self.wrapper.make_agvm(model)
             self.estimator = build_estimator(
-                variant, self.wrapper.optimizer, self.ddp, accumulation=micro_batches
+                variant,
+                agvm.preconditioner,
+                agvm.parameters,
+                self.ddp,
+                accumulation=micro_batches,
             )
-            self.wrapper.attach(self.estimator, self.switch)
+            # A schedule that is set by hand.
+            switch = SimpleNamespace(
+                is_active=lambda update: True,
+                is_measured=lambda update: self.measured,
+            )
+            agvm.attach(self.estimator, switch)
 
     def update(self, batch: dict, *, measured: bool = False, seed: int = 0) -> None:
         """Run one optimizer update.
@@ -83,7 +89,7 @@ class Trainer:
             measured: Whether AGVM measures at this update.
             seed: Seed of the samplers of boxes.
         """
-        self.switch.measured = measured
+        self.measured = measured
         torch.manual_seed(seed)
         for _ in range(self.micro_batches):
             self.ddp.train_step(batch, self.wrapper)
@@ -107,41 +113,57 @@ class Trainer:
     def reduced_bytes(self, batch: dict, *, measured: bool = False) -> dict[str, int]:
         """Run an update and count the bytes that this rank hands to all-reduces.
 
-        Reductions in Python are recorded as calls of ``torch.distributed.all_reduce``.
-        Without a communication hook, DDP reduces in C++; the sizes of its buckets are
-        in its log.
-
         Returns:
-            Bytes of 'gradients', which are reductions of whole buckets, and of
+            Bytes of 'gradients', in whole reductions of the gradient, and of
             'statistics', which are all other calls: sums for the variances, and
             averages of a detector's losses over the ranks. Both are 0 on one rank.
         """
         if dist.get_world_size() == 1:
             return dict(gradients=0, statistics=0)
-        buckets = self.bucket_bytes()
-        with record_reductions() as calls:
+        all_reduce, sizes = dist.all_reduce, []
+
+        def recorded(tensor: Tensor, *args: Any, **kwargs: Any) -> dist.Work | None:
+            sizes.append(tensor.nbytes)
+            return all_reduce(tensor, *args, **kwargs)
+
+        with mock.patch.object(dist, 'all_reduce', recorded):
             self.update(batch, measured=measured)
-        gradients = sum(size for size in calls if size in buckets)
-        statistics = sum(calls) - gradients
-        if self.estimator is None:
-            gradients += sum(buckets)
-        return dict(gradients=gradients, statistics=statistics)
+        # Statistics are far smaller than the gradient.
+        gradient = self.gradient_bytes()
+        times, statistics = divmod(sum(sizes), gradient)
+        # Without a communication hook, DDP reduces in C++.
+        times += self.estimator is None
+        return dict(gradients=times * gradient, statistics=statistics)
 
-    def bucket_bytes(self) -> list[int]:
-        """Return the bytes of each of DDP's buckets, as rebuilt at the first update."""
-        log = self.ddp._get_ddp_logging_data()
-        sizes = log.get('rebuilt_bucket_sizes') or log['bucket_sizes']
-        return [int(size) for size in sizes.split(',')]
+    def gradient_bytes(self) -> int:
+        """Return the bytes of the gradient."""
+        return sum(p.nbytes for p in self.ddp.parameters() if p.requires_grad)
 
 
-def to_ddp(model: BaseModel) -> MMDistributedDataParallel:
-    """Move a model to the device of this rank and wrap it in DDP."""
-    device = rank_device()
-    return MMDistributedDataParallel(
-        model.to(device),
-        device_ids=None if device.type == 'cpu' else [device.index],
-        broadcast_buffers=False,
-    )
+def build_trainers(
+    build: Callable[[], BaseModel], variants: Iterable[str], optimizer: str = 'SGD'
+) -> dict[str, Trainer]:
+    """Build the trainer of each variant, with a model for each."""
+    return {variant: Trainer(build(), variant, optimizer) for variant in variants}
+
+
+def cells_of(trainers: Mapping[str, Trainer]) -> list[Cell]:
+    """Return what can be compared: updates with and without a measurement."""
+    return [
+        (variant, measured)
+        for variant, trainer in trainers.items()
+        for measured in ([False, True] if trainer.estimator else [False])
+    ]
+
+
+def updates_of(
+    trainers: Mapping[str, Trainer], batch: dict
+) -> dict[Cell, Callable[[], None]]:
+    """Return a function for each cell that runs an update."""
+    return {
+        (variant, measured): partial(trainers[variant].update, batch, measured=measured)
+        for variant, measured in cells_of(trainers)
+    }
 
 
 def synchronize() -> None:
@@ -150,15 +172,82 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-@contextmanager
-def record_reductions() -> Iterator[list[int]]:
-    """Record the bytes of each ``torch.distributed.all_reduce`` in a list."""
-    sizes: list[int] = []
-    all_reduce = dist.all_reduce
+def measure_cells(
+    trainers: Mapping[str, Trainer],
+    batch_of: Callable[[int], dict],
+    *,
+    rounds: int,
+    warmup: int,
+) -> dict[str, dict]:
+    """Measure all cells on this rank, on the same images.
 
-    def recorded(tensor: Tensor, *args, **kwargs) -> dist.Work | None:
-        sizes.append(tensor.numel() * tensor.element_size())
-        return all_reduce(tensor, *args, **kwargs)
+    Each round begins with another cell, and every other one goes backward: each cell
+    comes equally often early and late, and not always after the same one.
 
-    with mock.patch.object(dist, 'all_reduce', recorded):
-        yield sizes
+    Args:
+        trainers: Trainers by variant.
+        batch_of: Function that returns this rank's images of a round.
+        rounds: Timed rounds.
+        warmup: Rounds before those.
+
+    Returns:
+        By cell, 'seconds' of each round as :meth:`Trainer.time_update` returns them,
+        and the bytes 'reduced' in an update.
+    """
+    cells = cells_of(trainers)
+    seconds: dict[Cell, list] = {cell: [] for cell in cells}
+    for turn in range(warmup + rounds):
+        batch = batch_of(turn)
+        start = turn % len(cells)
+        order = [*cells[start:], *cells[:start]]
+        for variant, measured in order[::-1] if turn % 2 else order:
+            taken = trainers[variant].time_update(batch, measured=measured, seed=turn)
+            if turn >= warmup:
+                seconds[variant, measured].append(taken)
+        if dist.get_rank() == 0:
+            print(f'\rround {turn + 1} of {warmup + rounds}', end=' ', file=sys.stderr)
+    # Counting takes time, so it comes after the timed rounds.
+    batch = batch_of(0)
+    reduced = {
+        (variant, measured): trainers[variant].reduced_bytes(batch, measured=measured)
+        for variant, measured in cells
+    }
+    return dict(seconds=seconds, reduced=reduced)
+
+
+def merge_ranks(by_rank: Sequence[dict]) -> list[dict]:
+    """Merge the results of :func:`measure_cells` from all ranks.
+
+    Returns:
+        For each cell: 'variant', 'measured', 'seconds' of the slowest rank, their
+        'ratio' to the mean of the plain cells in the same round, 'cpu_ratio' of CPU
+        time summed over the ranks, 'seconds_by_round', and 'bytes_reduced' by the
+        first rank.
+    """
+    clock, cpu = {}, {}
+    for cell in by_rank[0]['seconds']:
+        times = np.array([found['seconds'][cell] for found in by_rank])
+        clock[cell], cpu[cell] = times[..., 0].max(0), times[..., 1].sum(0)
+    plain = [cell for cell in clock if cell[0].startswith('plain')]
+    plain_clock, plain_cpu = (
+        np.mean([times[cell] for cell in plain], axis=0) for times in (clock, cpu)
+    )
+    return [
+        dict(
+            variant=cell[0],
+            measured=cell[1],
+            seconds=quartiles(clock[cell]),
+            ratio=quartiles(clock[cell] / plain_clock),
+            cpu_ratio=quartiles(cpu[cell] / plain_cpu),
+            seconds_by_round=clock[cell].round(5).tolist(),
+            bytes_reduced=by_rank[0]['reduced'][cell],
+        )
+        for cell in clock
+    ]
+
+
+def quartiles(values: np.ndarray) -> dict[str, float]:
+    """Return 'median', 'quartile_1' and 'quartile_3'."""
+    names = ('median', 'quartile_1', 'quartile_3')
+    found = np.quantile(values, (0.5, 0.25, 0.75)).tolist()
+    return dict(zip(names, found, strict=True))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 from mmcv.ops import RoIAlign
-from mmdet.models.dense_heads import RPNHead
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -38,20 +37,16 @@ class RecordHook(Hook):
         self.records: list[dict] = []
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Sequence[dict] | None = None,
-        outputs: Mapping[str, Tensor] | None = None,
+        self, runner: Runner, *_: object, outputs: Mapping[str, Tensor], **__: object
     ) -> None:
         """Record an update."""
         wrapper = runner.optim_wrapper
         self.records.append(
             dict(
                 loss=float(outputs['loss']),
-                variances=wrapper.variances,
+                variances=wrapper.agvm.variances,
                 scale=wrapper.loss_scaler.get_scale(),
-                skipped=wrapper.num_skipped_measurements,
+                skipped=wrapper.agvm.num_skipped_measurements,
             )
         )
 
@@ -64,27 +59,25 @@ def total_images(ranks: int) -> int:
 def training_config(
     data: str, work_dir: str, dtype: str, ranks: int, loss_scale: Mapping
 ) -> Config:
-    """Return the config of the training, measured at every update.
-
-    Args:
-        data: Folder of the digits.
-        work_dir: Folder of the log.
-        dtype: One of ``DTYPES``.
-        ranks: Number of ranks.
-        loss_scale: Settings of torch's GradScaler.
-    """
+    """Return the config of the training, measured at every update."""
     cfg = Config.fromfile(repository_root() / DIGITS)
-    cfg.work_dir = work_dir
+    for part in ('dataloader', 'cfg', 'evaluator'):
+        cfg[f'val_{part}'] = cfg[f'test_{part}'] = None
+    cfg.update(
+        work_dir=work_dir,
+        train_cfg=dict(
+            type='LargeBatchTrainLoop',
+            max_epochs=1,
+            total_batch_size=total_images(ranks),
+        ),
+        param_scheduler=None,
+        visualizer=None,
+        env_cfg=dict(),
+        log_level='WARNING',
+    )
     cfg.model.backbone.init_cfg = None
     cfg.train_dataloader.batch_size = IMAGES
     cfg.train_dataloader.dataset.data_root = data
-    cfg.train_cfg = dict(
-        type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=total_images(ranks)
-    )
-    for kind in ('val', 'test'):
-        for setting in ('dataloader', 'cfg', 'evaluator'):
-            cfg[f'{kind}_{setting}'] = None
-    cfg.param_scheduler = None
     cfg.optim_wrapper.optimizer.lr = 0.002  # That of the middle of the warm-up.
     cli.enable_amp(cfg)
     cfg.optim_wrapper.update(dtype=dtype, loss_scale=dict(loss_scale))
@@ -92,9 +85,10 @@ def training_config(
     cfg.default_hooks.agvm.update(begin=0, max_rejected=None)
     cfg.default_hooks.checkpoint = None
     del cfg.default_hooks.visualization
-    cfg.visualizer = None
-    cfg.env_cfg = dict()
-    cfg.log_level = 'WARNING'
+    if ranks > 1:
+        cfg.launcher = 'pytorch'
+        if rank_device().type == 'cpu':
+            cli.use_cpu_ranks(cfg)
     return cfg
 
 
@@ -103,6 +97,8 @@ def use_float32_operators(model: nn.Module) -> None:
 
     They have no bfloat16.
     """
+    from mmdet.models.dense_heads import RPNHead
+
     for layer in model.modules():
         if isinstance(layer, RoIAlign):
             layer.register_forward_pre_hook(
@@ -120,17 +116,15 @@ def use_float32_operators(model: nn.Module) -> None:
 def train_digits(
     data: str, work_dir: str, dtype: str, loss_scale: Mapping = LOSS_SCALE
 ) -> list[dict]:
-    """Train on this rank; see :func:`training_config`.
+    """Train on this rank; return the records of a :class:`RecordHook`.
 
-    Returns:
-        Records of a :class:`RecordHook`.
+    Args:
+        data: Folder of the digits.
+        work_dir: Folder of the log.
+        dtype: One of ``DTYPES``.
+        loss_scale: Settings of torch's GradScaler.
     """
-    ranks = dist.get_world_size()
-    cfg = training_config(data, work_dir, dtype, ranks, loss_scale)
-    if ranks > 1:
-        cfg.launcher = 'pytorch'
-        if rank_device().type == 'cpu':
-            cli.use_cpu_ranks(cfg)
+    cfg = training_config(data, work_dir, dtype, dist.get_world_size(), loss_scale)
     runner = Runner.from_cfg(cfg)
     if dtype == 'bfloat16':
         use_float32_operators(runner.model)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 
 # The tests compare with computations on the CPU, to the last bit where they can. GPUs
 # have their own check, gpu_check. MMEngine asks for GPUs when it is imported,
@@ -10,8 +11,18 @@ os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 import pytest
 import torch
+from mmengine.config import config, utils
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
+
+
+@pytest.fixture(autouse=True, scope='session')
+def remember_lookups_of_configs() -> Iterator[None]:
+    """Read the metafiles of a toolbox once, not for each base of a config."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, 'load', lru_cache(utils.load))
+        patch.setattr(config, 'is_installed', lru_cache(config.is_installed))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -68,13 +68,13 @@ def test_missing_or_broken_requirement_is_reported_with_command(
 
 @pytest.mark.parametrize('row', doctor.OPTIONAL, ids=lambda row: row[0])
 def test_optional_package_may_be_missing_but_not_broken(monkeypatch, row):
-    name, module, without, fix = row
+    name, module, without, package = row
     if name == 'torchvision':  # Not installed for the tests.
         monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
     assert doctor.examine_optional(*row).state == doctor.OK
     block(monkeypatch, module)
     finding = doctor.examine_optional(*row)
-    assert (finding.state, finding.fix) == (doctor.WARNING, fix)
+    assert (finding.state, finding.fix) == (doctor.WARNING, f'pip install {package}')
     assert without in finding.found
     # Installed, but compiled against another numpy.
     broken = ValueError('numpy.dtype size changed\nand more lines')
@@ -82,7 +82,7 @@ def test_optional_package_may_be_missing_but_not_broken(monkeypatch, row):
     finding = doctor.examine_optional(*row)
     assert finding.state == doctor.PROBLEM
     assert finding.found.endswith('numpy.dtype size changed')
-    assert finding.fix.startswith('pip install --force-reinstall ')
+    assert finding.fix == f'pip install --force-reinstall {package}'
 
 
 def test_numpy_that_torch_cannot_use(monkeypatch):
@@ -217,12 +217,14 @@ def test_problems_set_exit_status(monkeypatch, capsys):
     assert 'PROBLEM  setuptools' in printed and '1 problem(s)' in printed
 
 
-def test_gpu_check_of_an_installed_package_says_where_it_is(monkeypatch, capsys):
-    find_spec = doctor.importlib.util.find_spec
+def test_gpus_have_their_own_check(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.distributed, 'is_nccl_available', lambda: True)
+    finding = doctor.examine_distributed()
+    assert finding.state == doctor.OK and 'python -m gpu_check' in finding.fix
 
-    def without_check(name, *arguments):
-        return None if name == 'gpu_check' else find_spec(name, *arguments)
 
-    monkeypatch.setattr(doctor.importlib.util, 'find_spec', without_check)
-    assert doctor.main(['--gpu']) == 1
-    assert 'clone the repository of agvm_mm' in capsys.readouterr().out
+def test_package_does_not_know_the_gpu_check():
+    code = 'import sys; import agvm_mm.doctor; assert "gpu_check" not in sys.modules'
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)

@@ -1,7 +1,11 @@
 """MMEngine has the private attributes that this package touches."""
 
 import ast
+import importlib
 import inspect
+import pkgutil
+import textwrap
+from functools import cache
 from pathlib import Path
 
 import mmengine
@@ -12,6 +16,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from runners import make_runner
 
+import agvm_mm
 from agvm_mm import engine
 
 PACKAGE = Path(engine.__file__).parent
@@ -101,3 +106,70 @@ def test_only_engine_uses_private_names_of_mmengine():
             assert names <= known, f'{path.name} uses {names - known}'
             assert not defined[path] & ALL_NAMES, path.name
     assert ALL_NAMES <= used[PACKAGE / 'engine.py'] | defined[PACKAGE / 'engine.py']
+
+
+def classes_of_package() -> set[type]:
+    """Return the classes that the modules of this package define."""
+    names = [m.name for m in pkgutil.walk_packages(agvm_mm.__path__, 'agvm_mm.')]
+    return {
+        value
+        for name in names
+        for value in vars(importlib.import_module(name)).values()
+        if isinstance(value, type) and is_ours(value)
+    }
+
+
+def is_ours(kind: type) -> bool:
+    return kind.__module__.split('.')[0] == 'agvm_mm'
+
+
+@cache
+def private_attributes(kind: type) -> set[str]:
+    """Return the private names in the body of a class, and those it sets on self."""
+    names = set(vars(kind)) - {'_abc_impl'}  # Python's, of each abstract class.
+    try:
+        source = textwrap.dedent(inspect.getsource(kind))
+    except (OSError, TypeError):  # Written in C.
+        source = ''
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id == 'self':
+                names.add(node.attr)
+    return {name for name in names if name.startswith('_') and name[1] != '_'}
+
+
+def overridden_names(kind: type) -> set[tuple[type, str]]:
+    """Return the private names of foreign bases that a class or its mixins define."""
+    ours = [base for base in kind.__mro__ if is_ours(base)]
+    foreign = [base for base in kind.__mro__ if not is_ours(base)]
+    theirs = set().union(*map(private_attributes, foreign))
+    return {(base, name) for base in ours for name in private_attributes(base) & theirs}
+
+
+def test_private_names_are_overridden_in_engine_only():
+    elsewhere = set()
+    for owner, name in set().union(*map(overridden_names, classes_of_package())):
+        if owner.__module__ == engine.__name__:
+            assert name in ALL_NAMES, f'{owner.__name__}.{name}'
+        else:
+            elsewhere.add(f'{owner.__name__}.{name}')
+    assert elsewhere == set(engine.PRIVATE_OVERRIDES)
+
+
+def test_overrides_are_found_in_mixins_and_on_self(monkeypatch):
+    class Base:
+        def __init__(self):
+            self._count = 0
+
+        def _step(self): ...
+
+    class Mixin:
+        def _step(self): ...
+
+    class Child(Mixin, Base):
+        def __init__(self):
+            self._count = 1
+            self._other = 2
+
+    monkeypatch.setitem(globals(), 'is_ours', lambda kind: kind in (Mixin, Child))
+    assert overridden_names(Child) == {(Mixin, '_step'), (Child, '_count')}

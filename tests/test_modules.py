@@ -5,6 +5,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.model import BaseModel
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 from toy import ToyDetector
@@ -15,7 +16,6 @@ from agvm_mm.method.modules import (
     has_prefix,
     has_sync_bn,
 )
-from agvm_mm.optim import AGVMOptimWrapperConstructor
 from agvm_mm.report.plan import build_model
 
 
@@ -152,19 +152,23 @@ def test_models_of_toolboxes(path):
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable <= set(assigned)
 
-    # The optimizer of the config, built by AGVM's constructor.
+    # The optimizer of the config, whose parameters all have a module.
     cfg = dict(config.optim_wrapper, type='AGVMOptimWrapper')
-    paramwise_cfg = cfg.pop('paramwise_cfg', None)
     cfg.pop('loss_scale', None)
-    wrapper = AGVMOptimWrapperConstructor(cfg, paramwise_cfg)(model)
+    try:
+        init_default_scope(config.default_scope)
+        wrapper = build_optim_wrapper(model, cfg)
+    finally:
+        init_default_scope('mmengine')
+    agvm = wrapper.make_agvm(model)
     in_groups = [p for g in wrapper.optimizer.param_groups for p in g['params']]
     assert len(in_groups) == len({id(p) for p in in_groups})
     assert {id(p) for p in model.parameters() if p.requires_grad} <= {
         id(p) for p in in_groups
     }
-    assert set(wrapper.multipliers) == set(REAL_MODELS[path])
-    # Groups are merged: there are far fewer than parameters.
-    assert len(wrapper.optimizer.param_groups) <= 4 * len(REAL_MODELS[path])
+    assert set(agvm.parameters) == set(REAL_MODELS[path])
+    modulated = {id(p) for own in agvm.parameters.values() for p in own}
+    assert {id(p) for p in in_groups if p.requires_grad} <= modulated
 
 
 def test_prefixes_match_at_dots_only():
@@ -265,22 +269,6 @@ def test_layers_join_the_decoder_only_in_an_encoder_decoder_transformer():
     assert set(modules['decoder']) == {'decoder', 'query_embedding', 'memory_norm'}
     assert set(modules['encoder']) == {'encoder', 'level_embed'}
     assert modules['neck'] == ['neck']
-
-
-def test_checkpoint_of_another_split_is_refused():
-    model = ToyDetector()
-    cfg = dict(type='AGVMOptimWrapper', optimizer=dict(type='SGD', lr=0.1))
-    model.roi_head['mask_head'] = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
-    saved = AGVMOptimWrapperConstructor(dict(cfg))(model).state_dict()
-    model.roi_head.num_stages = 2
-    wrapper = AGVMOptimWrapperConstructor(dict(cfg))(model)
-    with pytest.raises(
-        ValueError,
-        match=r"belongs to another training \(modules: \['backbone', 'neck', "
-        r"'bbox_head', 'mask_head'\] in the checkpoint, .*'mask_head.0', "
-        r"'mask_head.1'\] in this run",
-    ):
-        wrapper.load_state_dict(saved)
 
 
 def test_frozen_child_is_not_a_module():

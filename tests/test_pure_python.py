@@ -25,12 +25,7 @@ from torch.nn import SyncBatchNorm
 from torch.optim import SGD
 from torch.utils.data import default_collate
 
-from agvm_mm import (
-    AGVMOptimWrapper,
-    AGVMOptimWrapperConstructor,
-    LargeBatchTrainLoop,
-    VarianceSyncHook,
-)
+from agvm_mm import AGVMOptimWrapper, LargeBatchTrainLoop, VarianceSyncHook
 
 model = dict(
     type=NormedDetector, norms=[dict(type=SyncBatchNorm), dict(type='SyncBN')]
@@ -42,11 +37,7 @@ train_dataloader = dict(
     sampler=dict(type=DefaultSampler, shuffle=True),
     collate_fn=dict(type=default_collate),
 )
-optim_wrapper = dict(
-    type=AGVMOptimWrapper,
-    constructor=AGVMOptimWrapperConstructor,
-    optimizer=dict(type=SGD, lr=0.05),
-)
+optim_wrapper = dict(type=AGVMOptimWrapper, optimizer=dict(type=SGD, lr=0.05))
 default_hooks = dict(
     logger=dict(type=LoggerHook, interval=1),
     checkpoint=dict(type=CheckpointHook, interval=-1),
@@ -81,7 +72,7 @@ def train_on_ranks(folder: str) -> tuple:
     runner = Runner.from_cfg(cfg)
     runner.train()
     wrapper = runner.optim_wrapper
-    return runner.model.module.norm_types, wrapper.num_measurements
+    return runner.model.module.norm_types, wrapper.agvm.num_measurements
 
 
 def test_config_trains_on_cpu_ranks_without_sync_bn(tmp_path: Path):

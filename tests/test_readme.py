@@ -34,12 +34,17 @@ def test_lines_for_a_config_work_on_a_stock_config(tmp_path):
     runner.model = model
     wrapper = Runner.build_optim_wrapper(runner, config.optim_wrapper)
     assert type(wrapper).__name__ == 'AGVMOptimWrapper'
-    assert list(wrapper.multipliers) == ['backbone', 'neck', 'rpn_head', 'bbox_head']
+    assert list(wrapper.make_agvm(model).parameters) == [
+        'backbone',
+        'neck',
+        'rpn_head',
+        'bbox_head',
+    ]
     # The hooks of the stock config are kept.
     assert config.default_hooks.checkpoint.type == 'CheckpointHook'
     hook = HOOKS.build(config.default_hooks.agvm)
     assert isinstance(hook, Hook)
-    assert (hook.schedule.begin, hook.schedule.interval) == (1020, 10)
+    assert (hook.begin, hook.interval) == ('warmup', 10)
 
 
 def test_linked_files_and_make_targets_exist():

@@ -1,19 +1,13 @@
 """Configs of the repository: collected from the folders, each read once."""
 
-from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.config import utils as config_utils
 
 from benchmarks.paper.tables import ConfigName, parse_config_name
 
 ROOT = Path(__file__).resolve().parents[1]
-# For a base `mmdet::...` MMEngine reads the metafiles of all of MMDetection's models
-# again for every config.
-config_utils.load = lru_cache(config_utils.load)
-
 LEAVES = sorted(
     str(path.relative_to(ROOT / 'configs').with_suffix(''))
     for path in (ROOT / 'configs').rglob('*.py')
@@ -98,11 +92,3 @@ def warmup_of(leaf: str) -> int:
         return warmup.end
     assert warmup.convert_to_iter_based
     return warmup.end * epoch_of(leaf)
-
-
-def by_model(leaves: Iterable[str]) -> list[str]:
-    """Return one leaf for each model, with AGVM if there is one."""
-    chosen = {}
-    for leaf in sorted(leaves, key=lambda leaf: '_agvm-' not in leaf):
-        chosen.setdefault(repr(load(leaf).model), leaf)
-    return sorted(chosen.values())

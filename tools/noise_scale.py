@@ -17,10 +17,14 @@ from mmengine.dist import get_rank
 from tqdm import tqdm
 
 from agvm_mm import cli
-from agvm_mm.report.figures import plot_noise, save_figure
-from agvm_mm.report.noise import make_report
-from agvm_mm.report.noise_run import drop_without_gradient, measure, set_up
-from agvm_mm.report.noise_text import describe, write_json
+from agvm_mm.report.figures import plot_gradient_noise, save_figure
+from agvm_mm.report.gradient_noise.intervals import make_report
+from agvm_mm.report.gradient_noise.replicas import (
+    drop_without_gradient,
+    measure,
+    set_up,
+)
+from agvm_mm.report.gradient_noise.text import describe, write_json
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -94,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.out:
         title = args.title or f'{Path(args.config).stem}, {report.images:,} images'
-        save_figure(plot_noise(report, title=title), args.out)
+        save_figure(plot_gradient_noise(report, title=title), args.out)
         print(*args.out)
 
 

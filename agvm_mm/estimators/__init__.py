@@ -2,14 +2,12 @@
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.ddp import COMPRESSION_HOOKS, DDPHalves, DDPReplicas
 from agvm_mm.estimators.micro_batches import MicroBatchHalves, MicroBatchReplicas
-from agvm_mm.estimators.preconditioner import build_preconditioner
+from agvm_mm.estimators.preconditioner import Preconditioner, build_preconditioner
 from agvm_mm.estimators.statistics import ModuleStatistics
-from agvm_mm.preflight import check_replicas
 
 __all__ = [
     'COMPRESSION_HOOKS',
@@ -18,6 +16,7 @@ __all__ = [
     'VarianceEstimator',
     'build_estimator',
     'build_preconditioner',
+    'check_replicas',
 ]
 
 ESTIMATORS = {
@@ -29,24 +28,23 @@ ESTIMATORS = {
 
 def build_estimator(
     name: str,
-    optimizer: Optimizer,
+    preconditioner: Preconditioner,
+    by_module: dict[str, list[nn.Parameter]],
     model: nn.Module,
     *,
     accumulation: int,
     comm_hook: str | None = None,
-    by_module: dict[str, list[nn.Parameter]] | None = None,
 ) -> VarianceEstimator:
     """Build the estimator for a run: over the ranks of DDP or over micro-batches.
 
     Args:
         name: A key of :data:`ESTIMATORS`.
-        optimizer: Steps along the gradients.
+        preconditioner: Turns a gradient into what the optimizer steps along.
+        by_module: Parameters of each module, by its name.
         model: As the runner trains it, in DDP or not.
         accumulation: Micro-batches of one update on each rank.
         comm_hook: Compression of the mean gradient under DDP, see
             :data:`COMPRESSION_HOOKS`. Defaults to None.
-        by_module: Parameters of each module, by its name. Defaults to None: the groups
-            of the optimizer have the key 'module'.
 
     Raises:
         ValueError: If there is nothing to compare, or nothing to compress.
@@ -56,5 +54,33 @@ def build_estimator(
     ranks = model.process_group.size() if is_ddp else 1
     check_replicas(ranks, accumulation, comm_hook)
     if ranks > 1:
-        return over_ranks(optimizer, by_module, model=model, comm_hook=comm_hook)
-    return over_micro_batches(optimizer, by_module)
+        return over_ranks(preconditioner, by_module, model=model, comm_hook=comm_hook)
+    return over_micro_batches(preconditioner, by_module)
+
+
+def check_replicas(ranks: int, accumulation: int, comm_hook: str | None) -> None:
+    """Check that a run has several gradients to compare.
+
+    Args:
+        ranks: Ranks of DDP; 1 without DDP.
+        accumulation: Micro-batches of one update on each rank.
+        comm_hook: Compression of the reduction over the ranks, if there is one.
+
+    Raises:
+        ValueError: If there is nothing to compare, or nothing to compress.
+    """
+    if ranks > 1:
+        return
+    if comm_hook is not None:
+        raise ValueError(
+            f"comm_hook='{comm_hook}' compresses the reduction over several ranks; "
+            'this run has one'
+        )
+    if accumulation < 2:
+        raise ValueError(
+            'AGVM compares the gradients of several ranks, or of several '
+            'micro-batches of an accumulated update; this run has one rank and '
+            'accumulative_counts=1. Start more ranks (tools/dist_train.sh CONFIG 2), '
+            'set optim_wrapper.accumulative_counts to 2 or more, or use '
+            'train_cfg=dict(type="LargeBatchTrainLoop", total_batch_size=...)'
+        )

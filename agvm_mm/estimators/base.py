@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from agvm_mm.estimators.preconditioner import build_preconditioner
+from agvm_mm.estimators.preconditioner import Preconditioner
 from agvm_mm.estimators.statistics import (
     HalvesStatistics,
     ModuleStatistics,
@@ -66,37 +65,21 @@ class ModuleRows:
         return torch.stack([rows.sum(dim=0) for rows in by_parameter.split(sizes)])
 
 
-def parameters_by_module(optimizer: Optimizer) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of each module of an optimizer, by the module's name.
-
-    Args:
-        optimizer: Its groups have the key 'module'. Modules are in the order in which
-            they first appear there. Groups without a module (None) are left out.
-    """
-    by_module: dict[str, list[nn.Parameter]] = {}
-    for group in optimizer.param_groups:
-        if group['module'] is not None:
-            by_module.setdefault(group['module'], []).extend(group['params'])
-    return by_module
-
-
 class VarianceEstimator(ABC):
     """Gathers statistics of the gradients during the backward passes of an update.
 
-    The optimizer wrapper calls :meth:`start` before the first backward pass of a
-    measured update, :meth:`record` after each pass and :meth:`finish` before the step.
-    At other updates it calls nothing. Subclasses implement :meth:`begin`,
-    :meth:`after_backward` and :meth:`collect`.
+    :meth:`start` comes before the first backward pass of a measured update,
+    :meth:`record` after each pass and :meth:`finish` before the step. At other updates
+    nothing is called.
 
     Args:
-        optimizer: Steps along the gradients.
-        by_module: Parameters of each module, by its name. Defaults to None,
-            :func:`parameters_by_module` of the optimizer.
+        preconditioner: Turns a gradient into what the optimizer steps along.
+        by_module: Parameters of each module, by its name.
 
     Attributes:
         statistics_type: Class of ``statistics``; a class attribute.
         statistics: Columns of the statistics table and the formulas on their sums.
-        preconditioner: Turns a gradient into what the optimizer steps along.
+        preconditioner: See above.
         rows: Row of each parameter in the table.
         measuring: Whether a measured update is in progress.
         images: Images of the update over all ranks.
@@ -107,51 +90,42 @@ class VarianceEstimator(ABC):
     statistics_type: type[HalvesStatistics] | type[ReplicasStatistics]
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        by_module: dict[str, list[nn.Parameter]] | None = None,
+        self, preconditioner: Preconditioner, by_module: dict[str, list[nn.Parameter]]
     ) -> None:
-        self.preconditioner = build_preconditioner(optimizer)
-        self.statistics = self.statistics_type(self.preconditioner)
-        if by_module is None:
-            by_module = parameters_by_module(optimizer)
+        self.preconditioner = preconditioner
+        self.statistics = self.statistics_type(preconditioner)
         self.rows = ModuleRows(by_module)
         self.measuring = False
         self.images = 1
         self.total_weight = 0.0
 
     def start(
-        self, micro_batches: int, loss_scale: Tensor | None = None, *, images: int = 1
-    ) -> bool:
-        """Start a measured update.
+        self, passes: int, loss_scale: Tensor | None = None, *, images: float = 1
+    ) -> None:
+        """Forget the last measurement, and start one if there will be two replicas.
 
         Args:
-            micro_batches: Backward passes of this update.
+            passes: Backward passes of this update.
             loss_scale: Factor of the gradients under mixed precision, on their device.
                 Defaults to None, 1.
             images: Images of this update over all ranks. Defaults to 1: the noise is
                 that of the gradient of the update.
-
-        Returns:
-            False if an update of so few passes has nothing to compare. It is not
-            measured then.
         """
         self.preconditioner.loss_scale = loss_scale
         self.images = images
         self.total_weight = 0.0
-        self.measuring = self.begin(micro_batches)
-        return self.measuring
+        self.measuring = True
 
     def record(self, weight: float) -> None:
-        """Record one backward pass of a measured update.
+        """Take what the comparison needs from one backward pass.
 
         Args:
             weight: Share of this pass in the loss of the update; the shares of an
                 update add up to 1. Gradients are multiplied by it.
         """
         self.total_weight += weight
-        self.after_backward(weight)
 
+    @abstractmethod
     def finish(self) -> dict[str, ModuleStatistics] | None:
         """Finish a measured update. This is its only host synchronization.
 
@@ -159,28 +133,10 @@ class VarianceEstimator(ABC):
             Statistics by module name, without modules that had no gradient; may be not
             finite. None if there was nothing to compare. The same on every rank.
         """
-        self.measuring = False
-        return self.collect()
 
     def cancel(self) -> None:
         """Stop measuring an update that does not end."""
         self.measuring = False
-
-    @abstractmethod
-    def begin(self, micro_batches: int) -> bool:
-        """Forget the last measurement; return whether there is something to compare.
-
-        Args:
-            micro_batches: Backward passes of this update.
-        """
-
-    @abstractmethod
-    def after_backward(self, weight: float) -> None:
-        """Take what the comparison needs from one backward pass, see :meth:`record`."""
-
-    @abstractmethod
-    def collect(self) -> dict[str, ModuleStatistics] | None:
-        """Return the statistics by module name, see :meth:`finish`."""
 
     def new_table(self, like: Tensor, *, per_parameter: bool = False) -> Tensor:
         """Return a table of zeros on the device of a gradient, in float32 or wider.

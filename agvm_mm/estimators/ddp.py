@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from agvm_mm.estimators.base import VarianceEstimator
+from agvm_mm.estimators.preconditioner import Preconditioner
 from agvm_mm.estimators.reductions import inner_products
 from agvm_mm.estimators.statistics import (
     HalvesStatistics,
@@ -25,7 +25,6 @@ from agvm_mm.estimators.statistics import (
     ReplicasStatistics,
 )
 from agvm_mm.method.variance import products_of_halves, split_into_halves
-from agvm_mm.preflight import check_compression
 
 
 class Compression(NamedTuple):
@@ -39,6 +38,33 @@ COMPRESSION_HOOKS = {
     'fp16_compress_hook': Compression(default_hooks.fp16_compress_hook, torch.float16),
     'bf16_compress_hook': Compression(default_hooks.bf16_compress_hook, torch.bfloat16),
 }
+
+
+def check_compression(
+    comm_hook: str, group: dist.ProcessGroup, device: torch.device
+) -> None:
+    """Check that the backend reduces compressed gradients, by reducing a number.
+
+    All ranks have to call this. Without it the first update would fail.
+
+    Args:
+        comm_hook: A key of :data:`COMPRESSION_HOOKS`.
+        group: Process group of the ranks.
+        device: Device of the gradients.
+
+    Raises:
+        ValueError: If the backend cannot add numbers of this type.
+    """
+    dtype = COMPRESSION_HOOKS[comm_hook].dtype
+    try:
+        dist.all_reduce(torch.zeros(1, dtype=dtype, device=device), group=group)
+    except RuntimeError as error:
+        others = [name for name in COMPRESSION_HOOKS if name != comm_hook]
+        raise ValueError(
+            f"comm_hook='{comm_hook}': the backend {dist.get_backend(group)} of torch "
+            f'{torch.__version__} does not reduce {dtype} ({error}); try '
+            f'{" or ".join(others)}, or remove it'
+        ) from error
 
 
 # DDP inspects the names and annotations of a hook's arguments.
@@ -74,7 +100,7 @@ class DDPEstimator(VarianceEstimator):
     """Estimator that is the communication hook of a DDP model.
 
     Args:
-        optimizer: See :class:`VarianceEstimator`.
+        preconditioner: See :class:`VarianceEstimator`.
         by_module: See :class:`VarianceEstimator`.
         model: The wrapped model.
         comm_hook: A key of :data:`COMPRESSION_HOOKS` to compress the mean gradient.
@@ -87,20 +113,19 @@ class DDPEstimator(VarianceEstimator):
 
     def __init__(
         self,
-        optimizer: Optimizer,
-        by_module: dict[str, list[nn.Parameter]] | None = None,
+        preconditioner: Preconditioner,
+        by_module: dict[str, list[nn.Parameter]],
         *,
         model: DistributedDataParallel,
         comm_hook: str | None = None,
     ) -> None:
-        super().__init__(optimizer, by_module)
+        super().__init__(preconditioner, by_module)
         self._group = model.process_group
         self._ranks = dist.get_world_size(self._group)
         self._reduce_mean = mean_hook
         if comm_hook is not None:
-            dtypes = {name: each.dtype for name, each in COMPRESSION_HOOKS.items()}
             device = self.rows.parameters[0].device
-            check_compression(comm_hook, dtypes, self._group, device)
+            check_compression(comm_hook, self._group, device)
             self._reduce_mean = COMPRESSION_HOOKS[comm_hook].hook
         # By bucket, because reductions complete in a different order in every run.
         # One row per parameter, because DDP changes the layout of its buckets after the
@@ -115,12 +140,11 @@ class DDPEstimator(VarianceEstimator):
                 f'one of {", ".join(COMPRESSION_HOOKS)}'
             ) from error
 
-    def begin(self, micro_batches: int) -> bool:
+    def start(
+        self, passes: int, loss_scale: Tensor | None = None, *, images: float = 1
+    ) -> None:
+        super().start(passes, loss_scale, images=images)
         self._tables = {}
-        return True
-
-    def after_backward(self, weight: float) -> None:
-        """Do nothing: the communication hook has seen the gradients."""
 
     # DDP inspects the names and annotations of these arguments.
     def _hook(self, state, bucket):
@@ -241,7 +265,8 @@ class DDPHalves(DDPEstimator):
         first = self._ranks // 2
         return first, self._ranks - first
 
-    def collect(self) -> dict[str, ModuleStatistics]:
+    def finish(self) -> dict[str, ModuleStatistics]:
+        self.measuring = False
         table = self._reduced_table()
         if not self.preconditioner.elementwise_state:
             table = products_of_halves(table, *self._halves)
@@ -272,5 +297,6 @@ class DDPReplicas(DDPEstimator):
 
         return self._reduce_mean(self._group, bucket).then(add_statistics)
 
-    def collect(self) -> dict[str, ModuleStatistics]:
+    def finish(self) -> dict[str, ModuleStatistics]:
+        self.measuring = False
         return self.by_name(self._reduced_table(), self._ranks)

@@ -22,13 +22,17 @@ class MicroBatchHalves(VarianceEstimator):
 
     statistics_type = HalvesStatistics
 
-    def begin(self, micro_batches: int) -> bool:
-        self._passes_left = micro_batches // 2
+    def start(
+        self, passes: int, loss_scale: Tensor | None = None, *, images: float = 1
+    ) -> None:
+        super().start(passes, loss_scale, images=images)
+        self.measuring = passes >= 2
+        self._passes_left = passes // 2
         self._first_weight = 0.0
         self._first: list[Tensor | None] = []
-        return micro_batches >= 2
 
-    def after_backward(self, weight: float) -> None:
+    def record(self, weight: float) -> None:
+        super().record(weight)
         self._passes_left -= 1
         if self._passes_left == 0:
             self._first_weight = self.total_weight
@@ -37,7 +41,8 @@ class MicroBatchHalves(VarianceEstimator):
                 for parameter in self.rows.parameters
             ]
 
-    def collect(self) -> dict[str, ModuleStatistics] | None:
+    def finish(self) -> dict[str, ModuleStatistics] | None:
+        self.measuring = False
         second_weight = self.total_weight - self._first_weight
         if self._passes_left >= 0:  # Nothing came after the first half.
             self._first = []
@@ -82,13 +87,17 @@ class MicroBatchReplicas(VarianceEstimator):
 
     statistics_type = ReplicasStatistics
 
-    def begin(self, micro_batches: int) -> bool:
+    def start(
+        self, passes: int, loss_scale: Tensor | None = None, *, images: float = 1
+    ) -> None:
+        super().start(passes, loss_scale, images=images)
+        self.measuring = passes >= 2
         self._replicas = 0
         self._sums: list[Tensor | None] = [None] * len(self.rows.parameters)
         self._table: Tensor | None = None
-        return micro_batches >= 2
 
-    def after_backward(self, weight: float) -> None:
+    def record(self, weight: float) -> None:
+        super().record(weight)
         self._replicas += 1
         for index, own in enumerate(self._take_gradients()):
             if own is None:
@@ -101,7 +110,8 @@ class MicroBatchReplicas(VarianceEstimator):
             self.statistics.add_replica(row, parameter, own, 1 / weight)
             self._sums[index] = own if so_far is None else so_far.add_(own)
 
-    def collect(self) -> dict[str, ModuleStatistics] | None:
+    def finish(self) -> dict[str, ModuleStatistics] | None:
+        self.measuring = False
         self._put_back()
         if self._replicas < 2:
             return None

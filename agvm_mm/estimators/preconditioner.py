@@ -171,8 +171,15 @@ PRECONDITIONERS: dict[type[Optimizer], Callable[[Optimizer], Preconditioner]] = 
 }
 
 
-def build_preconditioner(optimizer: Optimizer) -> Preconditioner:
+def build_preconditioner(
+    optimizer: Optimizer, *, measures_only: bool = False
+) -> Preconditioner:
     """Build the preconditioner of an optimizer.
+
+    Args:
+        optimizer: Steps along the gradients.
+        measures_only: Whether nothing follows from the variance. Of an optimizer that
+            is not known, the gradient itself is measured then. Defaults to False.
 
     Raises:
         TypeError: If AGVM is not defined for this optimizer.
@@ -180,6 +187,8 @@ def build_preconditioner(optimizer: Optimizer) -> Preconditioner:
     for kind, build in PRECONDITIONERS.items():
         if isinstance(optimizer, kind):
             return build(optimizer)
+    if measures_only:
+        return IdentityPreconditioner()
     known = ', '.join(sorted(kind.__name__ for kind in PRECONDITIONERS))
     raise TypeError(
         'AGVM measures the gradient that the optimizer steps along, which is defined '

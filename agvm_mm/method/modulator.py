@@ -29,7 +29,6 @@ class MeasurementSchedule:
         interval: Updates between two measurements. Defaults to 10.
         begin: First active update. Defaults to 0.
         end: Last active update. Defaults to None, no end.
-        act: Whether the multipliers are applied. Defaults to True.
 
     Raises:
         TypeError: If a setting has the wrong type.
@@ -39,26 +38,20 @@ class MeasurementSchedule:
     interval: int = 10
     begin: int = 0
     end: int | None = None
-    act: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.act, bool):
-            raise TypeError(f'act must be True or False, got {self.act!r}')
         check_number('interval', self.interval, low=1, integer=True)
         check_number('begin', self.begin, low=0, integer=True)
         if self.end is not None:
             check_number('end', self.end, low=self.begin, integer=True)
 
     def is_active(self, update: int) -> bool:
-        """Return whether the multipliers are applied at this update."""
-        return self.act and self._is_reached(update)
+        """Return whether AGVM is active at this update."""
+        return update >= self.begin and (self.end is None or update <= self.end)
 
     def is_measured(self, update: int) -> bool:
         """Return whether gradient variances are measured at this update."""
-        return self._is_reached(update) and update % self.interval == 0
-
-    def _is_reached(self, update: int) -> bool:
-        return update >= self.begin and (self.end is None or update <= self.end)
+        return self.is_active(update) and update % self.interval == 0
 
 
 def raw_multiplier(

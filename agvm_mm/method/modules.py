@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mmengine.model import BaseModel
 from torch import nn
 
 from agvm_mm.validation import did_you_mean
@@ -101,9 +100,10 @@ def _is_opened(name: str, child: nn.Module) -> bool:
 def _is_model(child: nn.Module) -> bool:
     """Return whether a child is a whole detector or segmenter.
 
-    Some backbones have a ``backbone`` as well, and language models are models.
+    Some backbones have a ``backbone`` as well, and language models are models: MMEngine
+    gives both a ``train_step``, but only a whole detector has the two.
     """
-    return isinstance(child, BaseModel) and hasattr(child, 'backbone')
+    return hasattr(child, 'train_step') and hasattr(child, 'backbone')
 
 
 def _is_cascade(owner: nn.Module, member: nn.Module | nn.Parameter) -> bool:

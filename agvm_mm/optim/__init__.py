@@ -1,6 +1,5 @@
-"""Optimizer wrappers and their constructor."""
+"""Optimizer wrappers."""
 
-from agvm_mm.optim.constructor import AGVMOptimWrapperConstructor
 from agvm_mm.optim.wrapper import AGVMAmpOptimWrapper, AGVMOptimWrapper
 
-__all__ = ['AGVMAmpOptimWrapper', 'AGVMOptimWrapper', 'AGVMOptimWrapperConstructor']
+__all__ = ['AGVMAmpOptimWrapper', 'AGVMOptimWrapper']

@@ -3,8 +3,8 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from agvm_mm.method.modulator import raw_multiplier
 from agvm_mm.method.noise_scale import (
@@ -19,11 +19,10 @@ from agvm_mm.report.logs import NOISE_KEY, module_curves, read_run
 NOT_RESOLVED = 'not resolved'
 
 
-@dataclass(frozen=True)
-class NoiseScales:
+class NoiseScales(NamedTuple):
     """Measured noise scales of a network in images; NaN where not resolved.
 
-    Args:
+    Attributes:
         modules: Noise scale of each module.
         whole: Noise scale of the whole network.
         source: Where they are from, for people.
@@ -34,11 +33,10 @@ class NoiseScales:
     source: str
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """Cost of a training at one batch.
 
-    Args:
+    Attributes:
         batch: Images of an update.
         gpus: GPUs.
         updates: Updates of the training.
@@ -62,10 +60,7 @@ class Cost:
 
 
 def noise_of_run(path: str | Path) -> NoiseScales:
-    """Read the last noise scales in the log of a run.
-
-    Args:
-        path: A JSON log or a work folder.
+    """Read the last noise scales in the log of a run, a JSON log or a work folder.
 
     Raises:
         FileNotFoundError: If there is no log.
@@ -84,9 +79,6 @@ def noise_of_run(path: str | Path) -> NoiseScales:
 
 def noise_of_file(path: str | Path) -> NoiseScales:
     """Read what ``tools/noise_scale.py`` has written with ``--json``.
-
-    Args:
-        path: The file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -109,10 +101,6 @@ def noise_of_file(path: str | Path) -> NoiseScales:
 
 def check_same_modules(noise: NoiseScales, modules: Iterable[str]) -> None:
     """Check that noise scales are those of the modules that a config trains.
-
-    Args:
-        noise: The noise scales.
-        modules: Names of the modules.
 
     Raises:
         ValueError: If they are of other modules.
@@ -140,8 +128,11 @@ def settled_multipliers(
         ratio_bounds: Smallest and largest ratio.
 
     Returns:
-        NaN for a module whose noise scale or anchor is not resolved.
+        NaN for a module whose noise scale or anchor is not resolved. Empty if there is
+        no module of the anchor's name, which a config with AGVM always has.
     """
+    if anchor not in noise_scales:
+        return {}
     phi = {name: predicted_variance(batch, n) for name, n in noise_scales.items()}
     return {
         name: raw_multiplier(phi[anchor], variance, ratio_bounds)
@@ -170,13 +161,9 @@ def neighbors(planned: Cost, noise_scale: float) -> Iterator[Cost]:
 
 def describe_noise(noise: NoiseScales, batch: int) -> list[str]:
     """Format the noise scales and what a batch saves against half of it."""
-    lines = [
-        f'noise scale {name}: {format_images(value)}'
-        for name, value in noise.modules.items()
-    ]
-    lines.append(
-        f'noise scale whole network: {format_images(noise.whole)}, {noise.source}'
-    )
+    scales = {**noise.modules, 'whole network': noise.whole}
+    lines = [f'noise scale {name}: {format_images(n)}' for name, n in scales.items()]
+    lines[-1] += f', {noise.source}'
     if math.isnan(noise.whole):
         return [*lines, f'saved       {NOT_RESOLVED}']
     saved, extra = saved_updates(batch, noise.whole), extra_images(batch, noise.whole)
@@ -188,19 +175,13 @@ def describe_noise(noise: NoiseScales, batch: int) -> list[str]:
 
 
 def describe_multipliers(multipliers: Mapping[str, float], *, acts: bool) -> str:
-    """Format where the multipliers settle.
-
-    Args:
-        multipliers: From :func:`settled_multipliers`.
-        acts: Whether the run has AGVM.
-    """
+    """Format where the multipliers settle, with AGVM in the run (``acts``) or not."""
     values = ', '.join(
         f'{name} {NOT_RESOLVED if math.isnan(mu) else format(mu, ".2f")}'
         for name, mu in multipliers.items()
     )
-    return (
-        f'mu          {"settles" if acts else "with AGVM, would settle"} at: {values}'
-    )
+    settle = 'settles' if acts else 'with AGVM, would settle'
+    return f'mu          {settle} at: {values}'
 
 
 def describe_time(planned: Cost, noise_scale: float | None) -> list[str]:

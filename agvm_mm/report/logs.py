@@ -13,15 +13,15 @@ NOISE_KEY = 'agvm/noise_scale/'
 
 Record = dict[str, Any]
 """One line of a log: values by name, and the update or epoch as ``step``."""
+Curves = dict[str, tuple[list[int], list[float]]]
+"""Updates and values by module."""
 
 TIMES = {'data_time', 'time', 'step'}
 """Fields of a validation that are not results."""
 
 
 def find_logs(path: str | Path) -> list[Path]:
-    """Return the JSON logs of a run, the oldest first.
-
-    A run that was resumed has several.
+    """Return the JSON logs of a run, the oldest first. A resumed run has several.
 
     Args:
         path: A log, which is returned alone, or a work folder.
@@ -83,14 +83,10 @@ def read_run(path: str | Path) -> list[Record]:
 
 
 def last_result(path: str | Path, key: str) -> float | None:
-    """Return the last validation result of a run.
-
-    Args:
-        path: A JSON log or a work folder.
-        key: Name of the metric in the log, for example 'coco/bbox_mAP'.
+    """Return the last validation result of a run, a JSON log or a work folder.
 
     Returns:
-        NaN if the last loss is not finite, None if there is no result; see
+        NaN if the last loss is not finite, None if there is no log; otherwise as
         :func:`validation_result`.
     """
     try:
@@ -112,7 +108,7 @@ def validation_result(records: Sequence[Record], key: str) -> float | None:
 
     Args:
         records: Records of a log, in order.
-        key: Name of the metric in the log.
+        key: Name of the metric in the log, for example 'coco/bbox_mAP'.
 
     Returns:
         None if there was no validation, or if it had other metrics only.
@@ -127,9 +123,9 @@ def validation_result(records: Sequence[Record], key: str) -> float | None:
 
 
 def training_hours(path: str | Path) -> float | None:
-    """Return the hours that a run has spent on training.
+    """Return the hours that a run has spent on training, without validation.
 
-    Validation is not included. Updates that a resumed run has repeated count once.
+    Updates that a resumed run has repeated count once.
 
     Args:
         path: A JSON log or a work folder.
@@ -141,17 +137,16 @@ def training_hours(path: str | Path) -> float | None:
         records = read_run(path)
     except FileNotFoundError:
         return None
-    seconds, before = 0.0, 0
-    for record in records:
-        # 'time' is the mean over the iterations since the last record.
-        seconds += record.get('time', 0.0) * (record['step'] - before)
-        before = record['step']
+    steps = [0, *(record['step'] for record in records)]
+    # 'time' is the mean over the iterations since the last record.
+    seconds = sum(
+        record.get('time', 0.0) * (step - before)
+        for record, (before, step) in zip(records, pairwise(steps), strict=True)
+    )
     return seconds / 3600 or None
 
 
-def module_curves(
-    records: Iterable[Record], prefix: str
-) -> dict[str, tuple[list[int], list[float]]]:
+def module_curves(records: Iterable[Record], prefix: str) -> Curves:
     """Collect the curve of each module.
 
     Args:
@@ -162,7 +157,7 @@ def module_curves(
         Updates and values by module, in the order in which modules were logged. The
         noise scales include that of the whole network, and NaN where not resolved.
     """
-    curves: dict[str, tuple[list[int], list[float]]] = {}
+    curves: Curves = {}
     for record in records:
         for key, value in record.items():
             if key.startswith(prefix):
@@ -213,10 +208,9 @@ def lr_drops(records: Iterable[Record]) -> list[int]:
 
 
 def name_runs(paths: Sequence[str | Path]) -> list[str]:
-    """Return a short name for each run: the last path part in which all differ.
+    """Return a short name for each run, by its work folder or log.
 
-    Args:
-        paths: Work folders or logs.
+    It is the last path part in which all differ.
     """
     parts = [Path(path).absolute().parts for path in paths]
     for level in range(1, min(map(len, parts)) + 1):

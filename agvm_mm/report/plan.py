@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,24 +22,17 @@ from mmengine.registry import (
     MODELS,
     OPTIM_WRAPPERS,
     PARAM_SCHEDULERS,
+    Registry,
     init_default_scope,
 )
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from agvm_mm import VarianceSyncHook, cli
-from agvm_mm.estimators import build_preconditioner
+from agvm_mm import cli
+from agvm_mm.estimators import check_replicas
 from agvm_mm.method.modulator import MeasurementSchedule
-from agvm_mm.method.modules import assign_modules, has_sync_bn
-from agvm_mm.optim.wrapper import AGVMMixin
-from agvm_mm.preflight import (
-    check_accumulation,
-    check_auto_scaling,
-    check_one_hook,
-    check_one_optimizer,
-    check_replicas,
-    check_total_batch_size,
-)
+from agvm_mm.method.modules import has_sync_bn, trainable_by_module
+from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.report.forecast import (
     Cost,
     NoiseScales,
@@ -49,10 +42,23 @@ from agvm_mm.report.forecast import (
     describe_time,
     settled_multipliers,
 )
-from agvm_mm.training.loops import LargeBatchMixin, pop_resume_switch
+from agvm_mm.training.batch import (
+    check_accumulation,
+    check_auto_scaling,
+    check_total_batch_size,
+)
+from agvm_mm.training.loops import LargeBatchMixin
+from agvm_mm.training.variance_sync import (
+    WARMUP,
+    VarianceSyncHook,
+    check_begin_is_reached,
+    check_one_hook,
+)
+from agvm_mm.training.warmup import end_of_warmup, learning_rates
 from agvm_mm.validation import (
     argument_names,
     check_arguments,
+    check_optimizer_type,
     did_you_mean,
     resolve_type,
     type_name,
@@ -89,11 +95,11 @@ class Plan:
         optimizer: Type of the optimizer.
         precision: 'float32' or 'mixed'.
         schedule: AGVM's schedule, None without AGVM.
+        acts: Whether AGVM scales learning rates.
         estimator: AGVM's estimator.
         momentum: Momentum of the multipliers.
         noise: Measured noise scales, None without.
-        settled: Where the multipliers settle with these, NaN if not resolved; empty if
-            there is no anchor.
+        settled: See :func:`~agvm_mm.report.forecast.settled_multipliers`.
         images_per_second: Throughput of all GPUs together, None if not known.
         warnings: Settings that deserve a second look.
         problems: Settings that cannot work.
@@ -110,6 +116,7 @@ class Plan:
     optimizer: str
     precision: str
     schedule: MeasurementSchedule | None = None
+    acts: bool = False
     estimator: str = 'halves'
     momentum: float = 0.97
     noise: NoiseScales | None = None
@@ -124,11 +131,6 @@ class Plan:
         return self.total // (self.gpus * self.images_per_gpu)
 
     @property
-    def acts(self) -> bool:
-        """Whether AGVM scales learning rates."""
-        return self.schedule is not None and self.schedule.act
-
-    @property
     def measurements(self) -> int:
         """Number of updates at which AGVM measures."""
         if self.schedule is None:
@@ -138,8 +140,7 @@ class Plan:
     @property
     def warmup(self) -> int:
         """First update at which the learning rate is at its peak, within 1%."""
-        peak = max(self.lr)
-        return next(i for i, rate in enumerate(self.lr) if rate > 0.99 * peak)
+        return end_of_warmup(self.lr)
 
     @property
     def gradient_bytes(self) -> int:
@@ -182,6 +183,7 @@ def make_plan(
     else:
         updates = cfg.train_cfg.max_iters // accumulation
     model = build_model(cfg)
+    by_module = trainable_by_module(model, cfg.optim_wrapper.get('modules'))
     plan = Plan(
         images=images,
         total=total,
@@ -189,8 +191,11 @@ def make_plan(
         images_per_gpu=per_gpu,
         epoch=epoch,
         updates=updates,
-        lr=learning_rates(cfg, epoch, updates, accumulation),
-        modules=trainable_parameters(cfg, model),
+        lr=planned_rates(cfg, epoch, updates, accumulation),
+        modules={
+            name: sum(parameter.numel() for parameter in parameters)
+            for name, parameters in by_module.items()
+        },
         optimizer=type_name(cfg.optim_wrapper.optimizer.type),
         precision='mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32',
         noise=noise,
@@ -199,14 +204,19 @@ def make_plan(
     hook = build_settings(cfg, model)
     if hook is not None:
         plan.schedule = hook.schedule
+        if hook.begin == WARMUP:
+            plan.schedule = hook.make_schedule(plan.warmup)
+        plan.acts = hook.act
         plan.estimator = hook.estimator
         plan.momentum = cfg.optim_wrapper.get('momentum', 0.97)
     if noise is not None:
         check_same_modules(noise, plan.modules)
-        plan.settled = settled(noise, total, cfg)
+        anchor = cfg.optim_wrapper.get('anchor', 'backbone')
+        bounds = cfg.optim_wrapper.get('ratio_bounds', (0.5, 10.0))
+        plan.settled = settled_multipliers(total, noise.modules, anchor, bounds)
     plan.problems = find_problems(plan, cfg)
     plan.warnings = find_warnings(plan)
-    if noise is not None and will_have_sync_bn(cfg, model):
+    if noise is not None and (cfg.get('sync_bn') or has_sync_bn(model)):
         plan.warnings.append(
             'with SyncBN, noise scales that several ranks have measured are biased '
             'upwards or not resolved, and with them all that follows from them'
@@ -270,15 +280,11 @@ class _LinspaceOnCPU(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self,
-        func: Callable,
-        types: Any,
-        args: tuple = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if func is torch.linspace:
-            kwargs.setdefault('device', 'cpu')
+            kwargs = dict(device='cpu') | kwargs
         return func(*args, **kwargs)
 
 
@@ -303,18 +309,7 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
-def trainable_parameters(cfg: Config, model: nn.Module) -> dict[str, int]:
-    """Count the trainable parameters of each module."""
-    module_of = assign_modules(model, cfg.optim_wrapper.get('modules'))
-    counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            module = module_of[name]
-            counts[module] = counts.get(module, 0) + parameter.numel()
-    return counts
-
-
-def learning_rates(
+def planned_rates(
     cfg: Config, epoch: int, updates: int, accumulation: int
 ) -> list[float]:
     """Compute the learning rate at each update with the schedulers of the config.
@@ -334,18 +329,13 @@ def learning_rates(
         PARAM_SCHEDULERS.build(dict(one), default_args=context)
         for one in (settings if isinstance(settings, list | tuple) else [settings])
     ]
-    rates = []
-    for update in range(1, updates + 1):
-        rates.append(optimizer.param_groups[0]['lr'])
-        # Schedulers expect a step before theirs; there is no gradient to apply.
-        optimizer.step()
-        for scheduler in schedulers:
-            if not scheduler.by_epoch:
-                for _ in range(accumulation):
-                    scheduler.step()
-            elif update % epoch == 0:
-                scheduler.step()
-    return rates
+    return learning_rates(
+        schedulers,
+        optimizer.param_groups,
+        updates=updates,
+        epoch=epoch,
+        accumulation=accumulation,
+    )
 
 
 @contextmanager
@@ -379,7 +369,7 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
         Exception: Any error that the run would raise.
     """
     settings = in_float32(cfg.optim_wrapper)
-    pop_resume_switch(settings)  # As a large-batch loop does.
+    check_optimizer_type(settings.get('optimizer'))
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
     hooks = variance_hooks(cfg)
@@ -387,8 +377,10 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
     if not hooks:
         return None
     check_one_optimizer('VarianceSyncHook', wrapper)
-    build_preconditioner(wrapper.optimizer)  # Refuses one that cannot be measured.
-    return HOOKS.build(hooks[0])
+    hook = HOOKS.build(hooks[0])
+    if isinstance(wrapper, AGVMOptimWrapper):
+        wrapper.make_agvm(model, act=hook.act)
+    return hook
 
 
 def in_float32(settings: ConfigDict) -> ConfigDict:
@@ -408,40 +400,23 @@ def variance_hooks(cfg: Config) -> list[ConfigDict]:
         *(cfg.get('default_hooks') or {}).values(),
         *(cfg.get('custom_hooks') or []),
     ]
-    kinds = [
-        resolve_type(hook.get('type'), HOOKS) if isinstance(hook, dict) else None
-        for hook in hooks
-    ]
     return [
         hook
-        for hook, kind in zip(hooks, kinds, strict=True)
-        if isinstance(kind, type) and issubclass(kind, VarianceSyncHook)
+        for hook in hooks
+        if isinstance(hook, dict) and is_kind(hook.get('type'), HOOKS, VarianceSyncHook)
     ]
 
 
 def is_wrapper(cfg: Config, expected: type) -> bool:
     """Return whether the optimizer wrapper of a config is of a class."""
-    kind = resolve_type(cfg.optim_wrapper.get('type', 'OptimWrapper'), OPTIM_WRAPPERS)
-    return isinstance(kind, type) and issubclass(kind, expected)
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    return is_kind(kind, OPTIM_WRAPPERS, expected)
 
 
-def settled(noise: NoiseScales, total: int, cfg: Config) -> dict[str, float]:
-    """Return where the multipliers settle with the anchor and bounds of a config.
-
-    Returns:
-        See :func:`settled_multipliers`. Empty if there is no module of the anchor's
-        name, which a config with AGVM always has.
-    """
-    anchor = cfg.optim_wrapper.get('anchor', 'backbone')
-    bounds = cfg.optim_wrapper.get('ratio_bounds', (0.5, 10.0))
-    if anchor not in noise.modules:
-        return {}
-    return settled_multipliers(total, noise.modules, anchor, bounds)
-
-
-def will_have_sync_bn(cfg: Config, model: nn.Module) -> bool:
-    """Return whether a model has SyncBN or gets it from the runner."""
-    return bool(cfg.get('sync_bn')) or has_sync_bn(model)
+def is_kind(kind: Any, registry: Registry, expected: type) -> bool:
+    """Return whether the type in a config is a class or inherits from it."""
+    found = resolve_type(kind, registry)
+    return isinstance(found, type) and issubclass(found, expected)
 
 
 def find_problems(plan: Plan, cfg: Config) -> list[str]:
@@ -449,20 +424,14 @@ def find_problems(plan: Plan, cfg: Config) -> list[str]:
     problems = _errors(
         check_total_batch_size, plan.total, plan.gpus, plan.images_per_gpu
     )
-    is_agvm = is_wrapper(cfg, AGVMMixin)
-    if (is_agvm and plan.schedule is None) or (plan.acts and not is_agvm):
+    if is_wrapper(cfg, AGVMOptimWrapper) != (plan.schedule is not None):
         problems.append(
-            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there '
-            '(the hook alone measures with act=False)'
+            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
         )
     if plan.schedule is None:
         return problems
     problems += _errors(check_replicas, plan.gpus, plan.micro_batches, None)
-    if plan.schedule.begin >= plan.updates:
-        problems.append(
-            f'AGVM begins at update {plan.schedule.begin}, the run ends after '
-            f'{plan.updates}'
-        )
+    problems += _errors(check_begin_is_reached, plan.schedule.begin, plan.updates)
     return problems
 
 
@@ -505,10 +474,6 @@ def describe(plan: Plan) -> str:
     state = f'not known for {plan.optimizer}'
     if plan.optimizer in MOMENTS:
         state = format_bytes(plan.gradient_bytes * MOMENTS[plan.optimizer])
-    modules = [
-        f'module      {module}: {count:,} trainable parameters'
-        for module, count in plan.modules.items()
-    ]
     lines = [
         f'batch       {plan.total} images = {plan.gpus} GPU(s) x '
         f'{plan.images_per_gpu} images x {plan.micro_batches} micro-batch(es)',
@@ -516,20 +481,30 @@ def describe(plan: Plan) -> str:
         f'{plan.updates:,} in all',
         f'precision   {plan.precision}',
         f'lr          {format_rates(plan.lr)}',
-        *modules,
+        *(
+            f'module      {module}: {count:,} trainable parameters'
+            for module, count in plan.modules.items()
+        ),
         f'memory      on each GPU, float32: parameters {gradient}, gradient '
         f'{gradient}, moments {state}; activations come on top',
         f'traffic     plain update: {gradient} reduced',
-        *(_agvm_lines(plan, plan.schedule) if plan.schedule else ()),
-        *_forecast_lines(plan),
-        *(f'warning     {text}' for text in plan.warnings),
-        *(f'PROBLEM     {text}' for text in plan.problems),
     ]
+    if plan.schedule is not None:
+        lines += _agvm_lines(plan, plan.schedule, gradient)
+    if plan.noise is not None:
+        lines += describe_noise(plan.noise, plan.total)
+    if plan.settled:
+        lines.append(describe_multipliers(plan.settled, acts=plan.acts))
+    if plan.images_per_second is not None:
+        speed = plan.images_per_second / plan.gpus
+        planned = Cost(plan.total, plan.gpus, plan.updates, speed)
+        lines += describe_time(planned, plan.noise and plan.noise.whole)
+    lines += [f'warning     {text}' for text in plan.warnings]
+    lines += [f'PROBLEM     {text}' for text in plan.problems]
     return '\n'.join(lines)
 
 
-def _agvm_lines(plan: Plan, schedule: MeasurementSchedule) -> list[str]:
-    gradient = format_bytes(plan.gradient_bytes)
+def _agvm_lines(plan: Plan, schedule: MeasurementSchedule, gradient: str) -> list[str]:
     if plan.gpus == 1:
         extra = f'nothing reduced, one copy of the gradient ({gradient})'
     elif plan.estimator == 'halves':
@@ -537,29 +512,15 @@ def _agvm_lines(plan: Plan, schedule: MeasurementSchedule) -> list[str]:
     else:
         extra = f'{2 * len(plan.modules)} scalars more reduced'
     end = '' if schedule.end is None else f' to {schedule.end:,}'
-    half = half_way(plan.momentum)
-    acts = '' if schedule.act else 'only measures, '
+    acts = '' if plan.acts else 'only measures, '
     lines = [
         f'            measured update: {extra}',
         f'AGVM        {acts}from update {schedule.begin:,}{end}, every '
         f'{schedule.interval}: {plan.measurements:,} measurements by {plan.estimator}',
     ]
-    if schedule.act:
+    if plan.acts:
+        half = half_way(plan.momentum)
         lines.append(f'            mu goes half of its way in {half} measurement(s)')
-    return lines
-
-
-def _forecast_lines(plan: Plan) -> list[str]:
-    lines = []
-    if plan.noise is not None:
-        lines += describe_noise(plan.noise, plan.total)
-        if plan.settled:
-            lines.append(describe_multipliers(plan.settled, acts=plan.acts))
-    if plan.images_per_second is not None:
-        speed = plan.images_per_second / plan.gpus
-        planned = Cost(plan.total, plan.gpus, plan.updates, speed)
-        whole = None if plan.noise is None else plan.noise.whole
-        lines += describe_time(planned, whole)
     return lines
 
 

@@ -12,8 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from agvm_mm.engine import OpenCheckpointHook
-from agvm_mm.preflight import check_can_write
-from agvm_mm.training.resume import built_schedulers, check_resume
+from agvm_mm.training.resume import resume_hook
 
 
 @contextmanager
@@ -95,7 +94,7 @@ class AtomicCheckpointHook(OpenCheckpointHook):
         Raises:
             RuntimeError: If it is missing, truncated or corrupt.
         """
-        check_resume(runner, schedulers=len(built_schedulers(runner)))
+        resume_hook(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Choose the storage; local files are written as a whole.
@@ -184,3 +183,19 @@ class AtomicCheckpointHook(OpenCheckpointHook):
         else:
             return False
         return True
+
+
+def check_can_write(out_dir: str) -> None:
+    """Check that checkpoints can be written to a folder.
+
+    Args:
+        out_dir: From the config.
+
+    Raises:
+        ValueError: If MMEngine can only read there.
+    """
+    if out_dir.startswith(('http://', 'https://')):
+        raise ValueError(
+            f'out_dir={out_dir!r}: nothing can be written there; use a local folder '
+            'or a storage such as s3://'
+        )

@@ -1,5 +1,6 @@
 """Images of one optimizer update."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mmengine.dist import get_world_size
@@ -7,7 +8,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from agvm_mm.engine import accumulative_counts
-from agvm_mm.preflight import check_images_per_rank, check_total_batch_size
+from agvm_mm.validation import check_number
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,139 @@ def divide_total(total: int, dataloader: DataLoader) -> BatchSize:
     return BatchSize(ranks, images, total // (ranks * images))
 
 
+def counts_updates(runner: Runner) -> bool:
+    """Return whether an iteration of the loop is an update on a total batch."""
+    return hasattr(runner.train_loop, 'batch')
+
+
 def batch_size_of(runner: Runner) -> BatchSize:
     """Return the batch size of a run.
 
     A large-batch loop knows it. In MMEngine's own loops the optimizer wrapper
     accumulates.
     """
-    batch = getattr(runner.train_loop, 'batch', None)
-    if batch is not None:
-        return batch
+    if counts_updates(runner):
+        return runner.train_loop.batch
     return BatchSize(
         ranks=get_world_size(),
         images_per_rank=images_per_rank(runner.train_dataloader),
         micro_batches=accumulative_counts(runner.optim_wrapper),
     )
+
+
+def check_index_batches(dataloader: DataLoader) -> None:
+    """Check that a dataloader draws index batches, from which updates are planned.
+
+    Args:
+        dataloader: Dataloader of the training.
+
+    Raises:
+        TypeError: If it has no batch sampler.
+    """
+    if dataloader.batch_sampler is None:
+        raise TypeError(
+            'a large-batch loop plans updates on the batch sampler of '
+            f'train_dataloader, and that of {type(dataloader.dataset).__name__} has '
+            'none; use a map-style dataset with a batch_size'
+        )
+
+
+def check_images_per_rank(size: object, batch_sampler: object) -> None:
+    """Check that a dataloader has one batch size.
+
+    Args:
+        size: Images of one micro-batch.
+        batch_sampler: Batch sampler of the dataloader.
+
+    Raises:
+        ValueError: If it has none, or several.
+    """
+    if not isinstance(size, int):
+        found = 'no batch_size' if size is None else f'several batch sizes, {size}'
+        raise ValueError(
+            f'train_dataloader with {type(batch_sampler).__name__} has {found}; the '
+            'images of an update can be counted only if all micro-batches have the '
+            'same batch_size'
+        )
+
+
+def check_total_fits(total: int, dataloader: DataLoader, ranks: int) -> None:
+    """Check that there are enough images for one full update.
+
+    Args:
+        total: Images of one update over all ranks.
+        dataloader: Dataloader of the training.
+        ranks: Number of ranks.
+
+    Raises:
+        ValueError: If an epoch has fewer images than an update.
+    """
+    batch_sampler = dataloader.batch_sampler
+    sampler = getattr(batch_sampler, 'sampler', dataloader.sampler)
+    images = len(sampler) * ranks
+    if images < total:
+        raise ValueError(
+            f'total_batch_size={total}, but an epoch has only {images} images; lower '
+            'total_batch_size'
+        )
+
+
+def check_total_batch_size(total: int, ranks: int, images_per_rank: int) -> None:
+    """Check that a total batch is made of whole micro-batches on every rank.
+
+    Args:
+        total: Images of one update over all ranks.
+        ranks: Number of ranks.
+        images_per_rank: Images of one micro-batch on one rank.
+
+    Raises:
+        TypeError: If the total is not an integer.
+        ValueError: If it is not a positive multiple of ranks x images per rank.
+    """
+    check_number('total_batch_size', total, low=1, integer=True)
+    unit = ranks * images_per_rank
+    count, rest = divmod(total, unit)
+    if rest:
+        nearest = [n * unit for n in (count, count + 1) if n]
+        raise ValueError(
+            f'total_batch_size={total} is not a multiple of {ranks} rank(s) x '
+            f'{images_per_rank} images per rank = {unit}; the nearest multiples are '
+            f'{" and ".join(map(str, nearest))}. Or change train_dataloader.batch_size'
+        )
+
+
+def check_accumulation(loop: str, total_batch_size: int, counts: int) -> None:
+    """Check that the optimizer wrapper leaves accumulation to a large-batch loop.
+
+    Args:
+        loop: Name of the loop.
+        total_batch_size: Images of an update.
+        counts: ``accumulative_counts`` of the optimizer wrapper.
+
+    Raises:
+        ValueError: If it accumulates.
+    """
+    if counts != 1:
+        raise ValueError(
+            f'{loop} accumulates up to total_batch_size={total_batch_size} by itself; '
+            f'remove optim_wrapper.accumulative_counts={counts}'
+        )
+
+
+def check_auto_scaling(settings: Mapping | None, total_batch_size: int) -> None:
+    """Check that MMEngine does not scale the learning rate to another batch.
+
+    Args:
+        settings: ``auto_scale_lr`` of the config.
+        total_batch_size: Images of an update.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if settings and settings.get('enable'):
+        raise ValueError(
+            'auto_scale_lr.enable scales the learning rate to ranks x images per rank '
+            f'and does not know total_batch_size={total_batch_size}: set it to False '
+            "and use --auto-scale-lr of agvm_mm's tools/train.py, or set the learning "
+            'rate for that batch'
+        )

@@ -10,8 +10,12 @@ from itertools import chain, islice, tee
 from torch.utils.data import DataLoader, Sampler
 
 from agvm_mm.engine import is_endless
-from agvm_mm.preflight import check_index_batches, check_total_fits
-from agvm_mm.training.batch import BatchSize, divide_total
+from agvm_mm.training.batch import (
+    BatchSize,
+    check_index_batches,
+    check_total_fits,
+    divide_total,
+)
 from agvm_mm.training.update import RandomStream, derive_seed
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}

@@ -5,27 +5,20 @@ import time
 from typing import Any
 
 from mmengine.dist import get_rank, get_world_size
-from mmengine.registry import LOOPS, OPTIM_WRAPPERS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from agvm_mm import engine
-from agvm_mm.optim.measuring import MeasuringMixin
-from agvm_mm.optim.wrapper import AGVMMixin
-from agvm_mm.preflight import (
-    check_accumulation,
-    check_auto_scaling,
-    check_loop_ends,
-    check_one_optimizer,
-    check_update_params,
-)
+from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
+from agvm_mm.training.batch import check_accumulation, check_auto_scaling
 from agvm_mm.training.dataloader import UpdateDataLoader, UpdateWindow, set_seed
-from agvm_mm.training.match import check_batch_size
-from agvm_mm.training.resume import ResumeHook
+from agvm_mm.training.resume import resume_hook
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.update import Update, reset_update, seed_update
-from agvm_mm.validation import suggests_arguments
+from agvm_mm.validation import check_optimizer_type, suggests_arguments
 
 # In the message hub, which is part of a checkpoint.
 IMAGES_OF_EPOCH = 'agvm_images_of_epoch'
@@ -36,28 +29,6 @@ ITERATIONS_ADVICE = (
 )
 
 
-def pop_resume_switch(settings: object) -> bool:
-    """Remove ``allow_resume_mismatch`` from the config of a plain optimizer wrapper.
-
-    AGVM's wrappers take it as an argument, MMEngine's do not know it.
-
-    Args:
-        settings: ``optim_wrapper`` of the config, changed in place; or the optimizer
-            wrapper itself.
-
-    Returns:
-        The value; False if it is not set or belongs to a wrapper of AGVM.
-    """
-    if not isinstance(settings, dict):
-        return False
-    kind = settings.get('type')
-    if isinstance(kind, str):
-        kind = OPTIM_WRAPPERS.get(kind)
-    if isinstance(kind, type) and issubclass(kind, AGVMMixin):
-        return False
-    return settings.pop('allow_resume_mismatch', False)
-
-
 class LargeBatchMixin:
     """Mixin for loops: one iteration is one optimizer update on a total batch.
 
@@ -65,6 +36,9 @@ class LargeBatchMixin:
         runner: The runner.
         dataloader: Yields the micro-batches, or its config.
         total_batch_size: Images of one update over all ranks.
+        allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
+            without the state of the optimizer or its schedules, instead of raising.
+            Defaults to False.
         kwargs: Arguments of MMEngine's loop.
 
     Attributes:
@@ -80,11 +54,12 @@ class LargeBatchMixin:
         dataloader: DataLoader | dict,
         *,
         total_batch_size: int,
+        allow_resume_mismatch: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._allow_resume_mismatch = pop_resume_switch(runner.optim_wrapper)
-        if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
-            runner.register_hook(ResumeHook(self._allow_resume_mismatch))
+        if isinstance(runner.optim_wrapper, dict):
+            check_optimizer_type(runner.optim_wrapper.get('optimizer'))
+        resume_hook(runner, allow_mismatch=allow_resume_mismatch, checks_batch=True)
         self._last_time: float | None = None
         if isinstance(dataloader, dict):
             # As MMEngine's BaseLoop builds it.
@@ -119,9 +94,6 @@ class LargeBatchMixin:
         check_update_params(name, wrapper)
         check_accumulation(name, total, engine.accumulative_counts(wrapper))
         check_auto_scaling(engine.auto_scaling(runner), total)
-        if not isinstance(wrapper, AGVMMixin):
-            wrapper.allow_resume_mismatch = self._allow_resume_mismatch
-        check_batch_size(runner, total)
         hub = runner.message_hub
         if self.iter == 0:  # An earlier run of this process may have left images here.
             hub.update_info(IMAGES_OF_EPOCH, 0)
@@ -130,7 +102,7 @@ class LargeBatchMixin:
         # A resumed run has the seeds of its checkpoint.
         saved = hub.runtime_info.get(SAMPLER_SEEDS) if self.iter else None
         hub.update_info(SAMPLER_SEEDS, set_seed(self.dataloader, runner.seed, saved))
-        if not isinstance(wrapper, MeasuringMixin):
+        if not isinstance(wrapper, AGVMOptimWrapper):
             # Otherwise VarianceSyncHook prints it.
             runner.logger.info(describe_run(runner, self.batch))
         self._last_time = time.perf_counter()
@@ -155,14 +127,13 @@ class LargeBatchMixin:
         outputs: dict = {}
         images = window.images * get_world_size()
         update = Update(runner.model, runner.optim_wrapper, len(window), images)
-        with update:
-            for weight in window.weights:
-                losses = update.train_step(data_batch, weight)
-                # A model may skip a micro-batch and return nothing.
-                for name, value in (losses or {}).items():
-                    outputs[name] = outputs.get(name, 0) + value * float(weight)
-                data_batch = next(micro_batches, data_batch)
-            update.step()
+        for weight in window.weights:
+            losses = update.train_step(data_batch, weight)
+            # A model may skip a micro-batch and return nothing.
+            for name, value in (losses or {}).items():
+                outputs[name] = outputs.get(name, 0) + value * float(weight)
+            data_batch = next(micro_batches, data_batch)
+        update.step()
         self._report(window)
         if index:
             self._count_images_of_epoch(index[0], window.images)
@@ -212,6 +183,9 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         runner: The runner.
         dataloader: Yields the micro-batches, or its config.
         total_batch_size: Images of one update over all ranks.
+        allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
+            without the state of the optimizer or its schedules, instead of raising.
+            Defaults to False.
 
     Keyword Args:
         max_epochs (int): Epochs of training. Other arguments are those of MMEngine's
@@ -259,6 +233,9 @@ class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
         runner: The runner.
         dataloader: Yields the micro-batches, or its config.
         total_batch_size: Images of one update over all ranks.
+        allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
+            without the state of the optimizer or its schedules, instead of raising.
+            Defaults to False.
 
     Keyword Args:
         max_iters (int): Updates of training. Other arguments are those of MMEngine's
@@ -269,3 +246,41 @@ class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
     """
 
     counts_epochs = False
+
+
+def check_loop_ends(loop: str, other: str, endless: bool, sampler: object) -> None:
+    """Check that a loop that counts epochs has a sampler that ends.
+
+    Args:
+        loop: Name of the loop.
+        other: Name of the loop that counts iterations.
+        endless: Whether the sampler never ends.
+        sampler: Sampler of the dataloader.
+
+    Raises:
+        ValueError: If it never ends.
+    """
+    if endless:
+        raise ValueError(
+            f'{loop} counts epochs, but {type(sampler).__name__} never ends one; use '
+            f"train_cfg=dict(type='{other}', max_iters=..., total_batch_size=...)"
+        )
+
+
+def check_update_params(loop: str, optim_wrapper: OptimWrapper) -> None:
+    """Check that a large-batch loop can close the updates of an optimizer wrapper.
+
+    Args:
+        loop: Name of the loop.
+        optim_wrapper: The optimizer wrapper of the run.
+
+    Raises:
+        TypeError: If its ``update_params`` is not MMEngine's.
+    """
+    kind = type(optim_wrapper)
+    if kind.update_params is not OptimWrapper.update_params:
+        raise TypeError(
+            f'{loop} calls backward and step of the optimizer wrapper itself, but '
+            f'{kind.__name__} overrides update_params; use a loop of MMEngine with '
+            'optim_wrapper.accumulative_counts'
+        )

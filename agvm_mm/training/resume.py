@@ -1,31 +1,43 @@
 """Checks of the checkpoint that a run resumes."""
 
 import copy
+import logging
+import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from agvm_mm.engine import ParamScheduler, checkpoint_to_resume, is_resuming
-from agvm_mm.preflight import check_parts, check_replay
+from agvm_mm.engine import (
+    ParamScheduler,
+    accumulative_counts,
+    checkpoint_to_resume,
+    is_resuming,
+)
+from agvm_mm.training.batch import batch_size_of, counts_updates
 from agvm_mm.training.loading import LOADS_SAFELY, allow_runner_checkpoints
-from agvm_mm.training.match import replay_schedules
 from agvm_mm.training.outline import missing_parts, read_outline
+
+# In the message hub, which is part of a checkpoint.
+TOTAL_BATCH_SIZE = 'agvm_total_batch_size'
+IMAGES_OF_ITERATION = 'agvm_images_of_iteration'
+ALLOW = (
+    'allow_resume_mismatch=True in train_cfg (large-batch loops) or VarianceSyncHook'
+)
 
 
 def check_resume(runner: Runner, **needs: Any) -> None:
     """Check that a runner can read the checkpoint that it is about to resume.
 
-    Also calls :func:`allow_runner_checkpoints`.
-
     Args:
-        runner: Before it loads anything.
+        runner: Before it loads anything; it is about to resume.
         needs: What a checkpoint must have to be recommended; see
             :func:`~agvm_mm.training.outline.missing_parts`.
 
@@ -34,9 +46,6 @@ def check_resume(runner: Runner, **needs: Any) -> None:
             does not say which one is the latest; the message names the newest one that
             can be resumed.
     """
-    allow_runner_checkpoints()
-    if not is_resuming(runner):
-        return
     given, pointer = checkpoint_to_resume(runner), Path(runner.work_dir)
     pointer /= 'last_checkpoint'
     path = given or find_latest_checkpoint(runner.work_dir)
@@ -101,23 +110,24 @@ def built_schedulers(runner: Runner) -> list[ParamScheduler]:
 class ResumeHook(Hook):
     """Hook that checks the checkpoint that a run resumes.
 
-    Args:
-        allow_resume_mismatch: Whether to resume a checkpoint without the state of the
-            optimizer or its schedules. Defaults to False; an optimizer wrapper of AGVM
-            has this argument itself.
+    Large-batch loops, ``VarianceSyncHook`` and ``AtomicCheckpointHook`` share the one
+    that :func:`resume_hook` registers.
+
+    Attributes:
+        allow_mismatch: Whether to resume a checkpoint of another training, or without
+            the state of the optimizer or its schedules.
+        checks_batch: Whether the run knows its total batch.
+        replays: Whether schedules have to be brought to where the run has got.
     """
 
-    priority = 'VERY_HIGH'
-    agvm = False
-    """Whether the run needs the state of AGVM."""
+    # After the hooks that register it when the run begins.
+    priority = 'LOWEST'
 
-    def __init__(self, allow_resume_mismatch: bool = False) -> None:
-        self.allow_resume_mismatch = allow_resume_mismatch
-        self._missing: list[str] = []
+    def __init__(self) -> None:
+        self.allow_mismatch = False
+        self.checks_batch = False
+        self.replays = False
         self._fresh: list[dict] = []
-
-    def _needs(self, runner: Runner) -> dict:
-        return dict(schedulers=len(built_schedulers(runner)), agvm=self.agvm)
 
     def before_run(self, runner: Runner) -> None:
         """Check the checkpoint to resume before the runner reads it.
@@ -125,12 +135,11 @@ class ResumeHook(Hook):
         Raises:
             RuntimeError: If it is missing, truncated or corrupt.
         """
-        check_resume(runner, **self._needs(runner))
+        allow_runner_checkpoints()
         if is_resuming(runner):
-            self._fresh = [
-                copy.deepcopy(scheduler.state_dict())
-                for scheduler in built_schedulers(runner)
-            ]
+            schedulers = built_schedulers(runner)
+            check_resume(runner, schedulers=len(schedulers))
+            self._fresh = [copy.deepcopy(each.state_dict()) for each in schedulers]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check that a checkpoint to resume is complete.
@@ -140,23 +149,24 @@ class ResumeHook(Hook):
         """
         # A runner that only evaluates has a config there.
         if is_resuming(runner) and isinstance(runner.optim_wrapper, BaseOptimWrapper):
-            allowed = self.allow_resume_mismatch or getattr(
-                runner.optim_wrapper, 'allow_resume_mismatch', False
+            missing = check_loaded(
+                runner,
+                checkpoint,
+                allowed=self.allow_mismatch,
+                schedulers=len(built_schedulers(runner)),
             )
-            self._missing = check_loaded(
-                runner, checkpoint, allowed, **self._needs(runner)
-            )
+            self.replays = self.replays or bool(missing)
 
     def before_train(self, runner: Runner) -> None:
-        """Bring schedules to where the run has got if their values are missing.
+        """Check the batch, and bring schedules to where the run has got.
 
         Raises:
-            ValueError: If one of them follows a metric.
+            ValueError: If the checkpoint has another batch size, or schedules without
+                their state follow a metric.
         """
-        has_new_groups = getattr(runner.optim_wrapper, 'has_new_groups', False)
-        missing, self._missing = self._missing, []
-        runner.optim_wrapper.has_new_groups = False
-        if self._fresh and (missing or has_new_groups):
+        if self.checks_batch:
+            self._check_batch(runner)
+        if self._fresh and self.replays:
             check_replay(runner.param_schedulers)
             replay_schedules(
                 runner.param_schedulers,
@@ -164,6 +174,184 @@ class ResumeHook(Hook):
                 iterations=runner.iter,
                 epochs=runner.epoch,
                 epoch_length=len(runner.train_dataloader),
+            )
+        self.replays = False
+
+    def _check_batch(self, runner: Runner) -> None:
+        """Check that the run keeps its batch size, and store it in checkpoints."""
+        hub, total = runner.message_hub, batch_size_of(runner).total
+        of_iteration = total // accumulative_counts(runner.optim_wrapper)
+        now = {'images of an update': total, 'images of an iteration': of_iteration}
+        # At iteration 0 the hub may hold the values of an earlier run of this process.
+        if runner.iter > 0:
+            # A run of MMEngine's own loop, which this one continues, stores nothing.
+            plain = not counts_updates(runner)
+            keys = (TOTAL_BATCH_SIZE, IMAGES_OF_ITERATION)
+            saved = {
+                name: hub.runtime_info.get(key, now[name] if plain else 'not stored')
+                for name, key in zip(now, keys, strict=True)
+            }
+            check_same_training(differing(saved, now, now), allowed=self.allow_mismatch)
+        hub.update_info(TOTAL_BATCH_SIZE, total)
+        hub.update_info(IMAGES_OF_ITERATION, of_iteration)
+
+
+def resume_hook(
+    runner: Runner, *, allow_mismatch: bool = False, checks_batch: bool = False
+) -> ResumeHook:
+    """Return the :class:`ResumeHook` of a run, which the first call registers.
+
+    Args:
+        runner: The runner.
+        allow_mismatch: Sets the attribute of the hook if true.
+        checks_batch: Sets the attribute of the hook if true.
+    """
+    hook = next((each for each in runner.hooks if isinstance(each, ResumeHook)), None)
+    if hook is None:
+        hook = ResumeHook()
+        runner.register_hook(hook)
+    hook.allow_mismatch |= allow_mismatch
+    hook.checks_batch |= checks_batch
+    return hook
+
+
+def base_learning_rates(groups: Sequence[Mapping]) -> list[float]:
+    """Return the different learning rates of groups before any schedule, sorted."""
+    return sorted({float(group.get('initial_lr', group['lr'])) for group in groups})
+
+
+def differing(saved: Mapping, now: Mapping, names: Iterable[str]) -> dict[str, tuple]:
+    """Return the settings that differ between a checkpoint and this run.
+
+    Args:
+        saved: Settings of the checkpoint.
+        now: Settings of this run.
+        names: Settings to compare; those that either lacks are left out.
+
+    Returns:
+        Value of the checkpoint and value of this run, by setting.
+    """
+    return {
+        name: (saved[name], now[name])
+        for name in names
+        if name in saved and name in now and saved[name] != now[name]
+    }
+
+
+def check_same_training(differences: Mapping[str, tuple], allowed: bool) -> None:
+    """Check that a checkpoint does not differ from this run, or log the differences.
+
+    Args:
+        differences: From :func:`differing`.
+        allowed: Whether to resume in spite of differences.
+
+    Raises:
+        ValueError: If there are differences and they are not allowed.
+    """
+    if not differences:
+        return
+    listed = '; '.join(
+        f'{name}: {saved} in the checkpoint, {now} in this run'
+        for name, (saved, now) in differences.items()
+    )
+    if not allowed:
+        raise ValueError(
+            f'the checkpoint belongs to another training ({listed}). Set {ALLOW} to '
+            'resume it anyway, or start from its weights with load_from'
+        )
+    print_log(
+        f'AGVM: resuming a checkpoint of another training ({listed})',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
+def replay_schedules(
+    schedulers: Sequence[ParamScheduler],
+    fresh: Sequence[dict],
+    *,
+    iterations: int,
+    epochs: int,
+    epoch_length: int,
+) -> None:
+    """Bring schedules and parameter groups to where a run has got.
+
+    Schedulers compute a value from the one before, which is in the groups of the
+    optimizer. Without the state of either, all steps so far are repeated.
+
+    Args:
+        schedulers: Of this run; changed in place, and so are the groups.
+        fresh: Their states before the first update.
+        iterations: Iterations so far.
+        epochs: Epochs so far.
+        epoch_length: Iterations of an epoch.
+    """
+    for scheduler, state in zip(schedulers, fresh, strict=True):
+        scheduler.load_state_dict(copy.deepcopy(state))
+        groups = scheduler.optimizer.param_groups
+        for group, value in zip(groups, scheduler.get_last_value(), strict=True):
+            group[scheduler.param_name] = value
+    by_iteration, by_epoch = (
+        [scheduler for scheduler in schedulers if scheduler.by_epoch is kind]
+        for kind in (False, True)
+    )
+    with warnings.catch_warnings():
+        # About steps of a schedule before the first step of the optimizer.
+        warnings.simplefilter('ignore')
+        for done in range(1, iterations + 1):
+            steps = list(by_iteration)
+            if done % epoch_length == 0 and done // epoch_length <= epochs:
+                steps += by_epoch
+            for scheduler in steps:
+                scheduler.step()
+
+
+def check_parts(path: str, missing: Sequence[str], advice: str, allowed: bool) -> None:
+    """Check that a checkpoint has all that a run continues from, or log what it lacks.
+
+    Args:
+        path: The checkpoint to resume.
+        missing: What it lacks.
+        advice: Which other checkpoint to resume.
+        allowed: Whether to continue without the state of optimizer and schedules.
+
+    Raises:
+        ValueError: If something is missing and that is not allowed, or the rest is not
+            enough to resume.
+    """
+    if not missing:
+        return
+    problem = f'the checkpoint to resume, {path}, lacks {", ".join(missing)}'
+    if not all(part.startswith(('optimizer', 'param_schedulers')) for part in missing):
+        raise ValueError(
+            f'{problem}: it has weights to start from with load_from (resume=False), '
+            f'not the state of a training; {advice}'
+        )
+    if not allowed:
+        raise ValueError(
+            f'{problem}, which would start over; {advice}. Set {ALLOW} to resume it '
+            'anyway, or start from its weights with load_from'
+        )
+    print_log(
+        f'{problem}; resuming it without', logger='current', level=logging.WARNING
+    )
+
+
+def check_replay(schedulers: Sequence[object]) -> None:
+    """Check that schedules can be continued without their state.
+
+    Args:
+        schedulers: Parameter schedulers of the run.
+
+    Raises:
+        ValueError: If one of them follows a metric.
+    """
+    for scheduler in schedulers:
+        if getattr(scheduler, 'need_val_args', False):
+            raise ValueError(
+                f'{type(scheduler).__name__} follows the metrics of the run so far, '
+                'so its schedule cannot be resumed without the state of the optimizer; '
+                'start from the weights with load_from'
             )
 
 

@@ -5,26 +5,15 @@ from mmengine.runner import Runner
 from torch.optim import Optimizer
 
 from agvm_mm.engine import ParamScheduler, accumulative_counts
-from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.method.modules import has_sync_bn
+from agvm_mm.optim.agvm import AGVM
 from agvm_mm.training.batch import BatchSize
-
-
-def parameter_counts(optim_wrapper: OptimWrapper) -> dict[str, int]:
-    """Return the number of trainable parameters of each module, by its name."""
-    counts: dict[str, int] = {}
-    for group in optim_wrapper.optimizer.param_groups:
-        trainable = sum(p.numel() for p in group['params'] if p.requires_grad)
-        if trainable:
-            module = group.get('module', 'all')
-            counts[module] = counts.get(module, 0) + trainable
-    return counts
 
 
 def describe_run(
     runner: Runner,
     batch: BatchSize,
-    schedule: MeasurementSchedule | None = None,
+    agvm: AGVM | None = None,
     estimator: str | None = None,
 ) -> str:
     """Describe batch, learning rate and AGVM of a run, counted in optimizer updates.
@@ -32,8 +21,8 @@ def describe_run(
     Args:
         runner: About to train.
         batch: Its batch size.
-        schedule: Schedule of AGVM. Defaults to None, no AGVM.
-        estimator: Estimator of AGVM. Defaults to None.
+        agvm: AGVM of the run. Defaults to None.
+        estimator: Name of its estimator. Defaults to None.
 
     Returns:
         Several lines.
@@ -50,11 +39,17 @@ def describe_run(
         f'  lr        {describe_learning_rate(wrapper.optimizer)}',
         *(f'            {line}' for line in describe_schedulers(runner, iterations)),
     ]
-    for module, count in parameter_counts(wrapper).items():
+    groups = wrapper.optimizer.param_groups
+    modules = {'all': [parameter for group in groups for parameter in group['params']]}
+    if agvm is not None:
+        modules = agvm.parameters
+    for module, own in modules.items():
+        count = sum(p.numel() for p in own if p.requires_grad)
         lines.append(f'  module    {module}: {count:,} parameters')
-    if schedule is not None:
+    if agvm is not None:
+        schedule, modulator = agvm.schedule, agvm.modulator
         end = f' to {schedule.end}' if schedule.end is not None else ''
-        acts = f'anchor {wrapper.modulator.anchor}' if schedule.act else 'not acting'
+        acts = f'anchor {modulator.anchor}' if modulator else 'not acting'
         lines.append(
             f'  AGVM      from update {schedule.begin}{end}, measured every '
             f'{schedule.interval} by {estimator}, {acts}'

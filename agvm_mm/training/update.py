@@ -2,7 +2,10 @@
 
 import logging
 import random
+from collections.abc import Callable
+from contextlib import nullcontext
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +14,8 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from agvm_mm import engine
+from agvm_mm.optim.agvm import MicroBatch
+from agvm_mm.optim.wrapper import AGVMOptimWrapper
 
 
 def derive_seed(*key: int) -> int:
@@ -83,16 +87,24 @@ class WeightedOptimWrapper:
     Args:
         optim_wrapper: The optimizer wrapper of the run.
         weight: Share of the micro-batch in the images of the update.
+        backward: Back-propagates the weighted loss.
 
     Attributes:
-        step_kwargs: Arguments of ``step`` that the model asked for.
+        step_kwargs: Arguments of ``step`` that the model asked for; None before the
+            backward pass.
         zero_kwargs: Arguments of ``zero_grad`` that the model asked for.
     """
 
-    def __init__(self, optim_wrapper: OptimWrapper, weight: Fraction) -> None:
+    def __init__(
+        self,
+        optim_wrapper: OptimWrapper,
+        weight: Fraction,
+        backward: Callable[[Tensor], None],
+    ) -> None:
         self._optim_wrapper = optim_wrapper
         self._weight = weight
-        self.step_kwargs: dict = {}
+        self._backward = backward
+        self.step_kwargs: dict | None = None
         self.zero_kwargs: dict = {}
 
     def __getattr__(self, name: str) -> object:
@@ -105,25 +117,20 @@ class WeightedOptimWrapper:
         zero_kwargs: dict | None = None,
     ) -> None:
         """Back-propagate the weighted loss; the loop steps at the end of the update."""
+        # As OptimWrapper.scale_loss: k micro-batches of the same size divide by k.
+        self._backward(loss / float(1 / self._weight))
         self.step_kwargs, self.zero_kwargs = step_kwargs or {}, zero_kwargs or {}
-        # AGVM divides gradients by it.
-        self._optim_wrapper.loss_weight = float(self._weight)
-        try:
-            # As OptimWrapper.scale_loss: k micro-batches of the same size divide by k.
-            self._optim_wrapper.backward(loss / float(1 / self._weight))
-        finally:
-            self._optim_wrapper.loss_weight = None
 
 
 class Update:
-    """Context that runs the micro-batches of one update and closes it.
+    """The micro-batches of one update and its step.
 
     A model may skip a micro-batch, on a loss that is not finite for example. The update
     then follows the mean over the images of the others.
 
     Args:
         model: As the runner trains it.
-        optim_wrapper: The optimizer wrapper of the run.
+        optim_wrapper: The optimizer wrapper of the run, which accumulates nothing.
         micro_batches: Micro-batches of the update on this rank.
         images: Images of the update over all ranks.
     """
@@ -137,25 +144,16 @@ class Update:
     ) -> None:
         self._model = model
         self._optim_wrapper = optim_wrapper
-        self._left = micro_batches
+        self._planned = self._left = micro_batches
         self._images = images
         self._weight = Fraction(0)
+        self._last: WeightedOptimWrapper | None = None
         self._last_came = False
-        self._view: WeightedOptimWrapper | None = None
-        self._counting = engine.one_update(optim_wrapper, micro_batches)
-
-    def __enter__(self) -> 'Update':
-        self._counting.__enter__()
-        # The noise that AGVM measures is that of one image.
-        self._optim_wrapper.update_images = self._images
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._optim_wrapper.update_images = None
-        self._counting.__exit__(*error)
 
     def train_step(self, data_batch: object, weight: Fraction) -> dict | None:
         """Run ``train_step`` of the model on one micro-batch.
+
+        Only the last one reduces the gradients over the ranks.
 
         Args:
             data_batch: The micro-batch.
@@ -164,33 +162,31 @@ class Update:
         Returns:
             Losses to log.
         """
-        wrapper = self._optim_wrapper
+        wrapper, backward = self._optim_wrapper, self._optim_wrapper.backward
+        if isinstance(wrapper, AGVMOptimWrapper):
+            micro_batch = MicroBatch(float(weight), self._planned, self._images)
+            backward = partial(backward, micro_batch=micro_batch)
         self._left -= 1
-        if self._left == 0:
-            engine.expect_last_pass(wrapper)
-        before = engine.backward_passes(wrapper)
-        view = WeightedOptimWrapper(wrapper, weight)
-        losses = self._model.train_step(data_batch, optim_wrapper=view)
-        self._last_came = engine.backward_passes(wrapper) > before
+        view = WeightedOptimWrapper(wrapper, weight, backward)
+        with self._model.no_sync() if self._left and self._is_ddp else nullcontext():
+            losses = self._model.train_step(data_batch, optim_wrapper=view)
+        self._last_came = view.step_kwargs is not None
         if self._last_came:
-            self._view = view
+            self._last = view
             self._weight += weight
         return losses
 
     def step(self) -> None:
         """Step on the gradients of this update, or drop it."""
         wrapper = self._optim_wrapper
-        reduced = self._last_came or not isinstance(
-            self._model, DistributedDataParallel
-        )
-        if not self._weight or not reduced:
+        if self._last is None or (self._is_ddp and not self._last_came):
             print_log(
                 'dropped an update: '
                 + (
-                    'its last micro-batch, which reduces the gradients of all ranks, '
-                    'had no backward pass'
-                    if self._weight
-                    else 'none of its micro-batches had a backward pass'
+                    'none of its micro-batches had a backward pass'
+                    if self._last is None
+                    else 'its last micro-batch, which reduces the gradients of all '
+                    'ranks, had no backward pass'
                 ),
                 logger='current',
                 level=logging.WARNING,
@@ -198,14 +194,18 @@ class Update:
             reset_update(wrapper, dropped=True)
             return
         if self._weight != 1:
-            if hasattr(wrapper, 'finish_measurement'):
-                wrapper.finish_measurement()
+            if isinstance(wrapper, AGVMOptimWrapper):
+                wrapper.agvm.finish_measurement()
             for group in wrapper.optimizer.param_groups:
                 for parameter in group['params']:
                     if parameter.grad is not None:
                         parameter.grad /= float(self._weight)
-        wrapper.step(**self._view.step_kwargs)
-        wrapper.zero_grad(**self._view.zero_kwargs)
+        wrapper.step(**self._last.step_kwargs)
+        wrapper.zero_grad(**self._last.zero_kwargs)
+
+    @property
+    def _is_ddp(self) -> bool:
+        return isinstance(self._model, DistributedDataParallel)
 
 
 def reset_update(optim_wrapper: OptimWrapper, *, dropped: bool = False) -> None:
@@ -215,6 +215,6 @@ def reset_update(optim_wrapper: OptimWrapper, *, dropped: bool = False) -> None:
         optim_wrapper: The optimizer wrapper of the run.
         dropped: Whether the update counts as done. Defaults to False.
     """
-    if hasattr(optim_wrapper, 'reset_update'):
-        optim_wrapper.reset_update(dropped=dropped)
+    if isinstance(optim_wrapper, AGVMOptimWrapper) and optim_wrapper.agvm is not None:
+        optim_wrapper.agvm.reset_update(dropped=dropped)
     optim_wrapper.zero_grad()

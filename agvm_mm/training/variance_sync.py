@@ -3,34 +3,39 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from mmengine.optim import BaseOptimWrapper
+from mmengine.dist import all_gather_object, get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
+from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from agvm_mm.engine import accumulative_counts
+from agvm_mm.engine import accumulative_counts, is_resuming
 from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
 from agvm_mm.method.modulator import MeasurementSchedule
-from agvm_mm.method.modules import trainable_by_module
-from agvm_mm.optim.measuring import Measurement, MeasuringMixin, measure
-from agvm_mm.optim.wrapper import AGVMMixin
-from agvm_mm.preflight import (
-    check_model,
-    check_one_hook,
-    check_one_optimizer,
-    check_optim_wrapper,
-    check_ranks_agree,
-)
+from agvm_mm.optim.agvm import Measurement
+from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.training.batch import batch_size_of
-from agvm_mm.training.match import base_learning_rates, check_batch_size
-from agvm_mm.training.resume import ResumeHook
-from agvm_mm.training.summary import describe_run, parameter_counts
+from agvm_mm.training.resume import (
+    base_learning_rates,
+    check_same_training,
+    differing,
+    resume_hook,
+)
+from agvm_mm.training.summary import describe_run
+from agvm_mm.training.warmup import end_of_warmup, learning_rates
 from agvm_mm.validation import check_choice, check_number, suggests_arguments
+
+WARMUP = 'warmup'
 
 
 @HOOKS.register_module()
 @suggests_arguments()
-class VarianceSyncHook(ResumeHook):
+class VarianceSyncHook(Hook):
     """Hook that measures each module's gradient variance and noise scale.
 
     Under DDP the replicas are the ranks, also with gradient accumulation. In one
@@ -41,8 +46,9 @@ class VarianceSyncHook(ResumeHook):
 
     Args:
         interval: Optimizer updates from one measurement to the next. Defaults to 10.
-        begin: First update (from 0) at which AGVM acts, best after the warm-up.
-            Defaults to 0.
+        begin: First update (from 0) at which AGVM acts, or 'warmup': the first one
+            whose learning rate is at its peak, within 1%, by the schedules of the run.
+            Defaults to 'warmup'.
         end: Last such update. Defaults to None, no end.
         estimator: 'halves', the paper's: one more all-reduce of the gradient at a
             measured update; or 'replicas': a few scalars, and less noise the more ranks
@@ -53,7 +59,10 @@ class VarianceSyncHook(ResumeHook):
             finite, or the anchor had no gradient) after which training stops; None to
             never stop. Defaults to 10.
         act: Whether AGVM scales learning rates. False measures and logs only, with any
-            optimizer wrapper. Defaults to True.
+            optimizer. Defaults to True.
+        allow_resume_mismatch: Whether to resume a checkpoint of another batch size,
+            anchor, module split, optimizer or learning rate, or without the state of
+            the optimizer or its schedules, instead of raising. Defaults to False.
 
     Raises:
         TypeError: If a setting has the wrong type.
@@ -62,75 +71,139 @@ class VarianceSyncHook(ResumeHook):
 
     # Before LoggerHook (BELOW_NORMAL), which writes what this hook reports.
     priority = 'NORMAL'
-    agvm = True
 
     def __init__(
         self,
         *,
         interval: int = 10,
-        begin: int = 0,
+        begin: int | str = WARMUP,
         end: int | None = None,
         estimator: str = 'halves',
         comm_hook: str | None = None,
         max_rejected: int | None = 10,
         act: bool = True,
+        allow_resume_mismatch: bool = False,
     ) -> None:
-        super().__init__()
-        self.schedule = MeasurementSchedule(
-            interval=interval, begin=begin, end=end, act=act
-        )
+        check_begin(begin)
         check_choice('estimator', estimator, ESTIMATORS)
         if comm_hook is not None:
             check_choice('comm_hook', comm_hook, COMPRESSION_HOOKS)
         if max_rejected is not None:
             check_number('max_rejected', max_rejected, low=1, integer=True)
+        check_flag('act', act)
+        check_flag('allow_resume_mismatch', allow_resume_mismatch)
+        self.interval = interval
+        self.begin = begin
+        self.end = end
         self.estimator = estimator
         self.comm_hook = comm_hook
         self.max_rejected = max_rejected
+        self.act = act
+        self.allow_resume_mismatch = allow_resume_mismatch
+        # Raises for settings out of range.
+        self.schedule = self.make_schedule(0 if begin == WARMUP else begin)
         self._attached_to: nn.Module | None = None
         self._measurement: Measurement | None = None
         self._rejected_in_a_row = 0
 
-    def before_run(self, runner: Runner) -> None:
-        """Check the hooks, and the checkpoint to resume before the runner reads it.
+    def make_schedule(self, begin: int) -> MeasurementSchedule:
+        """Return the schedule that begins at an update."""
+        return MeasurementSchedule(interval=self.interval, begin=begin, end=self.end)
 
-        Without AGVM, the optimizer wrapper is made to measure.
+    def before_run(self, runner: Runner) -> None:
+        """Find the modules of the model, before the runner reads a checkpoint.
 
         Raises:
-            RuntimeError: If the checkpoint is missing, truncated or corrupt.
-            TypeError: If the optimizer wrapper cannot measure.
-            ValueError: If the runner has several of these hooks.
+            TypeError: If AGVM does not support the optimizer, its wrapper or the
+                wrapper of the model.
+            ValueError: If the runner has several of these hooks, the model has no such
+                modules, or the run ends before AGVM begins.
         """
         hooks = [hook for hook in runner.hooks if isinstance(hook, VarianceSyncHook)]
         check_one_hook('VarianceSyncHook', len(hooks))
+        resume_hook(
+            runner, allow_mismatch=self.allow_resume_mismatch, checks_batch=True
+        )
         wrapper = runner.optim_wrapper
-        if isinstance(wrapper, BaseOptimWrapper):  # None in a run that evaluates.
-            check_one_optimizer('VarianceSyncHook', wrapper)
-            if not self.schedule.act and not isinstance(wrapper, MeasuringMixin):
-                measure(wrapper)
-            self.agvm = isinstance(wrapper, AGVMMixin)
-        super().before_run(runner)
+        if not isinstance(wrapper, BaseOptimWrapper):  # In a run that evaluates.
+            return
+        check_optim_wrapper(wrapper)
+        if wrapper.agvm is None:
+            check_model(runner.model, batch_size_of(runner).micro_batches)
+            model = getattr(runner.model, 'module', runner.model)
+            wrapper.make_agvm(model, act=self.act)
+            self._find_begin(runner)
+
+    def _find_begin(self, runner: Runner) -> None:
+        wrapper, counts = (
+            runner.optim_wrapper,
+            accumulative_counts(runner.optim_wrapper),
+        )
+        updates = runner.train_loop.max_iters // counts
+        if self.begin == WARMUP:
+            rates = learning_rates(
+                runner.param_schedulers or [],
+                wrapper.optimizer.param_groups,
+                updates=updates,
+                epoch=max(1, len(runner.train_loop.dataloader) // counts),
+                accumulation=counts,
+            )
+            self.schedule = self.make_schedule(end_of_warmup(rates))
+        check_begin_is_reached(self.schedule.begin, updates)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check that the checkpoint to resume belongs to this training.
+
+        With ``allow_resume_mismatch`` differences are logged instead. Multipliers of
+        modules that both have are kept and others start at 1, schedules continue as
+        saved, and another optimizer starts without its moments.
+
+        Raises:
+            ValueError: If it was saved with another anchor, other modules, another
+                optimizer or other learning rates, or by an old version of AGVM.
+        """
+        wrapper = runner.optim_wrapper
+        if not is_resuming(runner) or not isinstance(wrapper, AGVMOptimWrapper):
+            return
+        state = checkpoint.get('optimizer')
+        if not state:  # ResumeHook decides about it.
+            return
+        check_groups(state['param_groups'])
+        saved = state.get('agvm')
+        if saved is None:
+            print_log(
+                'AGVM: the checkpoint is that of a run without AGVM, which starts now: '
+                'multipliers of 1, no averages',
+                logger='current',
+            )
+            return
+        rates = base_learning_rates(state['param_groups'])
+        now = dict(
+            wrapper.agvm.state_dict(),
+            **{'learning rates': base_learning_rates(wrapper.optimizer.param_groups)},
+        )
+        differences = differing(
+            dict(saved, **{'learning rates': rates}),
+            now,
+            ['anchor', 'modules', 'optimizer', 'learning rates'],
+        )
+        resume = resume_hook(runner)
+        check_same_training(differences, allowed=resume.allow_mismatch)
+        if 'optimizer' in differences:
+            state.update(wrapper.optimizer.state_dict())
+            resume.replays = True
 
     def before_train(self, runner: Runner) -> None:
         """Attach an estimator to the optimizer wrapper.
 
         Raises:
-            TypeError: If AGVM does not support the optimizer, its wrapper or the
-                wrapper of the model.
-            ValueError: If there is nothing to compare, the ranks disagree on what they
-                train, or the run resumes one with another batch size.
+            ValueError: If there is nothing to compare, or the ranks disagree on what
+                they train.
         """
-        wrapper = runner.optim_wrapper
-        check_optim_wrapper(wrapper, MeasuringMixin)
-        super().before_train(runner)
-        batch = batch_size_of(runner)
-        check_model(runner.model, batch.micro_batches)
-        by_module = None
-        if self.agvm:
-            check_batch_size(runner, batch.total)
-        else:
-            by_module = trainable_by_module(runner.model)
-            wrapper.num_updates = runner.iter // accumulative_counts(wrapper)
+        wrapper, batch = runner.optim_wrapper, batch_size_of(runner)
+        agvm = wrapper.agvm
+        if not agvm.num_updates:  # The run continues one without AGVM.
+            agvm.num_updates = runner.iter // accumulative_counts(wrapper)
         check_ranks_agree(
             self._fingerprint(wrapper)
             | {
@@ -142,42 +215,43 @@ class VarianceSyncHook(ResumeHook):
         if self._attached_to is not runner.model:
             estimator = build_estimator(
                 self.estimator,
-                wrapper.optimizer,
+                agvm.preconditioner,
+                agvm.parameters,
                 runner.model,
                 accumulation=batch.micro_batches,
                 comm_hook=self.comm_hook,
-                by_module=by_module,
             )
-            wrapper.attach(
+            agvm.attach(
                 estimator,
                 self.schedule,
                 self._receive,
                 images_per_pass=batch.ranks * batch.images_per_rank,
             )
             self._attached_to = runner.model
-        runner.logger.info(describe_run(runner, batch, self.schedule, self.estimator))
+        runner.logger.info(describe_run(runner, batch, agvm, self.estimator))
 
-    def _fingerprint(self, wrapper: MeasuringMixin) -> dict[str, object]:
+    def _fingerprint(self, wrapper: AGVMOptimWrapper) -> dict[str, object]:
         """Return the settings that all ranks must share, by their name in messages."""
-        settings = {
+        agvm = wrapper.agvm
+        counts = {
+            module: sum(p.numel() for p in own if p.requires_grad)
+            for module, own in agvm.parameters.items()
+        }
+        return {
             'begin': self.schedule.begin,
-            'end': self.schedule.end,
-            'interval': self.schedule.interval,
-            'act': self.schedule.act,
+            'end': self.end,
+            'interval': self.interval,
+            'act': self.act,
             'estimator': self.estimator,
             'comm_hook': self.comm_hook,
-            'parameters of each module': parameter_counts(wrapper),
+            'parameters of each module': counts,
             'learning rates': base_learning_rates(wrapper.optimizer.param_groups),
-            'update': wrapper.num_updates,
-        }
-        if not self.agvm:
-            return settings
-        return settings | {
-            'anchor': wrapper.modulator.anchor,
-            'momentum': wrapper.modulator.momentum,
-            'ratio_bounds': wrapper.modulator.ratio_bounds,
+            'update': agvm.num_updates,
+            'anchor': wrapper.anchor,
+            'momentum': wrapper.momentum,
+            'ratio_bounds': wrapper.ratio_bounds,
             'clip_window': wrapper.clip_window,
-            'multipliers': wrapper.multipliers,
+            'multipliers': agvm.modulator and agvm.modulator.multipliers,
         }
 
     def _receive(self, measurement: Measurement) -> None:
@@ -214,8 +288,8 @@ class VarianceSyncHook(ResumeHook):
 
     def _report_rejected(self, runner: Runner, measurement: Measurement) -> None:
         wrapper = runner.optim_wrapper
-        count, update = wrapper.num_skipped_measurements, measurement.update
-        anchor = wrapper.modulator.anchor if self.agvm else None
+        count, update = wrapper.agvm.num_skipped_measurements, measurement.update
+        anchor = wrapper.anchor if self.act else None
         reason = explain_rejected(measurement.variances, anchor)
         runner.message_hub.update_scalar('train/agvm/rejected', count)
         runner.logger.warning(
@@ -256,3 +330,177 @@ def advise_rejected(variances: Mapping[str, float]) -> str:
 def not_finite(variances: Mapping[str, float]) -> list[str]:
     """Return the modules whose Phi is not finite."""
     return [name for name, phi in variances.items() if not math.isfinite(phi)]
+
+
+def check_begin(begin: object) -> None:
+    """Check where AGVM begins.
+
+    Raises:
+        TypeError: If it is a number that is not whole.
+        ValueError: If it is another word than 'warmup', or negative.
+    """
+    if isinstance(begin, str):
+        if begin != WARMUP:
+            raise ValueError(
+                f"begin must be an update or '{WARMUP}', the end of the warm-up; got "
+                f'{begin!r}'
+            )
+        return
+    check_number('begin', begin, low=0, integer=True)
+
+
+def check_begin_is_reached(begin: int, updates: int) -> None:
+    """Check that a run does not end before AGVM begins.
+
+    Args:
+        begin: First update at which AGVM acts.
+        updates: Updates of the run.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if begin >= updates:
+        raise ValueError(
+            f'VarianceSyncHook: begin={begin}, but the run ends after {updates} '
+            'updates, so AGVM would never act; lower begin (the default is the end of '
+            'the warm-up) or train longer'
+        )
+
+
+def check_flag(name: str, value: object) -> None:
+    """Check that a setting is True or False.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f'{name} must be True or False, got {value!r}')
+
+
+def check_groups(groups: Sequence[Mapping]) -> None:
+    """Check that a checkpoint has the parameter groups of a stock optimizer.
+
+    Args:
+        groups: Parameter groups of the checkpoint.
+
+    Raises:
+        ValueError: If they are those of AGVMOptimWrapperConstructor, which agvm_mm had
+            once.
+    """
+    if any('module' in group for group in groups):
+        raise ValueError(
+            'the checkpoint was written by an older agvm_mm, whose optimizer had one '
+            'parameter group for each module; resume it with that version, or start '
+            'from its weights with load_from'
+        )
+
+
+def check_optim_wrapper(optim_wrapper: BaseOptimWrapper) -> None:
+    """Check that an optimizer wrapper is one of AGVM.
+
+    Args:
+        optim_wrapper: The optimizer wrapper of the run.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    check_one_optimizer('VarianceSyncHook', optim_wrapper)
+    if isinstance(optim_wrapper, AGVMOptimWrapper):
+        return
+    hint = ''
+    if isinstance(optim_wrapper, AmpOptimWrapper):
+        hint = (
+            '. The --amp flag of MMDetection and MMSegmentation overwrites the type: '
+            "drop the flag and set type='AGVMAmpOptimWrapper', or use --amp of "
+            "agvm_mm's tools/train.py"
+        )
+    raise TypeError(
+        'VarianceSyncHook needs optim_wrapper=dict(type="AGVMOptimWrapper", ...) or '
+        f'AGVMAmpOptimWrapper, got {type(optim_wrapper).__name__}{hint}'
+    )
+
+
+def check_one_hook(hook: str, count: int) -> None:
+    """Check that a run has one hook of a kind.
+
+    Args:
+        hook: Name of the hook.
+        count: Number of such hooks.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    if count > 1:
+        raise ValueError(
+            f'there are {count} hooks {hook}, and each would measure; keep one, in '
+            f"default_hooks=dict(agvm=dict(type='{hook}', ...)) or in custom_hooks"
+        )
+
+
+def check_model(model: nn.Module, accumulation: int) -> None:
+    """Check that AGVM can see the gradients of a model.
+
+    Args:
+        model: As the runner trains it.
+        accumulation: Micro-batches of one update on each rank.
+
+    Raises:
+        TypeError: If it is wrapped in anything but DistributedDataParallel, or not
+            wrapped on several ranks.
+        ValueError: If DDP has static_graph and gradients are accumulated.
+    """
+    if any(is_sharded(module) for module in model.modules()):
+        raise TypeError(
+            'AGVM does not support FSDP: no rank holds the whole gradient of a '
+            'module. Use MMDistributedDataParallel'
+        )
+    # MMSeparateDistributedDataParallel is a subclass of DDP, but wraps several.
+    separate = isinstance(model, MMSeparateDistributedDataParallel)
+    if isinstance(model, DistributedDataParallel) and not separate:
+        if model.static_graph and accumulation > 1:
+            raise ValueError(
+                f'static_graph=True with {accumulation} accumulated micro-batches '
+                'fails inside DDP; remove static_graph from model_wrapper_cfg'
+            )
+    elif is_model_wrapper(model) or isinstance(model, nn.DataParallel):
+        raise TypeError(
+            f'AGVM does not support models wrapped in {type(model).__name__}; use '
+            'MMDistributedDataParallel'
+        )
+    elif get_world_size() > 1:
+        raise TypeError(
+            f'{get_world_size()} ranks, but the model is not wrapped in '
+            'DistributedDataParallel: each rank would train its own model. Set '
+            "launcher='pytorch' (or slurm, mpi)"
+        )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether FSDP (either version) holds the parameters of a module."""
+    if not dist.is_available():
+        return False
+    from torch.distributed import fsdp
+
+    # fully_shard and its FSDPModule became public in torch 2.6.
+    kinds = (fsdp.FullyShardedDataParallel, getattr(fsdp, 'FSDPModule', ()))
+    return isinstance(module, kinds)
+
+
+def check_ranks_agree(fingerprint: Mapping[str, object]) -> None:
+    """Check that all ranks have the same settings.
+
+    Args:
+        fingerprint: Settings of this rank by name.
+
+    Raises:
+        ValueError: If a rank has another value than rank 0.
+    """
+    everyone = all_gather_object(dict(fingerprint))
+    for rank, other in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if other[name] != value:
+                raise ValueError(
+                    f'the ranks disagree on {name}: rank 0 has {value}, rank {rank} '
+                    f'has {other[name]}; start all of them from the same config and '
+                    'checkpoint'
+                )

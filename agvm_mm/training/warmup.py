@@ -1,5 +1,9 @@
-"""Exponential warm-up of mmcv 1.x as an MMEngine parameter scheduler."""
+"""Warm-up: that of mmcv 1.x as a parameter scheduler, and where any of them ends."""
 
+import copy
+import warnings
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from mmengine.optim import BaseOptimWrapper
@@ -121,3 +125,60 @@ class ExponentialWarmupLR(ParamScheduler):
         if self.last_step > 0:
             change /= self.factor(self.last_step - 1)
         return [group['lr'] * change for group in self.optimizer.param_groups]
+
+
+def learning_rates(
+    schedulers: Sequence[ParamScheduler],
+    groups: Sequence[dict],
+    *,
+    updates: int,
+    epoch: int,
+    accumulation: int = 1,
+) -> list[float]:
+    """Return the learning rate at each update of a run: the largest of any group.
+
+    Args:
+        schedulers: Before their first step; they stay as they are.
+        groups: Parameter groups of their optimizer; they stay as they are.
+        updates: Updates of the run.
+        epoch: Updates of an epoch.
+        accumulation: Iterations of the loop in one update, at each of which schedulers
+            step. Defaults to 1.
+    """
+    largest = max(
+        range(len(groups)),
+        key=lambda i: float(groups[i].get('initial_lr', groups[i]['lr'])),
+    )
+    group = {key: value for key, value in groups[largest].items() if key != 'params'}
+    group['lr'] = float(group['lr'])
+    # Schedulers that step count the steps of an optimizer.
+    optimizer = SimpleNamespace(param_groups=[group], step=None)
+    clones = []
+    for scheduler in schedulers:
+        clone = copy.copy(scheduler)
+        clone.optimizer, clone.verbose = optimizer, False
+        clone.base_values = [scheduler.base_values[largest]]
+        clones.append(clone)
+    rates = []
+    with warnings.catch_warnings():
+        # About schedules that step without an optimizer.
+        warnings.simplefilter('ignore')
+        for update in range(1, updates + 1):
+            rates.append(float(group['lr']))
+            for clone in clones:
+                if not clone.by_epoch:
+                    for _ in range(accumulation):
+                        clone.step()
+                elif update % epoch == 0:
+                    clone.step()
+    return rates
+
+
+def end_of_warmup(rates: Sequence[float]) -> int:
+    """Return the first update whose learning rate is at its peak, within 1%.
+
+    Args:
+        rates: Learning rate at each update.
+    """
+    peak = max(rates)
+    return next(update for update, rate in enumerate(rates) if rate > 0.99 * peak)

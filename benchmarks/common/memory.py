@@ -17,14 +17,9 @@ from torch.utils._pytree import tree_flatten
 
 from gpu_check.trainers import Trainer
 
-
-def can_follow_storages() -> bool:
-    """Return whether this torch reports when the memory of a tensor is freed.
-
-    2.13 does. 2.1 does not, and crashes at exit when asked. Releases between 2.1 and
-    2.6 were not tried.
-    """
-    return digit_version(torch.__version__) >= digit_version('2.6')
+# 2.13 reports when the memory of a tensor is freed. 2.1 does not, and crashes at exit
+# when asked. Releases between 2.1 and 2.6 were not tried.
+CAN_FOLLOW_STORAGES = digit_version(torch.__version__) >= digit_version('2.6')
 
 
 class LiveBytes(TorchDispatchMode):

@@ -1,5 +1,7 @@
 """Figures of noise_scale.py."""
 
+from collections.abc import Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,6 +14,7 @@ from agvm_mm.report.figures.style import (
     module_style,
     set_up_panel,
 )
+from agvm_mm.report.gradient_noise.intervals import Estimate
 
 CURVES = (VERMILION, BLUE, BLACK)
 LARGEST = 1e6
@@ -28,76 +31,70 @@ def plot_predictions(rows: list[dict]) -> Figure:
     figure = Figure(figsize=(11, 4.4 * len(models)), layout='constrained')
     panels = figure.subplots(len(models), 2, squeeze=False)
     for model, (left, right) in zip(models, panels, strict=True):
-        own = [row for row in rows if row['model'] == model]
-        modules = [m for m in dict.fromkeys(r['module'] for r in own) if m != ALL]
-        for number, module in enumerate(modules):
-            style = module_style(number)
-            members = [row for row in own if row['module'] == module]
+        modules: dict[str, list[dict]] = {}
+        for row in rows:
+            if row['model'] == model and row['module'] != ALL:
+                modules.setdefault(row['module'], []).append(row)
+        styles = [module_style(number) for number in range(len(modules))]
+        for members, style in zip(modules.values(), styles, strict=True):
             _draw_scales(left, members, style)
             _draw_phi(right, members, style)
-        _finish(left, right, model)
+        for panel in (left, right):
+            set_up_panel(panel)
+            panel.set_title(model, fontsize=11)
+        left.set_yscale('log')
+        left.set_xlabel('update')
+        left.set_ylabel('noise scale (images)')
+        right.axline((0, 0), slope=1, color='0.6', linewidth=1)
+        right.set(xlim=(0, 1.05), ylim=(0, 1.05))
+        right.set_xlabel('$\\Phi$ predicted from batch 64')
+        right.set_ylabel('$\\Phi$ measured at 256 (filled) and 1,024')
         handles = [
-            Line2D([], [], label=module, **module_style(number))
-            for number, module in enumerate(modules)
+            Line2D([], [], label=module, **style)
+            for module, style in zip(modules, styles, strict=True)
         ]
         left.legend(handles=handles, frameon=False, fontsize=9)
     return figure
 
 
+def _bars(found: Sequence[Estimate]) -> list[list[float]]:
+    """Return the distances of both ends of intervals, as ``errorbar`` takes them."""
+    return [
+        [each.value - each.low for each in found],
+        [min(each.high, LARGEST) - each.value for each in found],
+    ]
+
+
 def _draw_scales(panel: Axes, rows: list[dict], style: dict) -> None:
     first = [row for row in rows if row['batch'] == rows[0]['batch']]
     found = [row['noise_scale'] for row in first]
-    known = [each.value for each in found]
     panel.errorbar(
         [row['update'] for row in first],
-        known,
-        yerr=[
-            [value - each.low for value, each in zip(known, found, strict=True)],
-            [
-                min(each.high, LARGEST) - value
-                for value, each in zip(known, found, strict=True)
-            ],
-        ],
+        [each.value for each in found],
+        yerr=_bars(found),
         capsize=2,
         **style,
     )
 
 
 def _draw_phi(panel: Axes, rows: list[dict], style: dict) -> None:
-    filled = dict.fromkeys(row['batch'] for row in rows)
-    for batch, face in zip(filled, (style['color'], 'white'), strict=False):
-        members = [row for row in rows if row['batch'] == batch]
-        bars = [
-            [
-                [row[name].value - row[name].low for row in members],
-                [row[name].high - row[name].value for row in members],
-            ]
+    batches = dict.fromkeys(row['batch'] for row in rows)
+    for batch, face in zip(batches, (style['color'], 'white'), strict=False):
+        predicted, measured = (
+            [row[name] for row in rows if row['batch'] == batch]
             for name in ('predicted', 'measured')
-        ]
+        )
         panel.errorbar(
-            [row['predicted'].value for row in members],
-            [row['measured'].value for row in members],
-            xerr=bars[0],
-            yerr=bars[1],
+            [each.value for each in predicted],
+            [each.value for each in measured],
+            xerr=_bars(predicted),
+            yerr=_bars(measured),
             linestyle='',
             color=style['color'],
             marker=style['marker'],
             markerfacecolor=face,
             elinewidth=0.8,
         )
-
-
-def _finish(left: Axes, right: Axes, model: str) -> None:
-    for panel in (left, right):
-        set_up_panel(panel)
-        panel.set_title(model, fontsize=11)
-    left.set_yscale('log')
-    left.set_xlabel('update')
-    left.set_ylabel('noise scale (images)')
-    right.axline((0, 0), slope=1, color='0.6', linewidth=1)
-    right.set(xlim=(0, 1.05), ylim=(0, 1.05))
-    right.set_xlabel('$\\Phi$ predicted from batch 64')
-    right.set_ylabel('$\\Phi$ measured at 256 (filled) and 1,024')
 
 
 def plot_updates(result: dict) -> Figure:
@@ -108,24 +105,17 @@ def plot_updates(result: dict) -> Figure:
     """
     rows = [row for row in result['rows'] if row['updates']]
     batches = [row['batch'] for row in rows]
-    figure = Figure(figsize=(11, 4.2), layout='constrained')
-    updates, images = figure.subplots(1, 2)
     low, high = min(batches) / 1.3, max(batches) * 1.3
     along = [low * (high / low) ** (i / 60) for i in range(61)]
+    figure = Figure(figsize=(11, 4.2), layout='constrained')
+    updates, images = figure.subplots(1, 2)
     for color, fit in zip(CURVES, result['fits'], strict=False):
         scale, fewest = fit['noise_scale'], fit['fewest']
         label = f'{fit["name"]}: {scale:,.0f} images'
-        updates.plot(
-            along,
-            [fewest * relative_updates(batch, scale) for batch in along],
-            color=color,
-            label=label,
-        )
-        images.plot(
-            along,
-            [fewest * scale * relative_images(batch, scale) for batch in along],
-            color=color,
-        )
+        curve = [fewest * relative_updates(batch, scale) for batch in along]
+        updates.plot(along, curve, color=color, label=label)
+        curve = [fewest * scale * relative_images(batch, scale) for batch in along]
+        images.plot(along, curve, color=color)
     for panel, factors in ((updates, [1] * len(rows)), (images, batches)):
         set_up_panel(panel)
         for batch, factor, row in zip(batches, factors, rows, strict=True):

@@ -3,59 +3,34 @@
 Every training starts from the same weights and steps along gradients that are averaged
 over micro-batches of one size, so that batch normalization is the same at every batch.
 Images are drawn with replacement: the noise of an update is s^2 / B at any batch.
+
+A run is a dict of 'start', the path of the checkpoint that it starts from; 'target',
+the training loss to reach, averaged over 'window' images or one update; 'micro_batch',
+the images of a backward pass; 'batch', those of an update; the constant 'lr'; and the
+'seed' of the images and of dropout.
 """
 
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 from torch.optim import SGD
 
-from agvm_mm.report.noise_run import build_model, load_weights, start_ranks
+from agvm_mm.report.gradient_noise.replicas import (
+    build_model,
+    load_weights,
+    start_ranks,
+)
 
 LR_FACTOR = 2
 """Ratio of neighboring learning rates."""
-
-
-@dataclass(frozen=True)
-class Race:
-    """What all trainings have in common.
-
-    Args:
-        start: Path of the checkpoint that they start from.
-        target: Training loss to reach, averaged over ``window`` images.
-        window: Images that the training loss is averaged over, or one update.
-        micro_batch: Images of a backward pass.
-        max_updates: Updates after which a training gives up.
-    """
-
-    start: str
-    target: float
-    window: int
-    micro_batch: int
-    max_updates: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    Args:
-        batch: Images of an update.
-        lr: Constant learning rate.
-        seed: Seed of the images and of dropout.
-    """
-
-    batch: int
-    lr: float
-    seed: int
 
 
 class Course:
@@ -74,30 +49,27 @@ class Course:
         self._settings.pop('type')
         self.model: nn.Module = build_model(cfg)
 
-    def train(
-        self, race: Race, run: Run, limit: int, save: Path | None = None
-    ) -> dict[str, Any]:
-        """Train until the target or ``limit`` updates; return updates and losses.
+    def train(self, run: dict, limit: int, save: Path) -> dict[str, Any]:
+        """Train until the target; return updates (None before it) and losses.
 
         Args:
-            race: What all trainings have in common.
-            run: The training.
+            run: The run.
             limit: Updates after which it gives up, besides half a window.
             save: File for the weights at the target.
         """
-        load_weights(self.model, race.start)
-        optimizer = SGD(self.model.parameters(), **self._settings | dict(lr=run.lr))
-        torch.manual_seed(run.seed)
+        load_weights(self.model, run['start'])
+        settings = self._settings | dict(lr=run['lr'])
+        optimizer = SGD(self.model.parameters(), **settings)
+        torch.manual_seed(run['seed'])
         losses: list[float] = []
         reached = None
-        window = math.ceil(race.window / run.batch)
+        window = math.ceil(run['window'] / run['batch'])
         while reached is None and len(losses) < limit + window // 2:
-            loss = self._update(optimizer, run.batch, race.micro_batch)
-            losses.append(loss)
-            if not math.isfinite(loss):
+            losses.append(self._update(optimizer, run['batch'], run['micro_batch']))
+            if not math.isfinite(losses[-1]):
                 break
-            reached = crossing(losses, race.target, window)
-        if save and reached is not None:
+            reached = crossing(losses, run['target'], window)
+        if reached is not None:
             torch.save(dict(state_dict=self.model.state_dict()), save)
         return dict(updates=reached, losses=[round(loss, 5) for loss in losses])
 
@@ -119,12 +91,8 @@ class Course:
 def crossing(losses: Sequence[float], target: float, window: int) -> float | None:
     """Return the updates after which a moving mean is at a target, or None.
 
-    A mean counts at the middle of its window. Between two updates it is a line.
-
-    Args:
-        losses: Training loss of each update, before its step.
-        target: Loss to reach.
-        window: Updates of the mean.
+    A mean of ``window`` losses counts at the middle of its window. Between two updates
+    it is a line. Each loss is that before the step.
     """
     before = None
     for last in range(window, len(losses) + 1):
@@ -173,21 +141,17 @@ def search(
     return best, tried
 
 
-def read_or_train(
-    path: Path, race: Race, run: Run, limit: int, train: Callable[[], dict]
-) -> dict:
-    """Return the result in a file, if it is of these settings, else train and write it.
+def read_or_train(path: Path, run: dict, limit: int, train: Callable[[], dict]) -> dict:
+    """Return the result in a file, if it is of this run, else train and write it.
 
     A result that reached the target holds for any limit.
     """
-    settings = dict(asdict(race), **asdict(run))
-    del settings['max_updates']  # The limit is kept apart.
     if path.exists():
         found = json.loads(path.read_text())
         done = found['updates'] is not None or found['limit'] >= limit
-        if found['settings'] == settings and done:
+        if found['settings'] == run and done:
             return found
-    found = dict(settings=settings, limit=limit, **train())
+    found = dict(settings=run, limit=limit, **train())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found) + '\n')
     return found
@@ -200,13 +164,8 @@ def fit_fewest(
 
     Both are of the logarithm: an error of 0.1 is about 10%.
     """
-    logs = [
-        math.log(found / (1 + noise_scale / batch))
-        for batch, found in zip(batches, updates, strict=True)
-    ]
-    mean = sum(logs) / len(logs)
-    error = math.sqrt(sum((each - mean) ** 2 for each in logs) / len(logs))
-    return math.exp(mean), error
+    logs = np.log(np.array(updates) / (1 + noise_scale / np.array(batches)))
+    return math.exp(logs.mean()), float(logs.std())
 
 
 def fit_noise_scale(
@@ -216,7 +175,6 @@ def fit_noise_scale(
 
     B_noise is searched from 1/100 of the smallest to 100 times the largest batch.
     """
-    low, high = min(batches) / 100, max(batches) * 100
-    grid = [low * (high / low) ** (i / 4000) for i in range(4001)]
+    grid = np.geomspace(min(batches) / 100, max(batches) * 100, 4001).tolist()
     scale = min(grid, key=lambda each: fit_fewest(batches, updates, each)[1])
     return scale, *fit_fewest(batches, updates, scale)

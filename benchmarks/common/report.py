@@ -1,5 +1,6 @@
-"""Reports of the benchmarks: Markdown tables, with all figures as JSON."""
+"""Command lines and reports of the benchmarks: Markdown, with all figures as JSON."""
 
+import argparse
 import datetime
 import json
 import os
@@ -8,23 +9,33 @@ from pathlib import Path
 
 import torch
 
-from gpu_check.ranks import on_gpus
-from gpu_check.tables import CELL_COLUMNS, Column, median, megabytes, table
+from gpu_check.ranks import Ranks
 
-RESULTS = Path(__file__).resolve().parents[1] / 'results'
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / 'benchmarks/results'
 
-__all__ = ['CELL_COLUMNS', 'Column', 'megabytes', 'median', 'table']
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """Build a parser with ``--out`` from the docstring of a script."""
+    parser = argparse.ArgumentParser(
+        description=doc.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        '--out', type=Path, default=RESULTS, help='folder of the results'
+    )
+    return parser
 
 
 def environment(ranks: int) -> dict:
     """Return facts about the machine and the software that a result depends on."""
-    gpus = on_gpus(ranks)
+    used = Ranks.with_own_gpus(ranks)
     return dict(
-        device=torch.cuda.get_device_name() if gpus else processor_name(),
-        backend='nccl' if gpus else 'gloo',
+        device=torch.cuda.get_device_name() if used.gpus else processor_name(),
+        backend=used.backend,
         ranks=ranks,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 0,
-        threads_per_rank=None if gpus else 1,
+        threads_per_rank=None if used.gpus else 1,
         load_average=[round(load, 1) for load in os.getloadavg()],
         torch=torch.__version__,
         python=platform.python_version(),

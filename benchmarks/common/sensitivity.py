@@ -5,11 +5,12 @@ A result is a dict with ``run`` (among its keys ``batch_size``, ``seed`` and
 percent, None if the run diverged.
 """
 
-import statistics
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from operator import itemgetter
+from statistics import mean, median, stdev
 
-from common import report
+from benchmarks.paper.sensitivity_figure import by_rate
+from gpu_check.tables import Column
 
 Run = Hashable
 
@@ -51,16 +52,15 @@ def missing_runs(
         return [run for run in runs if run not in results]
 
     steps, wanted = set(), {-1, 0, 1}
+    near: dict[str, set[int]] = {}
     while wanted - steps:
         steps |= wanted
         if runs := lacking(dict.fromkeys(variants, steps), first):
             return runs
-        near: dict[str, set[int]] = {}
         for variant in variants:
-            scores = {
-                step: score(results[make(variant, step, first)]) for step in steps
-            }
-            best = max(scores, key=scores.get)
+            best = max(
+                steps, key=lambda s, v=variant: score(results[make(v, s, first)])
+            )
             near[variant] = {best - 1, best, best + 1}
         wanted = set().union(*near.values())
     near = {variant: near[variant] | near[plain] for variant in variants}
@@ -80,21 +80,12 @@ def summarize(results: Iterable[dict]) -> list[dict]:
         that both have, and the loss against batch 64 (None without it). A rate with a
         diverged run is not the best.
     """
-    groups: dict[tuple[int, str], dict[float, dict[int, float | None]]] = {}
-    for each in results:
-        run = each['run']
-        rates = groups.setdefault((run['batch_size'], each['method']), {})
-        rates.setdefault(each['lr'], {})[run['seed']] = each['value']
     rows = []
-    for (batch_size, method), rates in sorted(groups.items()):
+    for (batch_size, method), rates in by_rate(results).items():
         seeds = max(map(len, rates.values()))
-        whole = {
-            lr: found
-            for lr, found in sorted(rates.items())
-            if None not in found.values()
-        }
+        whole = {lr: each for lr, each in rates.items() if None not in each.values()}
         means = {
-            lr: statistics.mean(found.values())
+            lr: mean(found.values())
             for lr, found in whole.items()
             if len(found) == seeds
         }
@@ -104,9 +95,8 @@ def summarize(results: Iterable[dict]) -> list[dict]:
         values = whole[best]
         near = []
         for lr, found in whole.items():
-            common = found.keys() & values.keys()
-            loss = [values[seed] - found[seed] for seed in common]
-            if loss and statistics.mean(loss) <= 1:
+            loss = [values[seed] - found[seed] for seed in found.keys() & values.keys()]
+            if loss and mean(loss) <= 1:
                 near.append(lr)
         row = dict(batch_size=batch_size, method=method, lr=best, mean=means[best])
         row |= dict(lowest=min(values.values()), highest=max(values.values()))
@@ -118,7 +108,7 @@ def summarize(results: Iterable[dict]) -> list[dict]:
     return rows
 
 
-def pair_differences(results: Iterable[dict]) -> list[dict]:
+def pair_differences(results: Sequence[dict]) -> list[dict]:
     """Return each variant's values minus the plain optimizer's, pair by pair.
 
     A pair has the same batch, learning rate and seed. Pairs with a diverged run are
@@ -128,82 +118,64 @@ def pair_differences(results: Iterable[dict]) -> list[dict]:
         Rows with the differences by seed, their mean and standard deviation (None for
         a single pair).
     """
-    results = list(results)
-
-    def key(each: dict) -> tuple:
-        return each['run']['batch_size'], each['lr'], each['run']['seed']
-
-    plain = {key(each): each for each in results if not each['run']['variant']}
-    rows: dict[tuple, dict] = {}
-    for each in sorted(results, key=key):
-        other = plain.get(key(each))
-        if other is None or not each['run']['variant']:
-            continue
-        row = rows.setdefault(
-            (each['run']['batch_size'], each['method'], each['lr']),
-            dict(differences=[], diverged=0, plain_diverged=0),
-        )
-        row['diverged'] += each['value'] is None
-        row['plain_diverged'] += other['value'] is None
-        if None not in (each['value'], other['value']):
-            row['differences'].append(round(each['value'] - other['value'], 2))
-    return [
-        dict(
-            batch_size=batch_size,
-            method=method,
-            lr=lr,
-            **row,
-            mean=statistics.mean(found) if (found := row['differences']) else None,
-            deviation=statistics.stdev(found) if len(found) > 1 else None,
-        )
-        for (batch_size, method, lr), row in sorted(rows.items())
-    ]
+    plain = by_rate(each for each in results if not each['run']['variant'])
+    plain = {batch_size: rates for (batch_size, _), rates in plain.items()}
+    others = by_rate(each for each in results if each['run']['variant'])
+    rows = []
+    for (batch_size, method), rates in others.items():
+        for lr, found in rates.items():
+            own = plain.get(batch_size, {}).get(lr, {})
+            pairs = [(found[seed], own[seed]) for seed in sorted(found) if seed in own]
+            if not pairs:
+                continue
+            differences = [round(a - b, 2) for a, b in pairs if None not in (a, b)]
+            rows.append(
+                dict(
+                    batch_size=batch_size,
+                    method=method,
+                    lr=lr,
+                    differences=differences,
+                    diverged=sum(value is None for value, _ in pairs),
+                    plain_diverged=sum(value is None for _, value in pairs),
+                    mean=mean(differences) if differences else None,
+                    deviation=stdev(differences) if len(differences) > 1 else None,
+                )
+            )
+    return rows
 
 
-def module_medians(results: Iterable[dict]) -> list[dict]:
+def module_medians(results: Sequence[dict]) -> list[dict]:
     """Return AGVM's medians by module, at the best learning rate of each method.
 
     Returns:
         Rows with ``phi``, ``mu`` and ``noise_scale`` (None if it was never finite),
         medians over the seeds of the medians of each run.
     """
-    results = list(results)
     rows = []
     for best in summarize(results):
+        same = {key: best[key] for key in ('batch_size', 'method', 'lr')}
         runs = [
             each['agvm']
             for each in results
-            if each['run']['batch_size'] == best['batch_size']
-            and (each['method'], each['lr']) == (best['method'], best['lr'])
+            if same.items()
+            <= dict(each['run'], method=each['method'], lr=each['lr']).items()
         ]
         prefix = 'agvm/mu/'
-        modules = [key.removeprefix(prefix) for key in runs[0] if prefix in key]
-        for module in modules:
-            row = {key: best[key] for key in ('batch_size', 'method', 'lr')}
-            row['module'] = module
+        for key in runs[0]:
+            if not key.startswith(prefix):
+                continue
+            row = dict(same, module=key.removeprefix(prefix))
             for name in ('phi', 'mu', 'noise_scale'):
-                key = f'agvm/{name}/{module}'
-                found = [run[key] for run in runs if key in run]
-                row[name] = statistics.median(found) if found else None
+                value = f'agvm/{name}/{row["module"]}'
+                found = [run[value] for run in runs if value in run]
+                row[name] = median(found) if found else None
             rows.append(row)
     return rows
 
 
-BEST_COLUMNS: Sequence[report.Column] = (
-    ('batch', itemgetter('batch_size')),
-    ('method', itemgetter('method')),
-    ('best rate', lambda row: f'{row["lr"]:g}'),
-    (
-        'best (lowest to highest)',
-        lambda row: f'{row["mean"]:.1f} ({row["lowest"]:.1f} to {row["highest"]:.1f})',
-    ),
-    ('seeds', itemgetter('seeds')),
-    ('rates within 1 point', lambda row: ' to '.join(f'{lr:g}' for lr in row['near'])),
-    (
-        'loss against batch 64',
-        lambda row: '' if row['loss'] is None else f'{row["loss"]:.1f}',
-    ),
-)
+def show_best(row: dict) -> str:
+    """Format the mean at the best rate, and its range."""
+    return f'{row["mean"]:.1f} ({row["lowest"]:.1f} to {row["highest"]:.1f})'
 
 
 def show_pairs(row: dict) -> str:
@@ -223,23 +195,34 @@ def show_mean(row: dict) -> str:
     return f'{row["mean"]:+.1f}{spread}'
 
 
-PAIR_COLUMNS: Sequence[report.Column] = (
+def show(key: str, digits: str) -> Callable[[dict], str]:
+    """Return a function that formats a number of a row, '' for None."""
+    return lambda row: '' if row[key] is None else format(row[key], digits)
+
+
+GROUP_COLUMNS: tuple[Column, ...] = (
     ('batch', itemgetter('batch_size')),
     ('method', itemgetter('method')),
-    ('rate', lambda row: f'{row["lr"]:g}'),
+)
+BEST_COLUMNS: tuple[Column, ...] = (
+    *GROUP_COLUMNS,
+    ('best rate', show('lr', 'g')),
+    ('best (lowest to highest)', show_best),
+    ('seeds', itemgetter('seeds')),
+    ('rates within 1 point', lambda row: ' to '.join(f'{lr:g}' for lr in row['near'])),
+    ('loss against batch 64', show('loss', '.1f')),
+)
+PAIR_COLUMNS: tuple[Column, ...] = (
+    *GROUP_COLUMNS,
+    ('rate', show('lr', 'g')),
     ('mean +- deviation', show_mean),
     ('by seed', show_pairs),
 )
-
-MODULE_COLUMNS: Sequence[report.Column] = (
-    ('batch', itemgetter('batch_size')),
-    ('method', itemgetter('method')),
-    ('rate', lambda row: f'{row["lr"]:g}'),
+MODULE_COLUMNS: tuple[Column, ...] = (
+    *GROUP_COLUMNS,
+    ('rate', show('lr', 'g')),
     ('module', itemgetter('module')),
-    ('Phi', lambda row: f'{row["phi"]:.2f}'),
-    ('mu', lambda row: f'{row["mu"]:.2f}'),
-    (
-        'noise scale',
-        lambda row: '' if row['noise_scale'] is None else f'{row["noise_scale"]:,.0f}',
-    ),
+    ('Phi', show('phi', '.2f')),
+    ('mu', show('mu', '.2f')),
+    ('noise scale', show('noise_scale', ',.0f')),
 )

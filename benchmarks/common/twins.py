@@ -6,28 +6,29 @@ optimizer wrapper and AGVM's hook only.
 
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmcv.ops import RoIAlign
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from agvm_mm import cli
 from agvm_mm.report import logs
 from agvm_mm.training.atomic import replaced_when_whole
+from agvm_mm.validation import check_choice
 from benchmarks.paper.tables import METRICS
 from common import report
-from common.divergence import StopAtDivergence
-from common.variants import parse_variant
 
-ROOT = Path(__file__).resolve().parents[2]
-TWINS = ROOT / 'configs/digits'
+TWINS = report.ROOT / 'configs/digits'
 SCENES = 16384
 # Half the side of the twins' scenes: both models learn from them, in less time.
 IMAGE_SIZE = 48
@@ -44,6 +45,58 @@ START = {
     'faster-rcnn': {'adamw': 0.0015, 'sgd': 0.04, 'lamb': 0.01, 'pmd-lamb': 0.01},
 }
 METRIC = {'sem-fpn': 'mIoU', 'faster-rcnn': 'bbox_mAP'}
+# Names of variants, with a space before each word.
+VARIANT = re.compile(
+    r'( agvm(?P<settings>( \w+=\S+)*))?'
+    r'( x(?P<multiplier>\d+(\.\d+)?)( (?P<module>\w+))?)?'
+)
+SETTINGS = ('momentum', 'interval', 'ratio_bounds', 'estimator', 'anchor')
+
+
+class Variant(NamedTuple):
+    """What a run adds to an optimizer: AGVM, a fixed multiplier, or both.
+
+    Attributes:
+        agvm: AGVM's settings, None for training without it.
+        multiplier: Fixed multiplier of the learning rate.
+        module: The module that is multiplied, None for all but the backbone.
+    """
+
+    agvm: dict | None
+    multiplier: float
+    module: str | None
+
+
+def parse_variant(text: str) -> Variant:
+    """Return a variant from its name.
+
+    Args:
+        text: '' for the optimizer alone; 'agvm', with settings as in 'agvm
+            momentum=0.97'; a multiplier, 'x2' for all modules but the backbone or 'x2
+            neck' for one; or a multiplier after AGVM, 'agvm x2 neck'.
+
+    Raises:
+        ValueError: If it is none of these, or a setting is unknown.
+    """
+    found = VARIANT.fullmatch(text and f' {text}')
+    multiplier = float(found['multiplier'] or 1) if found else 0
+    if multiplier == 0:
+        raise ValueError(
+            "--variants must be 'agvm', with settings as in 'agvm momentum=0.97', a "
+            "multiplier as 'x1.4' or 'x2 neck', or both as 'agvm x2 neck', got "
+            f'{text!r}'
+        )
+    options = None
+    if found['settings'] is not None:
+        options = dict(momentum=0.9, interval=1, estimator='replicas')
+        for word in found['settings'].split():
+            key, _, value = word.partition('=')
+            check_choice('--variants', key, SETTINGS)
+            try:
+                options[key] = json.loads(value)
+            except json.JSONDecodeError:
+                options[key] = value
+    return Variant(options, multiplier, found['module'])
 
 
 @dataclass(frozen=True, order=True)
@@ -93,12 +146,7 @@ class Run:
 
 
 def run_config(run: Run, data: Path) -> Config:
-    """Return the config of a run.
-
-    Args:
-        run: The run.
-        data: Folder of the scenes and the backbone.
-    """
+    """Return the config of a run on a folder of scenes and the backbone."""
     (path,) = TWINS.glob(f'{run.model}_*_sgd_b256_*.py')
     (recipe,) = TWINS.glob(f'faster-rcnn_*_{run.plain}_b256_*.py')
     cfg = Config.fromfile(path)
@@ -109,20 +157,17 @@ def run_config(run: Run, data: Path) -> Config:
     warmup, begin, *drops = (
         max(1, round(part * updates)) for part in (WARMUP, BEGIN, *DROPS)
     )
-    schedule = [
+    cfg.param_scheduler = [
         dict(type='LinearLR', start_factor=0.001, by_epoch=False, end=warmup),
         dict(type='MultiStepLR', by_epoch=False, milestones=drops, gamma=0.1),
     ]
-    variant = parse_variant(run.variant)
-    if variant.agvm is not None:
-        options = dict(variant.agvm)
+    options, multiplier, module = parse_variant(run.variant)
+    if options is not None:
         wrapper.type = 'AGVMOptimWrapper'
-        wrapper.constructor = 'AGVMOptimWrapperConstructor'
         for key in {'momentum', 'ratio_bounds', 'anchor'} & options.keys():
             wrapper[key] = options.pop(key)
         cfg.default_hooks.agvm = dict(type='VarianceSyncHook', begin=begin, **options)
-    if variant.multiplier != 1:
-        multiplier, module = variant.multiplier, variant.module
+    if multiplier != 1:
         if module is None:
             wrapper.optimizer.lr *= multiplier
             module, multiplier = 'backbone', 1 / multiplier
@@ -130,7 +175,6 @@ def run_config(run: Run, data: Path) -> Config:
             custom_keys={f'{module}.': dict(lr_mult=multiplier)}
         )
     cfg.optim_wrapper = wrapper
-    cfg.param_scheduler = schedule
     cfg.merge_from_dict(
         {
             'train_dataloader.dataset.indices': run.scenes,
@@ -185,15 +229,33 @@ def use_fast_layout(runner: Runner) -> None:
     Convolutions of few channels are faster that way. mmcv's RoIAlign takes any layout
     for channels first, without an error, so its input is copied to that.
     """
+
+    def channels_first(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        features, *rest = args
+        return features.contiguous(), *rest
+
     runner.model.to(memory_format=torch.channels_last)
     for module in runner.model.modules():
         if isinstance(module, RoIAlign):
-            module.register_forward_pre_hook(_channels_first)
+            module.register_forward_pre_hook(channels_first)
 
 
-def _channels_first(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    features, *rest = args
-    return features.contiguous(), *rest
+class StopAtDivergence(Hook):
+    """Hook that ends a training whose loss or parameters are not finite.
+
+    Heads need not survive such parameters, and metrics of them mean nothing.
+    """
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object, outputs: dict
+    ) -> None:
+        """Raise FloatingPointError if the loss or a parameter is not finite."""
+        values = {'loss': outputs['loss'], **dict(runner.model.named_parameters())}
+        for name, value in values.items():
+            if not value.isfinite().all():
+                raise FloatingPointError(
+                    f'{name} is not finite after update {batch_idx + 1}'
+                )
 
 
 def check_module(model: nn.Module, module: str | None) -> None:
@@ -220,8 +282,8 @@ def agvm_medians(updates: Sequence[dict]) -> dict[str, float]:
     return {key: statistics.median(found) for key, found in values.items()}
 
 
-def train(run: Run, data: Path, work_dirs: Path) -> None:
-    """Train a run in this process, and write its result."""
+def train(run: Run, data: Path, work_dirs: Path) -> Run:
+    """Train a run in this process, write its result, and return it."""
     torch.set_num_threads(1)
     cfg = run_config(run, data)
     file = result_file(run, work_dirs)
@@ -245,3 +307,4 @@ def train(run: Run, data: Path, work_dirs: Path) -> None:
     result['processor'] = report.processor_name()
     with replaced_when_whole(file) as path:
         path.write_text(json.dumps(result, indent=1) + '\n')
+    return run

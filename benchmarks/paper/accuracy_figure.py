@@ -1,14 +1,14 @@
 """Figure of accuracy and training time against the batch size."""
 
-import statistics
 from collections.abc import Callable, Sequence
+from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from agvm_mm.report.figures.style import METHOD_STYLES, MethodStyle, set_up_panel
+from agvm_mm.report.figures.style import METHOD_STYLES, set_up_panel
 from benchmarks.paper.points import Point
 
 METRIC_NAMES = {
@@ -18,11 +18,11 @@ METRIC_NAMES = {
     'mIoU': 'mIoU (%)',
 }
 PAPER_ALPHA = 0.5
+COLUMNS = 3
+"""Panels side by side."""
 
 
-def plot_accuracy(
-    points: Sequence[Point], *, title: str | None = None, columns: int = 3
-) -> Figure:
+def plot_accuracy(points: Sequence[Point], *, title: str | None = None) -> Figure:
     """Draw accuracy, and below it training time, for each panel.
 
     Several runs of the same method and batch size, for example with several seeds,
@@ -32,7 +32,6 @@ def plot_accuracy(
     Args:
         points: Runs to draw.
         title: Title of the figure.
-        columns: Panels side by side.
 
     Returns:
         The figure, which pyplot does not manage: there is nothing to close.
@@ -42,42 +41,30 @@ def plot_accuracy(
     """
     if not points:
         raise ValueError('there is nothing to draw: no run has a result')
-    panels: dict[tuple[str, str], list[Point]] = {}
+    groups: dict[tuple[str, str], list[Point]] = {}
     for point in points:
-        panels.setdefault((point.panel, point.metric), []).append(point)
-    columns = min(columns, len(panels))
-    rows = _rows(panels, columns)
+        groups.setdefault((point.panel, point.metric), []).append(point)
+    panels = list(groups.values())
+    columns = min(COLUMNS, len(panels))
+    # What each row of axes shows: accuracy, or the times where known.
+    rows = []
+    for start in range(0, len(panels), columns):
+        band = panels[start : start + columns]
+        rows.append((_draw_accuracy, band))
+        if any(point.hours for panel in band for point in panel):
+            rows.append((_draw_time, band))
     size = max(6, 4.2 * columns), 3 * len(rows) + 0.6
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for panel in axes.flat:
         panel.set_axis_off()
-    for row, (draw, keys) in zip(axes, rows, strict=True):
-        for panel, key in zip(row, keys, strict=False):
-            draw(panel, panels[key])
+    for row, (draw, band) in zip(axes, rows, strict=True):
+        for panel, members in zip(row, band, strict=False):
+            draw(panel, members)
     _add_legend(figure, points)
     if title:
         figure.suptitle(title)
     return figure
-
-
-def batch_label(size: int) -> str:
-    """Return a short label for a batch size: 512, 1k, 1.5k."""
-    return str(size) if size < 1024 or size % 512 else f'{size / 1024:g}k'
-
-
-def _rows(
-    panels: dict[tuple[str, str], list[Point]], columns: int
-) -> list[tuple[Callable, list[tuple[str, str]]]]:
-    """Return what each row of axes shows: accuracy, or the times where known."""
-    keys = list(panels)
-    rows = []
-    for start in range(0, len(keys), columns):
-        band = keys[start : start + columns]
-        rows.append((_draw_accuracy, band))
-        if any(point.hours for key in band for point in panels[key]):
-            rows.append((_draw_time, band))
-    return rows
 
 
 def _draw_accuracy(panel: Axes, points: Sequence[Point]) -> None:
@@ -127,8 +114,10 @@ def _set_up(panel: Axes, points: Sequence[Point]) -> None:
     panel.set_axis_on()
     set_up_panel(panel)
     batches = sorted({point.batch_size for point in points})
+    # 512, 1k, 1.5k
+    labels = [str(n) if n < 1024 or n % 512 else f'{n / 1024:g}k' for n in batches]
     panel.set_xscale('log', base=2)
-    panel.set_xticks(batches, [batch_label(batch) for batch in batches])
+    panel.set_xticks(batches, labels)
     panel.xaxis.set_minor_locator(NullLocator())
     # Room on both sides, also around a single batch size.
     panel.set_xlim(batches[0] / 1.6, batches[-1] * 1.6)
@@ -140,51 +129,34 @@ def _draw_methods(
     points: Sequence[Point],
     value_of: Callable[[Point], float | None],
 ) -> None:
-    """Draw a line for each method; the paper's are behind and paler."""
-    for from_paper in (True, False):
+    """Draw mean and range of each method's values; the paper's are behind and paler."""
+    for paper in (True, False):
         for method, style in METHOD_STYLES.items():
             runs: dict[int, list[float]] = {}
-            for point in points:
-                if (point.method, point.from_paper) != (method, from_paper):
-                    continue
+            for point in sorted(points, key=lambda point: point.batch_size):
                 value = value_of(point)
-                if value is not None:
+                ours = (point.method, point.from_paper) == (method, paper)
+                if ours and value is not None:
                     runs.setdefault(point.batch_size, []).append(value)
-            if runs:
-                _draw_line(panel, runs, method, style, from_paper)
-
-
-def _draw_line(
-    panel: Axes,
-    runs: dict[int, list[float]],
-    method: str,
-    style: MethodStyle,
-    from_paper: bool,
-) -> None:
-    """Draw the mean and the range of a method's values at each batch size."""
-    for batch, values in runs.items():
-        if len(values) > 1:
+            if not runs:
+                continue
+            bar = dict(color=style.color, linewidth=5, alpha=0.3, gid=f'range {method}')
+            for batch, values in runs.items():
+                if len(values) > 1:
+                    panel.plot([batch] * 2, [min(values), max(values)], **bar)
             panel.plot(
-                [batch, batch],
-                [min(values), max(values)],
+                list(runs),
+                [mean(values) for values in runs.values()],
                 color=style.color,
-                linewidth=5,
-                alpha=0.3,
-                gid=f'range {method}',
+                marker=style.marker,
+                linestyle=style.dashes,
+                linewidth=1.5 if paper else 2,
+                markersize=7,
+                markerfacecolor='white' if paper else style.color,
+                alpha=PAPER_ALPHA if paper else 1,
+                zorder=2 if paper else 3,
+                gid=f'{"paper" if paper else "measured"} {method}',
             )
-    panel.plot(
-        sorted(runs),
-        [statistics.mean(runs[batch]) for batch in sorted(runs)],
-        color=style.color,
-        marker=style.marker,
-        linestyle=style.dashes,
-        linewidth=1.5 if from_paper else 2,
-        markersize=7,
-        markerfacecolor='white' if from_paper else style.color,
-        alpha=PAPER_ALPHA if from_paper else 1,
-        zorder=2 if from_paper else 3,
-        gid=f'{"paper" if from_paper else "measured"} {method}',
-    )
 
 
 def _add_legend(figure: Figure, points: Sequence[Point]) -> None:

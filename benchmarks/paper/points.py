@@ -1,6 +1,5 @@
 """Accuracy and training time of runs, collected for the figures."""
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,16 +43,11 @@ class Point:
     @property
     def diverged(self) -> bool:
         """Whether the run diverged."""
-        value = self.value
-        return value == 'NaN' or (value is not None and not math.isfinite(value))
+        return self.value == 'NaN'
 
 
 def table_points(work_dirs: Path) -> list[Point]:
-    """Return the paper's points, and those measured with the configs of its tables.
-
-    Args:
-        work_dirs: Folder of work folders.
-    """
+    """Return the paper's points, and those measured with the configs of its tables."""
     tables = read_tables()
     points = []
     timed = {}  # the time of a row is that of its last method: AGVM where it ran
@@ -100,13 +94,9 @@ def folder_points(folders: Iterable[str | Path]) -> list[Point]:
     points = [_folder_point(Path(folder)) for folder in folders]
     # A diverged run belongs to the panel of the others, whatever its metric.
     for point in points:
-        metrics = [
-            other.metric
-            for other in points
-            if other.panel == point.panel and other.value != 'NaN'
-        ]
-        if point.value == 'NaN' and metrics:
-            point.metric = metrics[0]
+        others = (p for p in points if p.panel == point.panel and not p.diverged)
+        if point.diverged:
+            point.metric = next(others, point).metric
     return points
 
 

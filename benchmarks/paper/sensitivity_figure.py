@@ -1,13 +1,24 @@
 """Figure of accuracy against the learning rate."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from statistics import mean
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from agvm_mm.report.figures.style import module_style, set_up_panel
 from benchmarks.paper.accuracy_figure import METRIC_NAMES
+
+
+def by_rate(
+    results: Iterable[dict],
+) -> dict[tuple[int, str], dict[float, dict[int, float | None]]]:
+    """Return values by seed, by learning rate, by batch size and method; sorted."""
+    groups: dict[tuple[int, str], dict[float, dict[int, float | None]]] = {}
+    for each in sorted(results, key=lambda each: each['lr']):
+        rates = groups.setdefault((each['run']['batch_size'], each['method']), {})
+        rates.setdefault(each['lr'], {})[each['run']['seed']] = each['value']
+    return dict(sorted(groups.items()))
 
 
 def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
@@ -28,16 +39,14 @@ def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
     """
     if not results:
         raise ValueError('there is nothing to draw: no run is finished')
-    curves: dict[int, dict[str, dict[float, dict]]] = {}
-    for each in results:
-        methods = curves.setdefault(each['run']['batch_size'], {})
-        rates = methods.setdefault(each['method'], {})
-        rates.setdefault(each['lr'], {})[each['run']['seed']] = each['value']
+    groups = by_rate(results)
     methods = list(dict.fromkeys(each['method'] for each in results))
-    size = max(6, 4.2 * len(curves)), 4
+    batch_sizes = list(dict.fromkeys(batch_size for batch_size, _ in groups))
+    size = max(6, 4.2 * len(batch_sizes)), 4
     figure = Figure(figsize=size, layout='constrained')
-    axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
-    for panel, (batch_size, found) in zip(axes, sorted(curves.items()), strict=True):
+    axes = figure.subplots(1, len(batch_sizes), squeeze=False, sharey=True)[0]
+    for panel, batch_size in zip(axes, batch_sizes, strict=True):
+        found = {m: groups[batch_size, m] for m in methods if (batch_size, m) in groups}
         set_up_panel(panel)
         panel.set_title(f'batch {batch_size}', fontsize=10)
         panel.set_xlabel('learning rate')
@@ -47,22 +56,21 @@ def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xticklabels([f'{lr:g}' for lr in rates], rotation=45)
         seeds = set.intersection(
-            *(
-                {seed for by_seed in each.values() for seed in by_seed}
-                for each in found.values()
-            )
+            *(set().union(*each.values()) for each in found.values())
         )
-        for method in found:
+        for method, by_lr in found.items():
             look = module_style(methods.index(method))
-            whole = {}
-            for lr, by_seed in sorted(found[method].items()):
-                values = [by_seed.get(seed) for seed in seeds]
-                if values and None not in values:
-                    whole[lr] = values
-            means = list(map(statistics.mean, whole.values()))
+            values = {
+                lr: [by_seed.get(seed) for seed in seeds]
+                for lr, by_seed in by_lr.items()
+            }
+            whole = {
+                lr: each for lr, each in values.items() if each and None not in each
+            }
+            means, low, high = (
+                list(map(each, whole.values())) for each in (mean, min, max)
+            )
             panel.plot(list(whole), means, label=method, **look)
-            low = list(map(min, whole.values()))
-            high = list(map(max, whole.values()))
             panel.fill_between(list(whole), low, high, color=look['color'], alpha=0.15)
     axes[0].set_ylabel(METRIC_NAMES[metric])
     handles = {

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -16,11 +17,10 @@ from agvm_mm.report.logs import last_result
 from agvm_mm.report.root import repository_root
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """Training method, as configs, tables and figures name it.
 
-    Args:
+    Attributes:
         title: Name in tables and metafiles.
         optimizer: Type of the optimizer in a config.
         columns: Names of its columns in the paper's tables. AGVM's column does not
@@ -94,11 +94,10 @@ FINISHED = 'finished.json'
 """File in the work folder of a finished run."""
 
 
-@dataclass(frozen=True)
-class ConfigName:
+class ConfigName(NamedTuple):
     """Parts of the name of a config file.
 
-    Args:
+    Attributes:
         model: Model, backbone and neck, for example 'faster-rcnn_r50_fpn'.
         method: A key of :data:`METHODS`.
         batch: Images of one update.
@@ -177,7 +176,7 @@ def config_metadata() -> dict[str, dict]:
 
 
 def training_command(config: str, metadata: dict | None, ranks: int) -> str:
-    """Return the command that trains a config.
+    """Return the command that trains a config on some ranks.
 
     It reduces the images per rank where the total batch size is not a multiple of the
     config's images per rank times the number of ranks.
@@ -203,16 +202,7 @@ def training_command(config: str, metadata: dict | None, ranks: int) -> str:
 def find_config(
     table: str, row: dict, column: str, metadata: dict[str, dict]
 ) -> str | None:
-    """Return the config on COCO or ADE20K for a cell.
-
-    Args:
-        table: Key of the table.
-        row: A row of the table.
-        column: Name of the column.
-        metadata: From :func:`config_metadata`.
-
-    Returns:
-        The path from the root; None if there is none.
+    """Return the path of the config on COCO or ADE20K for a cell of a row, or None.
 
     Raises:
         LookupError: If several fit.
@@ -246,33 +236,33 @@ def read_cells(data: str, ranks: int) -> list[Cell]:
             of the embedded twins.
         ranks: Processes (or GPUs) of the command.
     """
-    if data == 'digits':
-        return _digits_cells(ranks)
     metadata = config_metadata()
-    cells = []
-    for key, table in read_tables().items():
-        for row in table['rows']:
-            known = zip(row['values'], _statuses(table, row), strict=True)
-            for column, (paper, status) in zip(table['columns'], known, strict=True):
-                config = find_config(key, row, column, metadata)
-                cell = Cell(
-                    table=key,
-                    model=row['model'],
-                    batch_size=row['batch_size'],
-                    column=column,
-                    metric=row['metric'],
-                    paper=paper,
-                    status=status,
-                    config=config,
-                )
-                if config:
-                    cell.command = training_command(config, metadata[config], ranks)
-                cells.append(cell)
+    cells = _digits_cells() if data == 'digits' else _paper_cells(metadata)
+    for cell in cells:
+        if cell.config:
+            cell.command = training_command(
+                cell.config, metadata.get(cell.config), ranks
+            )
     return cells
 
 
-def _digits_cells(ranks: int) -> list[Cell]:
-    """Return a cell for every config of the twins."""
+def _paper_cells(metadata: dict[str, dict]) -> list[Cell]:
+    cells = []
+    for key, table in read_tables().items():
+        for row in table['rows']:
+            statuses = row.get('status', table.get('status', 'exact'))
+            if isinstance(statuses, str):
+                statuses = [statuses] * len(table['columns'])
+            known = zip(table['columns'], row['values'], statuses, strict=True)
+            same = {name: row[name] for name in ('model', 'batch_size', 'metric')}
+            for column, paper, status in known:
+                config = find_config(key, row, column, metadata)
+                own = dict(column=column, paper=paper, status=status, config=config)
+                cells.append(Cell(table=key, **same, **own))
+    return cells
+
+
+def _digits_cells() -> list[Cell]:
     configs = {}
     for path in _glob('configs/digits/*.py'):
         name = parse_config_name(Path(path).stem)
@@ -287,17 +277,11 @@ def _digits_cells(ranks: int) -> list[Cell]:
             paper=None,
             status='digits',
             config=configs[model, key],
-            command=training_command(configs[model, key], None, ranks),
         )
         for model, metric in TWIN_METRICS.items()
         for key, method in METHODS.items()
         if (model, key) in configs
     ]
-
-
-def _statuses(table: dict, row: dict) -> list[str]:
-    status = row.get('status', table.get('status', 'exact'))
-    return status if isinstance(status, list) else [status] * len(table['columns'])
 
 
 def work_dir(cell: Cell, root: Path) -> Path:
@@ -306,14 +290,9 @@ def work_dir(cell: Cell, root: Path) -> Path:
 
 
 def read_result(folder: str | Path, metric: str) -> float | str | None:
-    """Return the last validation result of a run, in the paper's unit.
+    """Return the last validation result in a work folder, in the paper's unit.
 
-    Args:
-        folder: The run's work folder.
-        metric: A key of :data:`METRICS`.
-
-    Returns:
-        'NaN' if the last loss is not finite, None if there is no result.
+    It is 'NaN' if the last loss is not finite, None if there is no result.
     """
     key, factor = METRICS[metric]
     result = last_result(folder, key)

@@ -5,7 +5,6 @@ _base_ = [
 ]
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=0.001, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=10),
 )

@@ -5,7 +5,6 @@ _base_ = [
 ]
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=1e-4),
     clip_grad=dict(max_norm=2),
 )

@@ -1,6 +1,10 @@
 # AdamW at total batch 256. Ours: lr square root from 1e-4 at 16; the authors' 920
 # updates of warm-up.
-_base_ = ['../_base_/models/faster-rcnn_r50_fpn.py', '../_base_/schedules/coco_12e.py']
+_base_ = [
+    '../_base_/models/faster-rcnn_r50_fpn.py',
+    '../_base_/schedules/coco.py',
+    '../_base_/optimizers/adamw.py',
+]
 train_cfg = dict(total_batch_size=256)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=1e-4 * (256 / 16) ** 0.5))

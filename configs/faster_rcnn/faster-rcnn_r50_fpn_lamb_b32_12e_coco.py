@@ -1,5 +1,9 @@
 # LAMB at total batch 32. Ours: lr square root from 0.005 at 512.
-_base_ = ['../_base_/models/faster-rcnn_r50_fpn.py', '../_base_/schedules/coco_12e.py']
+_base_ = [
+    '../_base_/models/faster-rcnn_r50_fpn.py',
+    '../_base_/schedules/coco.py',
+    '../_base_/optimizers/adamw.py',
+]
 train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(

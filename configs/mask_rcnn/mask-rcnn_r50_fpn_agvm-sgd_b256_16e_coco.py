@@ -1,10 +1,13 @@
 # SGD + AGVM at total batch 256. Numbers of the authors' released recipe.
-_base_ = ['../_base_/models/mask-rcnn_r50_fpn.py', '../_base_/schedules/coco_16e.py']
-train_cfg = dict(total_batch_size=256)
+_base_ = [
+    '../_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/schedules/coco.py',
+    '../_base_/optimizers/sgd.py',
+]
+train_cfg = dict(max_epochs=16, total_batch_size=256)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(lr=0.16 * (256 / 128) ** 0.5),
     clip_grad=dict(max_norm=1.0),
     clip_window=(820, 1020),

@@ -1,7 +1,11 @@
 # LARS at total batch 256. Ours: lr 0.075 times the square root; the authors' 920
 # updates of warm-up.
-_base_ = ['../_base_/models/mask-rcnn_r50_fpn.py', '../_base_/schedules/coco_14e.py']
-train_cfg = dict(total_batch_size=256)
+_base_ = [
+    '../_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/schedules/coco.py',
+    '../_base_/optimizers/sgd.py',
+]
+train_cfg = dict(max_epochs=14, total_batch_size=256)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(
     optimizer=dict(type='BaselineLARS', lr=0.075 * 256**0.5, trust_coefficient=0.001)

@@ -1,5 +1,13 @@
 # SGD at total batch 512. Ours: lr linear from 0.02 at 16.
-_base_ = ['../_base_/models/mask-rcnn_r50_fpn.py', '../_base_/schedules/coco_14e.py']
-train_cfg = dict(total_batch_size=512)
+_base_ = [
+    '../_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/schedules/coco.py',
+    '../_base_/optimizers/sgd.py',
+]
+train_cfg = dict(max_epochs=14, total_batch_size=512)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=0.02 * 512 / 16))
+param_scheduler = [
+    _base_.param_scheduler[0],
+    dict(type='MultiStepLR', by_epoch=True, end=14, milestones=[10, 12], gamma=0.1),
+]

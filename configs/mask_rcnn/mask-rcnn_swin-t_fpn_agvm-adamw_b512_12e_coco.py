@@ -2,13 +2,12 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/mask-rcnn_swin-t_fpn.py',
-    '../_base_/schedules/coco_12e_swin.py',
+    '../_base_/schedules/coco.py',
+    '../_base_/optimizers/adamw_swin.py',
 ]
 train_cfg = dict(total_batch_size=512)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=1e-4 * (512 / 16) ** 0.5),
+    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (512 / 16) ** 0.5)
 )
 default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=560))

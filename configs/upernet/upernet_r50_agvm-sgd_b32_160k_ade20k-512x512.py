@@ -1,13 +1,13 @@
 # SGD + AGVM at total batch 32. Ours: lr linear from 0.02 at 16 to 128, then square
 # root; AGVM begins 100 updates after the warm-up.
-_base_ = ['../_base_/models/upernet_r50.py', '../_base_/schedules/ade20k.py']
+_base_ = [
+    '../_base_/models/upernet_r50.py',
+    '../_base_/schedules/ade20k.py',
+    '../_base_/optimizers/sgd.py',
+]
 train_cfg = dict(max_iters=160000, val_interval=16000, total_batch_size=32)
 train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=0.02 * 32 / 16),
-)
+optim_wrapper = dict(type='AGVMOptimWrapper', optimizer=dict(lr=0.02 * 32 / 16))
 param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=12632),
     dict(

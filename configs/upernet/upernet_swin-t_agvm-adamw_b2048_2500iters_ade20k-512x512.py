@@ -1,12 +1,14 @@
 # AdamW + AGVM at total batch 2048. Ours: lr square root from 1e-4 at 16; AGVM begins 10
 # updates after the warm-up.
-_base_ = ['../_base_/models/upernet_swin-t.py', '../_base_/schedules/ade20k_swin.py']
+_base_ = [
+    '../_base_/models/upernet_swin-t.py',
+    '../_base_/schedules/ade20k.py',
+    '../_base_/optimizers/adamw_swin.py',
+]
 train_cfg = dict(max_iters=2500, val_interval=250, total_batch_size=2048)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
-    optimizer=dict(lr=1e-4 * (2048 / 16) ** 0.5),
+    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (2048 / 16) ** 0.5)
 )
 param_scheduler = [
     dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=198),

@@ -11,7 +11,7 @@ import noise_scale
 import overhead
 import pytest
 import scaling
-from common.memory import can_follow_storages
+from common.memory import CAN_FOLLOW_STORAGES
 from common.report import RESULTS
 
 from agvm_mm.estimators.reductions import CPU_PIECE
@@ -109,7 +109,7 @@ def test_overhead_counts_reduced_bytes(overhead_run: Printed):
 
 
 @pytest.mark.skipif(
-    not can_follow_storages(), reason='this torch does not report when memory is freed'
+    not CAN_FOLLOW_STORAGES, reason='this torch does not report when memory is freed'
 )
 def test_overhead_follows_memory_of_estimators(overhead_run: Printed):
     _, result, _ = overhead_run
@@ -130,10 +130,10 @@ def test_overhead_prints_and_writes_its_tables(overhead_run: Printed):
     printed, result, out = overhead_run
     report = (out / 'overhead_digits_sgd.md').read_text()
     assert report in printed
-    assert report.count('| halves ') == 2 + 3 + can_follow_storages()
-    assert ('Memory: not measured' in report) != can_follow_storages()
+    assert report.count('| halves ') == 2 + 3 + CAN_FOLLOW_STORAGES
+    assert ('Memory: not measured' in report) != CAN_FOLLOW_STORAGES
     met = [row['met'] for row in result['memory_targets']]
-    assert met == ([True, True] if can_follow_storages() else [])
+    assert met == ([True, True] if CAN_FOLLOW_STORAGES else [])
 
 
 def test_overhead_compares_targets_with_both_clocks(overhead_run: Printed):

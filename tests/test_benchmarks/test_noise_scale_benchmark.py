@@ -16,9 +16,9 @@ from torch import nn
 from torch.optim import SGD
 
 from agvm_mm.method.noise_scale import predicted_variance
-from agvm_mm.report import noise_run
-from agvm_mm.report.noise import GradientSums
-from agvm_mm.report.noise_run import BlockSums
+from agvm_mm.report.gradient_noise import replicas
+from agvm_mm.report.gradient_noise.intervals import GradientSums
+from agvm_mm.report.gradient_noise.replicas import BlockSums
 from demo import write_digits
 
 SCALES = dict(backbone=500.0, head=40.0)
@@ -163,23 +163,23 @@ def test_fit_recovers_a_curve():
 
 
 def test_a_finished_run_is_kept_unless_its_settings_change(tmp_path: Path):
-    settings = race.Race('start.pth', 1.0, 64, 16, 50)
+    settings = dict(start='start.pth', target=1.0, window=64, micro_batch=16)
+    settings |= dict(batch=64, lr=0.1, seed=0)
     calls = []
 
-    def result(updates: float | None, limit: int, race_: race.Race = settings) -> dict:
+    def result(updates: float | None, limit: int, run: dict = settings) -> dict:
         def train() -> dict:
             calls.append(limit)
             return dict(updates=updates, losses=[1.0])
 
-        run = race.Run(64, 0.1, 0)
-        return race.read_or_train(tmp_path / 'a/run.json', race_, run, limit, train)
+        return race.read_or_train(tmp_path / 'a/run.json', run, limit, train)
 
     assert result(None, 20)['updates'] is None
     assert result(7.0, 10)['updates'] is None  # Kept: 20 updates were too few.
     assert result(30.0, 40)['updates'] == 30.0
     assert result(1.0, 100)['updates'] == 30.0
     assert json.loads((tmp_path / 'a/run.json').read_text())['updates'] == 30.0
-    changed = race.Race('start.pth', 0.5, 64, 16, 50)
+    changed = settings | dict(target=0.5)
     assert result(60.0, 100, changed)['updates'] == 60.0
     assert calls == [20, 40, 100]
 
@@ -201,7 +201,7 @@ def test_updates_are_run_reported_and_kept(
         """Write the weights of a network that was not trained."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        weights = noise_run.build_model(cfg).state_dict()
+        weights = replicas.build_model(cfg).state_dict()
         path = noise_scale.checkpoint(folder, cfg.train_cfg.max_iters)
         torch.save(dict(state_dict=weights), path)
 

@@ -17,7 +17,6 @@ from agvm_mm.training.resume import is_whole
 
 AGVM = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.05),
 )
 

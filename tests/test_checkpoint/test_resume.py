@@ -133,7 +133,6 @@ def build(work_dir, case, *, die=False, resume=False, **changes):
         resume=resume,
         optim_wrapper=dict(
             type='AGVMOptimWrapper',
-            constructor='AGVMOptimWrapperConstructor',
             optimizer=optimizer,
             momentum=0.5,
         ),

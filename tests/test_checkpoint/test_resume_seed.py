@@ -3,7 +3,6 @@
 import copy
 import random
 
-import mmdet.datasets  # noqa: F401  registers its samplers
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,11 @@ from runners import ImageDataset, make_runner
 from test_resume import assert_same
 
 from agvm_mm.training.loading import allow_runner_checkpoints
+
+
+@pytest.fixture(autouse=True)
+def samplers_of_mmdetection():
+    import mmdet.datasets  # noqa: F401
 
 
 @DATASETS.register_module(force=True)

@@ -9,10 +9,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-import mmdet.engine  # noqa: F401  registers its schedulers
 import numpy as np
 import pytest
 import torch
+from cases import for_each
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
@@ -31,6 +31,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def allow():
+    import mmdet.engine  # noqa: F401  registers its schedulers
+
     allow_runner_checkpoints()
 
 
@@ -92,7 +94,7 @@ def step(scheduler, steps):
             scheduler.step()
 
 
-@pytest.mark.parametrize('name', sorted(registered(PARAM_SCHEDULERS)))
+@for_each(lambda: sorted(registered(PARAM_SCHEDULERS)))
 def test_state_of_every_registered_scheduler(name):
     kind = registered(PARAM_SCHEDULERS)[name]
     scheduler, optimizer = make_scheduler(kind)
@@ -124,7 +126,7 @@ NOT_BUILT = {'Optimizer', 'LBFGS', 'SparseAdam', 'ZeroRedundancyOptimizer'}
 """Abstract, with a closure, for sparse gradients, for several ranks."""
 
 
-@pytest.mark.parametrize('name', sorted(registered(OPTIMIZERS).keys() - NOT_BUILT))
+@for_each(lambda: sorted(registered(OPTIMIZERS).keys() - NOT_BUILT))
 def test_state_of_every_registered_optimizer(name):
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = registered(OPTIMIZERS)[name]([parameter], lr=0.1)

@@ -1,18 +1,17 @@
 """Models of all configs: they build, split into modules and take one update."""
 
 import copy
+import importlib
 import math
 
 import pytest
 import synthetic  # noqa: F401  registers SyntheticDataset
 import torch
+from cases import for_each
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from zoo import LEAVES, ZOO, by_model, load
-
-pytest.importorskip('mmdet')
-pytest.importorskip('mmseg')
+from zoo import LEAVES, ZOO, folder_of, load, name_of
 
 TWO_STAGE = {'backbone', 'neck', 'rpn_head', 'bbox_head'}
 MODULES = {
@@ -26,7 +25,14 @@ MODULES = {
 }
 # The large model is built without memory for its weights.
 BILLION = next(leaf for leaf in ZOO if 'swin-1b' in leaf)
-BUILT = [leaf for leaf in by_model(LEAVES) if leaf != BILLION]
+
+
+def model_of(leaf):
+    return f'{folder_of(leaf)}/{name_of(leaf).model}'
+
+
+# One leaf for each model, with AGVM.
+BY_MODEL = {model_of(leaf): leaf for leaf in LEAVES if '_agvm-' in leaf}
 
 
 def without_downloads(cfg):
@@ -46,17 +52,9 @@ def without_downloads(cfg):
 
 
 def scope_ready(scope):
-    module = {'mmdet': 'mmdet.utils', 'mmseg': 'mmseg.utils'}[scope]
-    __import__(module, fromlist=['_']).register_all_modules(init_default_scope=False)
+    utils = importlib.import_module(f'{scope}.utils')
+    utils.register_all_modules(init_default_scope=False)
     init_default_scope(scope)
-
-
-def build(leaf, device='cpu'):
-    cfg = load(leaf)
-    scope_ready(cfg.default_scope)
-    model_cfg = without_downloads(copy.deepcopy(cfg.model))
-    with torch.device(device):
-        return MODELS.build(model_cfg)
 
 
 def module_of(name):
@@ -67,16 +65,9 @@ def module_of(name):
 
 def check_modules(leaf, model):
     expected = MODULES.get(leaf.split('/')[0])
-    cfg = dict(
-        type='AGVMOptimWrapper',
-        constructor='AGVMOptimWrapperConstructor',
-        optimizer=dict(type='SGD', lr=0.1),
-    )
-    own = load(leaf).optim_wrapper
-    if own.type == 'AGVMOptimWrapper':
-        cfg = copy.deepcopy(own)
-    groups = build_optim_wrapper(model, cfg).optimizer.param_groups
-    found = [(id(p), group['module']) for group in groups for p in group['params']]
+    cfg = copy.deepcopy(load(leaf).optim_wrapper)
+    parameters = build_optim_wrapper(model, cfg).make_agvm(model).parameters
+    found = [(id(p), module) for module, own in parameters.items() for p in own]
     assert len({key for key, _ in found}) == len(found)
     found = dict(found)
     names = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -87,9 +78,9 @@ def check_modules(leaf, model):
         assert {module_of(name) for name in names} == expected
 
 
-@pytest.mark.parametrize('leaf', BUILT)
-def test_every_parameter_is_in_its_module(leaf):
-    check_modules(leaf, build(leaf))
+@for_each(LEAVES)
+def test_leaves_with_the_name_of_a_model_have_that_model(leaf):
+    assert load(leaf).model == load(BY_MODEL[model_of(leaf)]).model
 
 
 def test_large_model_has_a_billion_parameters(monkeypatch):
@@ -98,7 +89,10 @@ def test_large_model_has_a_billion_parameters(monkeypatch):
     monkeypatch.setattr(
         torch, 'linspace', lambda *a, **k: linspace(*a, **dict(k, device='cpu'))
     )
-    model = build(BILLION, device='meta')
+    cfg = load(BILLION)
+    scope_ready(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(without_downloads(copy.deepcopy(cfg.model)))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert 0.95e9 < trainable < 1.1e9
     check_modules(BILLION, model)
@@ -155,12 +149,14 @@ def small(leaf, tmp_path):
     return cfg
 
 
-@pytest.mark.parametrize('leaf', [*BUILT, BILLION])
-def test_one_update(leaf, tmp_path):
+@pytest.mark.parametrize('model', BY_MODEL)
+def test_modules_and_one_update(model, tmp_path):
     """With the Runner and the config's own loop, wrapper, schedules and hooks."""
+    leaf = BY_MODEL[model]
     cfg = small(leaf, tmp_path)
     scope_ready(cfg.default_scope)
     runner = Runner.from_cfg(cfg)
+    check_modules(leaf, runner.model)
     runner.model.init_weights()
     before = {
         name: parameter.detach().clone()
@@ -182,11 +178,10 @@ def test_one_update(leaf, tmp_path):
     assert all(parameter.isfinite().all() for parameter in after.values())
 
     wrapper = runner.optim_wrapper
-    if cfg.optim_wrapper.type == 'AGVMOptimWrapper':
-        assert wrapper.num_measurements == 1
-        assert wrapper.multipliers['backbone'] == 1
-        assert set(wrapper.variances) == set(wrapper.multipliers)
-        assert any(mu != 1 for mu in wrapper.multipliers.values())
-        for module, mu in wrapper.multipliers.items():
-            logged = runner.message_hub.get_scalar(f'train/agvm/mu/{module}')
-            assert logged.current() == mu
+    assert wrapper.agvm.num_measurements == 1
+    assert wrapper.agvm.multipliers['backbone'] == 1
+    assert set(wrapper.agvm.variances) == set(wrapper.agvm.multipliers)
+    assert any(mu != 1 for mu in wrapper.agvm.multipliers.values())
+    for module, mu in wrapper.agvm.multipliers.items():
+        logged = runner.message_hub.get_scalar(f'train/agvm/mu/{module}')
+        assert logged.current() == mu

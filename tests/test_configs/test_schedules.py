@@ -4,8 +4,8 @@ import json
 from functools import cache
 
 import numpy as np
-import pytest
 import torch
+from cases import for_each
 from mmengine.registry import PARAM_SCHEDULERS
 from zoo import LEAVES, ZOO, epoch_of, load, name_of, updates_of
 
@@ -127,7 +127,7 @@ def learning_rates(leaf: str, schedulers: list[dict]) -> np.ndarray:
     return rates[:, lrs_of(run).index(base_lr(leaf))]
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
+@for_each(LEAVES)
 def test_learning_rate_equals_reference_at_every_update(leaf):
     found = learning_rates(leaf, load(leaf).param_scheduler)
     expected = learning_rates(leaf, reference(leaf))
@@ -135,7 +135,7 @@ def test_learning_rate_equals_reference_at_every_update(leaf):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize('leaf', ZOO)
+@for_each(ZOO)
 def test_learning_rate_follows_formula(leaf):
     name, updates = name_of(leaf), updates_of(leaf)
     warmup = WARMUP[name.dataset][name.batch]

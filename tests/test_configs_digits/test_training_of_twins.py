@@ -92,12 +92,14 @@ def test_one_update_and_an_evaluation(twin, tiny_digits, tmp_path):
 
     wrapper = runner.optim_wrapper
     if '_agvm-' in twin:
-        assert wrapper.num_measurements == 1
-        assert set(wrapper.multipliers) == set(wrapper.variances) == modules
-        assert wrapper.multipliers['backbone'] == 1
-        others = [mu for name, mu in wrapper.multipliers.items() if name != 'backbone']
+        assert wrapper.agvm.num_measurements == 1
+        assert set(wrapper.agvm.multipliers) == set(wrapper.agvm.variances) == modules
+        assert wrapper.agvm.multipliers['backbone'] == 1
+        others = [
+            mu for name, mu in wrapper.agvm.multipliers.items() if name != 'backbone'
+        ]
         assert all(mu != 1 for mu in others)
-        assert all(0 <= phi <= 2 for phi in wrapper.variances.values())
+        assert all(0 <= phi <= 2 for phi in wrapper.agvm.variances.values())
         metric = METRICS[name_of(twin).model]
         value = runner.message_hub.get_scalar(f'val/{metric}').current()
         # Evaluators return -1 or nan when there is nothing to compare.

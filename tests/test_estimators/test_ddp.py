@@ -214,15 +214,23 @@ def compression_rank():
             model = ToyDetector()
             ddp = DistributedDataParallel(model)
             wrapper = make_wrapper(model, 'SGD')
+            agvm = wrapper.agvm
             built = build_estimator(
-                estimator, wrapper.optimizer, ddp, accumulation=1, comm_hook=comm_hook
+                estimator,
+                agvm.preconditioner,
+                agvm.parameters,
+                ddp,
+                accumulation=1,
+                comm_hook=comm_hook,
             )
-            wrapper.attach(built, MeasurementSchedule(interval=1))
+            wrapper.agvm.attach(built, MeasurementSchedule(interval=1))
             wrapper.update_params(ddp(*shard(0, dist.get_rank(), 0, 1, 2))['loss'])
-            variances[estimator, comm_hook] = wrapper.variances
+            variances[estimator, comm_hook] = wrapper.agvm.variances
     errors = []
     with pytest.raises(ValueError) as caught:
-        build_estimator('halves', wrapper.optimizer, ddp, accumulation=1)
+        build_estimator(
+            'halves', agvm.preconditioner, agvm.parameters, ddp, accumulation=1
+        )
     errors.append(str(caught.value))
     refuse = RuntimeError('Invalid scalar type')
     with (
@@ -231,7 +239,8 @@ def compression_rank():
     ):
         build_estimator(
             'halves',
-            wrapper.optimizer,
+            agvm.preconditioner,
+            agvm.parameters,
             DistributedDataParallel(model),
             accumulation=1,
             comm_hook='bf16_compress_hook',

@@ -17,10 +17,10 @@ def test_golden_case(estimator):
     for replica in range(4):
         wrapper.update_params(model(replica))
     expected = golden.VARIANCES[estimator]
-    assert wrapper.variances == pytest.approx(expected, abs=1e-9)
-    assert wrapper.multipliers['backbone'] == 1
+    assert wrapper.agvm.variances == pytest.approx(expected, abs=1e-9)
+    assert wrapper.agvm.multipliers['backbone'] == 1
     head = golden.MULTIPLIER[estimator]
-    assert wrapper.multipliers['head'] == pytest.approx(head, abs=1e-7)
+    assert wrapper.agvm.multipliers['head'] == pytest.approx(head, abs=1e-7)
 
 
 def train(model, wrapper, updates, micro_batches, seed=0):
@@ -72,13 +72,15 @@ def test_matches_independent_reference(optimizer, estimator, micro_batches):
     )
     for replicas in train(model, wrapper, 20, micro_batches):
         reference.step(replicas)
-    assert wrapper.variances == pytest.approx(reference.variances, abs=1e-10)
-    assert wrapper.multipliers == pytest.approx(reference.multipliers, abs=1e-10)
+    assert wrapper.agvm.variances == pytest.approx(reference.variances, abs=1e-10)
+    assert wrapper.agvm.multipliers == pytest.approx(reference.multipliers, abs=1e-10)
     # One image in each micro-batch.
     for name, (signal, noise) in reference.noise_averages().items():
         expected = signal, micro_batches * noise
-        assert wrapper.noise.averages()[name] == pytest.approx(expected, rel=1e-9)
-    assert min(abs(mu - 1) for m, mu in wrapper.multipliers.items() if m != 'backbone')
+        assert wrapper.agvm.noise.averages()[name] == pytest.approx(expected, rel=1e-9)
+    assert min(
+        abs(mu - 1) for m, mu in wrapper.agvm.multipliers.items() if m != 'backbone'
+    )
     for name, p in model.named_parameters():
         np.testing.assert_allclose(
             p.detach().numpy(), reference.parameters[name], rtol=0, atol=1e-10
@@ -113,8 +115,8 @@ def test_module_without_gradient_is_not_measured(estimator):
     model = ToyDetector(use_mask_head=False)
     wrapper = make_wrapper(model, estimator=estimator, accumulative_counts=2)
     train(model, wrapper, 3, 2)
-    assert set(wrapper.variances) == {'backbone', 'neck', 'bbox_head'}
-    assert wrapper.multipliers['mask_head'] == 1
+    assert set(wrapper.agvm.variances) == {'backbone', 'neck', 'bbox_head'}
+    assert wrapper.agvm.multipliers['mask_head'] == 1
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
@@ -124,7 +126,7 @@ def test_module_with_gradient_in_one_micro_batch(estimator):
     for use_mask_head in (False, True):
         model.use_mask_head = use_mask_head
         wrapper.update_params(model(*make_images(4))['loss'])
-    assert wrapper.variances['mask_head'] == pytest.approx(1)
+    assert wrapper.agvm.variances['mask_head'] == pytest.approx(1)
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
@@ -142,7 +144,7 @@ def test_shared_head_with_reentrant_checkpointing(estimator):
             levels = [run(model.neck, level) for level in (x, 2 * x)]
             outputs = [run(model.roi_head['bbox_head'], level) for level in levels]
             wrapper.update_params(sum((o - targets).square().mean() for o in outputs))
-        variances.append(wrapper.variances)
+        variances.append(wrapper.agvm.variances)
     assert variances[0] == pytest.approx(variances[1], abs=1e-12)
 
 
@@ -165,13 +167,13 @@ def test_short_last_update_of_mmengine(estimator):
     ]
     for shard in shards[3:]:
         wrapper.update_params(model(*shard)['loss'])
-    assert wrapper.num_updates == 2
+    assert wrapper.agvm.num_updates == 2
     a, b = own
     expected = {
         'halves': 1 - (a @ b / a.norm() / b.norm()).item(),
         'replicas': 1 - (2 * (a @ b) / (a @ a + b @ b)).item(),
     }
-    assert wrapper.variances['backbone'] == pytest.approx(
+    assert wrapper.agvm.variances['backbone'] == pytest.approx(
         expected[estimator], abs=1e-12
     )
 
@@ -182,7 +184,7 @@ def test_update_of_one_micro_batch_is_not_measured():
     wrapper.initialize_count_status(model, 0, 4)
     for seed in range(4):
         wrapper.update_params(model(*make_images(4, seed))['loss'])
-    assert (wrapper.num_updates, wrapper.num_measurements) == (2, 1)
+    assert (wrapper.agvm.num_updates, wrapper.agvm.num_measurements) == (2, 1)
 
 
 @pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
@@ -197,6 +199,6 @@ def test_large_parameters_are_measured_in_pieces(monkeypatch, optimizer, estimat
             model, optimizer, estimator=estimator, accumulative_counts=2
         )
         train(model, wrapper, 3, 2)
-        variances.append(wrapper.variances)
+        variances.append(wrapper.agvm.variances)
     whole, in_pieces = variances
     assert in_pieces == pytest.approx(whole, abs=1e-12)

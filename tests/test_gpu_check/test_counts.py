@@ -1,13 +1,12 @@
 """Counts of an update; what only a GPU does is simulated."""
 
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
 
-from gpu_check import counts, synchronizations
-from gpu_check.parts import Ranks
+from gpu_check import counts, waits
+from gpu_check.ranks import Ranks
 
 WARNING = 'called a synchronizing CUDA operation (Triggered internally)'
 
@@ -33,22 +32,9 @@ def test_synchronizations_are_counted_from_the_warnings_of_torch(modes):
     assert modes == ['warn', 'default']
 
 
-def test_error_about_a_synchronization_is_returned_and_others_are_raised(modes):
-    def update(message):
-        assert modes[-1] == 'error'
-        if message:
-            raise RuntimeError(message)
-
-    assert counts.synchronization_error(lambda: update('')) is None
-    assert counts.synchronization_error(lambda: update(WARNING)) == WARNING
-    with pytest.raises(RuntimeError, match='out of memory'):
-        counts.synchronization_error(lambda: update('out of memory'))
-    assert modes == ['error', 'default'] * 3
-
-
 def test_cpu_has_neither_synchronizations_nor_a_peak():
     assert counts.count_synchronizations(pytest.fail) is None
-    assert counts.device_peak(None, {}) is None
+    assert counts.device_peak(pytest.fail) is None
 
 
 def test_operators_of_an_update_are_counted():
@@ -75,63 +61,45 @@ def test_kernels_are_the_launches_of_cuda():
     assert counts.count_names(names) == dict(operators=2, kernels=3)
 
 
-def cells(counted, errors=()):
+def cells(counted):
     """Return results of one rank with the given counts."""
-    return {
-        cell: dict(count=count, error=WARNING if cell in errors else None)
-        for cell, count in zip(synchronizations.CELLS, counted, strict=True)
-    }
-
-
-HALVES = ('halves', False)
+    names = [('plain', False), ('halves', False), ('halves', True)]
+    names += [('replicas', False), ('replicas', True)]
+    return dict(zip(names, counted, strict=True))
 
 
 @pytest.mark.parametrize(
-    'counted, errors, problems',
+    'counted, problems',
     [
-        ((0, 0, 1, 0, 1), (), 0),
-        ((5, 5, 6, 5, 5), (), 0),
-        ((0, 1, 1, 0, 1), (), 1),
-        ((0, 0, 2, 0, 1), (), 1),
-        ((0, 0, 1, 0, 1), (HALVES,), 1),
-        # Then it is not AGVM's.
-        ((1, 1, 1, 1, 1), (synchronizations.PLAIN, HALVES), 0),
-        ((None,) * 5, (), 0),
+        ((0, 0, 1, 0, 1), 0),
+        ((5, 5, 6, 5, 5), 0),
+        ((0, 1, 1, 0, 1), 1),
+        ((0, 0, 2, 0, 1), 1),
+        ((None,) * 5, 0),
     ],
 )
-def test_only_a_measured_update_may_add_a_synchronization(counted, errors, problems):
-    right, own = cells((0, 0, 1, 0, 1)), cells(counted, errors)
+def test_only_a_measured_update_may_add_a_synchronization(counted, problems):
+    right, own = cells((0, 0, 1, 0, 1)), cells(counted)
     for by_rank in ([own, right], [right, own]):
-        assert len(synchronizations.judge(by_rank)) == problems
+        assert len(waits.judge_waits(by_rank)) == problems
 
 
 def test_description_names_each_cell():
-    assert synchronizations.describe(cells((0, 0, 1, 0, 2))) == (
+    assert waits.describe_waits(cells((0, 0, 1, 0, 2))) == (
         'plain 0, halves 0, halves measured 1, replicas 0, replicas measured 2'
-    )
-    assert 'plain update raises' in synchronizations.describe(
-        cells((1,) * 5, (synchronizations.PLAIN,))
     )
 
 
 def counted_rank():
     """Measure on this rank as if on a GPU; return the debug modes, too."""
     asked = []
-
-    @contextmanager
-    def mode(name):
-        asked.append(name)
-        yield
-
-    counts.sync_debug_mode = mode
+    torch.cuda.set_sync_debug_mode = asked.append
     counts.rank_device = lambda: torch.device('cuda')
-    return synchronizations.measure_synchronizations(), asked
+    return waits.measure_waits(), asked
 
 
 @pytest.mark.parametrize('ranks', [1, 2])
 def test_each_cell_is_measured_on_ranks(ranks):
     for found, asked in Ranks(ranks, 0).run(counted_rank):
-        assert list(found) == list(synchronizations.CELLS)
-        assert {cell['count'] for cell in found.values()} == {0}
-        # Over gloo nothing is forbidden.
-        assert asked == ['warn'] * len(found)
+        assert found == cells((0,) * 5)
+        assert asked == ['warn', 'default'] * len(found)

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from gpu_check import golden, parity
-from gpu_check.parts import Ranks, compare, compare_golden, compare_parity
+from gpu_check.command import compare, compare_golden, compare_parity
+from gpu_check.ranks import Ranks
 
 CPU_PAIR = Ranks(2, 0)
 

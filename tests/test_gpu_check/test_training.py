@@ -13,7 +13,7 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from demo import write_digits
 from gpu_check import training
-from gpu_check.parts import Ranks
+from gpu_check.ranks import Ranks
 
 UPDATES = 3
 

@@ -78,7 +78,7 @@ def ddp_rank(kinds):
         for seed in range(2):
             rank = dist.get_rank()
             update(model, detector, wrapper, make_batch(10 * seed + rank, kinds[rank]))
-        results[estimator] = (wrapper.variances, wrapper.multipliers)
+        results[estimator] = (wrapper.agvm.variances, wrapper.agvm.multipliers)
     return results
 
 
@@ -104,5 +104,5 @@ def test_micro_batches_without_objects(estimator, kinds):
     )
     for seed, kind in enumerate(kinds):
         update(detector, detector, wrapper, make_batch(seed, kind))
-    assert wrapper.num_measurements == 1
-    assert all(0 <= phi <= 2 for phi in wrapper.variances.values())
+    assert wrapper.agvm.num_measurements == 1
+    assert all(0 <= phi <= 2 for phi in wrapper.agvm.variances.values())

@@ -17,7 +17,6 @@ from agvm_mm.training.variance_sync import advise_rejected, explain_rejected
 
 AGVM = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.05),
 )
 
@@ -234,4 +233,4 @@ def no_positives_rank(folder):
 
     ToyDetector.forward = without_positives
     runner = train(folder, [], epochs=1)
-    return runner.optim_wrapper.variances
+    return runner.optim_wrapper.agvm.variances

@@ -5,7 +5,6 @@ from runners import make_runner
 
 AGVM = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9),
 )
 MODULES = ['backbone', 'neck', 'bbox_head', 'mask_head']
@@ -40,8 +39,8 @@ def test_agvm_charts_are_grouped_under_one_name(tmp_path):
     wrapper = runner.optim_wrapper
     for module in MODULES:
         last = {
-            f'agvm/phi/{module}': wrapper.variances[module],
-            f'agvm/mu/{module}': wrapper.multipliers[module],
+            f'agvm/phi/{module}': wrapper.agvm.variances[module],
+            f'agvm/mu/{module}': wrapper.agvm.multipliers[module],
         }
         for tag, expected in last.items():
             # Measured at updates 2 and 4 (steps 3 and 5) and logged at every step.

@@ -6,18 +6,17 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.config import Config
 from ranks import run_on_ranks
 from runners import ImageDataset, make_runner
 
-from agvm_mm import VarianceSyncHook
+from agvm_mm import VarianceSyncHook, cli
 from agvm_mm.method import noise_scale
-from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.training.batch import BatchSize
 from agvm_mm.training.summary import describe_run
 
 AGVM = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9),
 )
 MODULES = ['backbone', 'neck', 'bbox_head', 'mask_head']
@@ -46,17 +45,17 @@ def test_runner_in_one_process(tmp_path):
     )
     runner.train()
     wrapper = runner.optim_wrapper
-    assert (wrapper.num_updates, wrapper.num_measurements) == (6, 2)
-    assert wrapper.effective_batch_size == 16
-    assert list(wrapper.multipliers) == MODULES
+    assert (wrapper.agvm.num_updates, wrapper.agvm.num_measurements) == (6, 2)
+    assert runner.message_hub.get_info('agvm_total_batch_size') == 16
+    assert list(wrapper.agvm.multipliers) == MODULES
 
     rows = scalars(tmp_path)
     assert len(rows) == 6
     assert 'agvm/phi/neck' not in rows[1] and 'agvm/phi/neck' in rows[2]
     for module in MODULES:
         phi, mu = rows[-1][f'agvm/phi/{module}'], rows[-1][f'agvm/mu/{module}']
-        assert phi == pytest.approx(wrapper.variances[module])
-        assert mu == pytest.approx(wrapper.multipliers[module])
+        assert phi == pytest.approx(wrapper.agvm.variances[module])
+        assert mu == pytest.approx(wrapper.agvm.multipliers[module])
     # The logged learning rate is the one of the config.
     assert {row['lr'] for row in rows} == {0.05}
     (log,) = tmp_path.glob('*/*.log')
@@ -75,7 +74,7 @@ def test_last_measurement_is_logged_with_its_multiplier(tmp_path):
     runner.train()
     rows = scalars(tmp_path)
     assert rows[3]['agvm/mu/neck'] != 1
-    assert set(runner.optim_wrapper.multipliers.values()) == {1.0}
+    assert set(runner.optim_wrapper.agvm.multipliers.values()) == {1.0}
 
 
 def test_runner_with_accumulation_of_mmengine(tmp_path):
@@ -89,9 +88,9 @@ def test_runner_with_accumulation_of_mmengine(tmp_path):
     )
     runner.train()
     assert runner.iter == 12
-    assert runner.optim_wrapper.num_updates == 4
-    assert runner.optim_wrapper.num_measurements == 4
-    assert runner.optim_wrapper.effective_batch_size == 12
+    assert runner.optim_wrapper.agvm.num_updates == 4
+    assert runner.optim_wrapper.agvm.num_measurements == 4
+    assert runner.message_hub.get_info('agvm_total_batch_size') == 12
 
 
 def distributed_runner(folder, estimator, batch_size):
@@ -140,7 +139,6 @@ def test_runner_on_two_ranks(tmp_path):
         assert kind == 'MMDistributedDataParallel'
         assert agvm == other_agvm
         assert agvm['num_updates'] == 9 and agvm['num_measurements'] == 5
-        assert agvm['effective_batch_size'] == 16
         assert agvm['multipliers']['mask_head'] != 1
         for name, value in parameters.items():
             assert torch.equal(value, other_parameters[name])
@@ -167,7 +165,7 @@ def test_skipped_measurement_is_logged(tmp_path):
             return images.tensors[0][i], images.tensors[1][i]
 
         runner.train()
-    assert runner.optim_wrapper.num_skipped_measurements == 3
+    assert runner.optim_wrapper.agvm.num_skipped_measurements == 3
     (log,) = tmp_path.glob('*/*.log')
     assert 'skipped the measurement at update 0 (1 so far)' in log.read_text()
 
@@ -176,9 +174,7 @@ def test_skipped_measurement_is_logged(tmp_path):
     'optim_wrapper, hooks, error, message',
     [
         (
-            dict(
-                AGVM, type='OptimWrapper', constructor='DefaultOptimWrapperConstructor'
-            ),
+            dict(AGVM, type='OptimWrapper'),
             ['VarianceSyncHook'],
             TypeError,
             'needs optim_wrapper=.*AGVMOptimWrapper.*got OptimWrapper',
@@ -190,12 +186,6 @@ def test_skipped_measurement_is_logged(tmp_path):
             'there are 2 hooks VarianceSyncHook.*default_hooks=',
         ),
         (AGVM, [], RuntimeError, 'add default_hooks=.*VarianceSyncHook'),
-        (
-            {k: v for k, v in AGVM.items() if k != 'constructor'},
-            ['VarianceSyncHook'],
-            ValueError,
-            'add constructor=',
-        ),
         (
             AGVM,
             ['VarianceSyncHook'],
@@ -244,6 +234,9 @@ def test_compression_without_ranks_is_refused(tmp_path):
     [
         (dict(interval=0), ValueError, 'interval must be at least 1, got 0'),
         (dict(begin=-5), ValueError, 'begin must be'),
+        (dict(begin='warm-up'), ValueError, "begin must be an update or 'warmup'"),
+        (dict(begin=1.5), TypeError, 'begin must be a whole number'),
+        (dict(act=1), TypeError, 'act must be True or False'),
         (dict(begin=5, end=3), ValueError, 'end must be at least 5'),
         (dict(estimator='halfs'), ValueError, "Did you mean 'halves'"),
         (dict(comm_hook='powersgd'), ValueError, 'comm_hook must be one of'),
@@ -274,7 +267,7 @@ def test_noise_scale_is_logged_in_images(tmp_path, mode, estimator):
     )
     runner.train()
     rows = scalars(tmp_path)
-    averages = runner.optim_wrapper.noise.averages()
+    averages = runner.optim_wrapper.agvm.noise.averages()
     assert set(averages) == {*MODULES, 'all'}
     for module, (signal, noise) in averages.items():
         expected = noise / signal if signal > 0 else float('nan')
@@ -338,10 +331,11 @@ def run_measuring(work_dir, optim_wrapper, hooks, **kwargs):
 
 MEASURE = dict(type='VarianceSyncHook', interval=2, act=False)
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
+ADAMAX = dict(type='AGVMOptimWrapper', optimizer=dict(type='Adamax', lr=0.01))
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
-@pytest.mark.parametrize('optim_wrapper', [AGVM, PLAIN], ids=['agvm', 'plain'])
+@pytest.mark.parametrize('optim_wrapper', [AGVM, ADAMAX], ids=['SGD', 'Adamax'])
 @pytest.mark.parametrize('loop', ['large batch', 'MMEngine'])
 def test_hook_that_does_not_act_changes_nothing(
     tmp_path, optim_wrapper, estimator, loop
@@ -350,9 +344,10 @@ def test_hook_that_does_not_act_changes_nothing(
     if loop == 'MMEngine':
         settings['accumulative_counts'] = 4
         kwargs['train_cfg'] = dict(type='EpochBasedTrainLoop', max_epochs=2)
-    expected = run_measuring(tmp_path / 'plain', PLAIN | settings, [], **kwargs)
+    plain = dict(optim_wrapper, type='OptimWrapper')
+    expected = run_measuring(tmp_path / 'plain', plain | settings, [], **kwargs)
     # MMEngine keeps one logger for each name.
-    folder = tmp_path / f'{loop} {estimator} {optim_wrapper["type"]}'
+    folder = tmp_path / f'{loop} {estimator} {optim_wrapper["optimizer"]["type"]}'
     hook = dict(MEASURE, estimator=estimator)
     runner = run_measuring(folder, optim_wrapper | settings, [hook], **kwargs)
     for p, q in zip(
@@ -360,7 +355,7 @@ def test_hook_that_does_not_act_changes_nothing(
     ):
         assert torch.equal(p, q)
     wrapper = runner.optim_wrapper
-    assert (wrapper.num_updates, wrapper.num_measurements) == (6, 3)
+    assert (wrapper.agvm.num_updates, wrapper.agvm.num_measurements) == (6, 3)
     row = scalars(folder)[-1]
     assert {f'agvm/phi/{module}' for module in MODULES} <= row.keys()
     assert 'agvm/noise_scale/all' in row
@@ -369,16 +364,16 @@ def test_hook_that_does_not_act_changes_nothing(
 
 
 def test_measuring_run_resumes_its_averages_and_a_run_without_the_hook_too(tmp_path):
-    whole = run_measuring(tmp_path / 'whole', PLAIN, [MEASURE])
+    whole = run_measuring(tmp_path / 'whole', AGVM, [MEASURE])
     checkpoint = dict(type='CheckpointHook', interval=1)
     folder = tmp_path / 'parts'
     run_measuring(
-        folder, PLAIN, [MEASURE], train_cfg=epochs(1, 16), checkpoint=checkpoint
+        folder, AGVM, [MEASURE], train_cfg=epochs(1, 16), checkpoint=checkpoint
     )
-    resumed = run_measuring(folder, PLAIN, [MEASURE], resume=True)
-    expected = whole.optim_wrapper.noise.averages()
-    assert resumed.optim_wrapper.noise.averages() == expected
-    assert resumed.optim_wrapper.num_updates == 6
+    resumed = run_measuring(folder, AGVM, [MEASURE], resume=True)
+    expected = whole.optim_wrapper.agvm.noise.averages()
+    assert resumed.optim_wrapper.agvm.noise.averages() == expected
+    assert resumed.optim_wrapper.agvm.num_updates == 6
     plain = run_measuring(
         folder, PLAIN, [], load_from=str(folder / 'epoch_1.pth'), resume=True
     )
@@ -389,16 +384,103 @@ def test_measuring_run_resumes_its_averages_and_a_run_without_the_hook_too(tmp_p
 def test_measuring_starts_on_a_checkpoint_of_a_plain_run(tmp_path):
     checkpoint = dict(type='CheckpointHook', interval=1)
     run_measuring(tmp_path, PLAIN, [], train_cfg=epochs(1, 16), checkpoint=checkpoint)
-    resumed = run_measuring(tmp_path, PLAIN, [MEASURE], resume=True)
+    resumed = run_measuring(tmp_path, AGVM, [MEASURE], resume=True)
     # Updates 3 to 5, of which 4 is measured.
     wrapper = resumed.optim_wrapper
-    assert (wrapper.num_updates, wrapper.num_measurements) == (6, 1)
+    assert (wrapper.agvm.num_updates, wrapper.agvm.num_measurements) == (6, 1)
 
 
-def test_measuring_an_optimizer_without_a_rule_is_refused(tmp_path):
-    wrapper = dict(type='OptimWrapper', optimizer=dict(type='RMSprop', lr=0.1))
-    with pytest.raises(TypeError, match='RMSprop'):
-        run_measuring(tmp_path, wrapper, [MEASURE])
+def test_acting_with_an_optimizer_without_a_rule_is_refused(tmp_path):
+    with pytest.raises(TypeError, match='Adam, AdamW, SGD and their.*Adamax'):
+        run_measuring(tmp_path, ADAMAX, [dict(type='VarianceSyncHook')])
+
+
+def test_measuring_with_a_wrapper_of_mmengine_is_refused(tmp_path):
+    with pytest.raises(TypeError, match='AGVMOptimWrapper.*got OptimWrapper'):
+        run_measuring(tmp_path, PLAIN, [MEASURE])
+
+
+IN_EPOCHS = dict(type='LinearLR', end=1, by_epoch=True, convert_to_iter_based=True)
+WARMUPS = {
+    'none': ([], 0),
+    'LinearLR': ([dict(type='LinearLR', by_epoch=False, end=4)], 3),
+    'ExponentialWarmupLR': (
+        [
+            dict(type='ExponentialWarmupLR', by_epoch=False, end=2),
+            dict(type='MultiStepLR', milestones=[1]),
+        ],
+        2,
+    ),
+    'in epochs': ([IN_EPOCHS], 2),
+    'OneCycleLR': (
+        [dict(type='OneCycleLR', eta_max=0.1, total_steps=7, by_epoch=False)],
+        1,
+    ),
+    'accumulated': ([IN_EPOCHS], 3),
+}
+
+
+@pytest.mark.parametrize('name', WARMUPS)
+def test_agvm_begins_when_the_warmup_has_ended(tmp_path, name):
+    schedules, begin = WARMUPS[name]
+    wrapper, kwargs = AGVM, {}
+    if name == 'accumulated':  # In a loop of MMEngine.
+        wrapper = dict(AGVM, accumulative_counts=4)
+        kwargs['train_cfg'] = dict(type='EpochBasedTrainLoop', max_epochs=2)
+    runner = run_measuring(
+        tmp_path / name,
+        wrapper,
+        [dict(type='VarianceSyncHook', interval=1)],
+        param_scheduler=schedules,
+        **kwargs,
+    )
+    agvm = runner.optim_wrapper.agvm
+    assert agvm.schedule.begin == begin
+    assert agvm.num_measurements == 6 - begin
+    # That of the rates which the updates had.
+    rates = [row['lr'] for row in scalars(tmp_path / name)]
+    step = len(rates) // 6
+    peak = max(rates)
+    assert rates[step * begin] > 0.99 * peak
+    assert all(rate <= 0.99 * peak for rate in rates[: step * begin : step])
+
+
+@pytest.mark.parametrize('act', [True, False])
+@pytest.mark.parametrize(
+    'begin, schedules',
+    [
+        (6, []),
+        (1020, []),
+        ('warmup', [dict(type='ConstantLR', factor=0.1, by_epoch=False, end=100)]),
+    ],
+)
+def test_begin_that_is_not_reached_is_refused(tmp_path, begin, schedules, act):
+    hook = dict(type='VarianceSyncHook', begin=begin, act=act)
+    if begin == 'warmup':
+        # The learning rate is constant as far as this run goes.
+        runner = run_measuring(tmp_path, AGVM, [hook], param_scheduler=schedules)
+        assert runner.optim_wrapper.agvm.schedule.begin == 0
+        return
+    message = f'begin={begin}, but the run ends after 6 updates'
+    with pytest.raises(ValueError, match=message):
+        run_measuring(tmp_path, AGVM, [hook], param_scheduler=schedules)
+
+
+@pytest.mark.parametrize('loop', ['large batch', 'tools'])
+def test_optimizer_that_does_not_exist_is_named_with_the_nearest(tmp_path, loop):
+    wrapper = dict(AGVM, optimizer=dict(type='AdamV', lr=0.01))
+    with pytest.raises(KeyError, match="AdamV.*is not registered.*Did you mean 'Adam"):
+        if loop == 'tools':
+            cfg = dict(
+                model=dict(type='ToyDetector'),
+                work_dir=str(tmp_path),
+                optim_wrapper=wrapper,
+                train_cfg=dict(by_epoch=True, max_epochs=1),
+                train_dataloader=dict(dataset=dict(type='ImageDataset', images=4)),
+            )
+            cli.build_runner(Config(cfg), 'none')
+        else:
+            run_measuring(tmp_path, wrapper, [dict(type='VarianceSyncHook')])
 
 
 def measuring_rank(folder):
@@ -406,7 +488,7 @@ def measuring_rank(folder):
 
     runner = run_measuring(
         Path(folder, str(dist.get_rank())),
-        PLAIN,
+        AGVM,
         [MEASURE],
         launcher='pytorch',
         cfg=dict(
@@ -417,7 +499,7 @@ def measuring_rank(folder):
             )
         ),
     )
-    return runner.optim_wrapper.noise.averages()
+    return runner.optim_wrapper.agvm.noise.averages()
 
 
 def test_measuring_on_two_ranks(tmp_path):
@@ -427,12 +509,11 @@ def test_measuring_on_two_ranks(tmp_path):
 
 
 def test_summary_of_several_ranks_says_that_sync_bn_biases_noise_scales(tmp_path):
-    runner = run_measuring(tmp_path, PLAIN, [MEASURE], train_cfg=epochs(1, 16))
-    schedule = MeasurementSchedule(act=False)
+    runner = run_measuring(tmp_path, AGVM, [MEASURE], train_cfg=epochs(1, 16))
+    agvm = runner.optim_wrapper.agvm
     runner.model.add_module('norm', torch.nn.SyncBatchNorm(3))
     alone, together = (
-        describe_run(runner, BatchSize(ranks, 4, 2), schedule, 'halves')
-        for ranks in (1, 2)
+        describe_run(runner, BatchSize(ranks, 4, 2), agvm, 'halves') for ranks in (1, 2)
     )
     assert 'SyncBN' not in alone
     assert 'SyncBN couples the ranks, so noise scales are biased' in together

@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from mmdet.datasets.samplers import AspectRatioBatchSampler, MultiSourceSampler
-from mmdet.engine.hooks import PipelineSwitchHook
 from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, LOOPS, MODELS, TRANSFORMS
@@ -24,7 +22,7 @@ from agvm_mm.training.dataloader import UpdateDataLoader
 from agvm_mm.training.loops import LargeBatchTrainLoop
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05))
-AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
+AGVM = dict(PLAIN, type='AGVMOptimWrapper')
 
 
 NO_CHECKPOINT = dict(checkpoint=dict(type='CheckpointHook', interval=-1))
@@ -102,6 +100,8 @@ def numbers(images, batch_size, **kwargs):
 
 @pytest.mark.parametrize('persistent', [True, False])
 def test_pipeline_switch_reaches_the_workers_as_in_mmengine(tmp_path, persistent):
+    from mmdet.engine.hooks import PipelineSwitchHook
+
     loader = numbers(8, 4, num_workers=2, persistent_workers=persistent)
     seen = []
     for name, cfg in (
@@ -127,6 +127,8 @@ def sources():
 
 
 def multi_source(batch_size):
+    from mmdet.datasets.samplers import MultiSourceSampler
+
     return dict(
         dataset=sources(),
         sampler=dict(
@@ -168,6 +170,8 @@ def test_endless_sampler_of_unknown_kind_is_found(tmp_path):
 
 
 def test_batch_sampler_may_yield_fewer_batches_than_its_length(tmp_path):
+    from mmdet.datasets.samplers import AspectRatioBatchSampler
+
     loader = numbers(
         20, 4, batch_sampler=dict(type=AspectRatioBatchSampler, drop_last=True)
     )

@@ -121,10 +121,10 @@ def test_logged_loss_is_mean_over_the_update(tmp_path):
     assert float(logged) == pytest.approx(expected.item(), abs=1e-12)
 
 
-AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
+AGVM = dict(PLAIN, type='AGVMOptimWrapper')
 
 
-def resumable(work_dir, wrapper, total, epochs, **kwargs):
+def resumable(work_dir, wrapper, total, epochs, *, allow=False, **kwargs):
     """Build a run on 24 images in micro-batches of 2 that saves every update."""
     return make_runner(
         work_dir,
@@ -132,9 +132,12 @@ def resumable(work_dir, wrapper, total, epochs, **kwargs):
         images=24,
         batch_size=2,
         train_cfg=dict(
-            type='LargeBatchTrainLoop', max_epochs=epochs, total_batch_size=total
+            type='LargeBatchTrainLoop',
+            max_epochs=epochs,
+            total_batch_size=total,
+            allow_resume_mismatch=allow,
         ),
-        hooks=[dict(type='VarianceSyncHook')] if 'constructor' in wrapper else (),
+        hooks=[dict(type='VarianceSyncHook')] if wrapper is AGVM else (),
         checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
         **kwargs,
     )
@@ -156,9 +159,14 @@ def test_resuming_with_other_total_batch_is_refused(tmp_path, wrapper):
 def test_allowed_other_total_batch_skips_no_epoch(tmp_path, wrapper, total, left):
     resumable(tmp_path, wrapper, 8, 3).train()
     # 16 of the 24 images of the second epoch are done; a started update counts.
-    allowed = dict(wrapper, allow_resume_mismatch=True)
     later = resumable(
-        tmp_path, allowed, total, 4, resume=True, load_from=str(tmp_path / 'iter_5.pth')
+        tmp_path,
+        wrapper,
+        total,
+        4,
+        allow=True,
+        resume=True,
+        load_from=str(tmp_path / 'iter_5.pth'),
     )
     later.train()
     assert later.iter == 5 + left + 2 * 24 // total

@@ -17,7 +17,7 @@ from agvm_mm.training.loading import allow_runner_checkpoints
 
 SGD = dict(type='SGD', lr=0.05, momentum=0.9)
 PLAIN = dict(type='OptimWrapper', optimizer=SGD)
-AGVM = dict(PLAIN, type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor')
+AGVM = dict(PLAIN, type='AGVMOptimWrapper')
 ESTIMATORS = ['halves', 'replicas']
 
 
@@ -143,8 +143,11 @@ def test_update_is_the_mean_over_the_micro_batches_that_came(
     # Halves need a micro-batch after the second, replicas two.
     measured = len(kept) > (2 if estimator == 'halves' else 1)
     wrapper = runner.optim_wrapper
-    assert (wrapper.num_updates, wrapper.num_measurements) == (2, 1 + measured)
-    assert wrapper.num_skipped_measurements == 0
+    assert (wrapper.agvm.num_updates, wrapper.agvm.num_measurements) == (
+        2,
+        1 + measured,
+    )
+    assert wrapper.agvm.num_skipped_measurements == 0
     if measured:
         logged = runner.message_hub.get_scalar('train/agvm/phi/backbone').data[0]
         assert logged[0] == pytest.approx(expected_phi(kept, estimator), abs=1e-12)
@@ -160,7 +163,7 @@ def test_update_without_any_backward_pass_is_dropped_and_counted(tmp_path, wrapp
     assert_equal(before, expected.parameters())
     assert_equal(RecordGradients.steps[0], gradient(expected, [4, 5, 6, 7]))
     if wrapper is AGVM:
-        assert runner.optim_wrapper.num_updates == 2
+        assert runner.optim_wrapper.agvm.num_updates == 2
     (log,) = tmp_path.glob('*/*.log')
     assert 'dropped an update: none of its micro-batches' in log.read_text()
 
@@ -176,7 +179,7 @@ def skipping_rank(folder):
             **on_ranks('FaultyDDP'),
         )
         runner.train()
-        results.append((RecordGradients.steps, runner.optim_wrapper.num_updates))
+        results.append((RecordGradients.steps, runner.optim_wrapper.agvm.num_updates))
     return results
 
 
@@ -209,7 +212,7 @@ def test_training_after_an_interruption_starts_a_clean_update(
     first = range(4 * done, 4 * done + 4)
     assert_equal(RecordGradients.steps[0], gradient(weights, first))
     if estimator:
-        assert runner.optim_wrapper.num_updates == 2
+        assert runner.optim_wrapper.agvm.num_updates == 2
 
 
 @pytest.mark.parametrize('estimator', ESTIMATORS)
@@ -239,8 +242,8 @@ def test_resuming_within_an_update_of_mmengine(tmp_path, estimator, resumed_at):
     # AGVM changes the learning rates, so only the first step is the same.
     assert_equal(steps[1][0], steps[0][0])
     wrapper = runner.optim_wrapper
-    assert wrapper.num_skipped_measurements == 0
-    assert all(0 < phi < 2 for phi in wrapper.variances.values())
+    assert wrapper.agvm.num_skipped_measurements == 0
+    assert all(0 < phi < 2 for phi in wrapper.agvm.variances.values())
 
 
 @MODELS.register_module(force=True)

@@ -10,12 +10,13 @@ from unittest import mock
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
 from agvm_mm.estimators import build_estimator
+from agvm_mm.estimators.preconditioner import IdentityPreconditioner
 from agvm_mm.method.modulator import MeasurementSchedule
-from agvm_mm.optim import AGVMOptimWrapperConstructor
 from agvm_mm.training.summary import describe_precision
 
 SCALES_ON_CPU = hasattr(torch.amp, 'GradScaler')
@@ -33,23 +34,24 @@ def make(optimizer='SGD', estimator='halves', scale=2.0**10, dtype='float64', **
             return torch.amp.GradScaler('cpu', **settings)
         return torch.cuda.amp.GradScaler(**settings)  # Does nothing without a GPU.
 
-    constructor = AGVMOptimWrapperConstructor(
-        dict(
-            type='AGVMAmpOptimWrapper',
-            optimizer=dict(OPTIMIZERS[optimizer]),
-            accumulative_counts=2,
-            loss_scale=dict(init_scale=scale, growth_interval=3),
-            dtype=dtype,
-            **kwargs,
-        )
+    settings = dict(
+        type='AGVMAmpOptimWrapper',
+        optimizer=dict(OPTIMIZERS[optimizer]),
+        accumulative_counts=2,
+        loss_scale=dict(init_scale=scale, growth_interval=3),
+        dtype=dtype,
+        **kwargs,
     )
     with (
         mock.patch.object(amp_optimizer_wrapper, 'is_cuda_available', lambda: True),
         mock.patch.object(amp_optimizer_wrapper, 'GradScaler', scaler),
     ):
-        wrapper = constructor(model)
-    built = build_estimator(estimator, wrapper.optimizer, model, accumulation=2)
-    wrapper.attach(built, MeasurementSchedule(interval=1))
+        wrapper = build_optim_wrapper(model, settings)
+    agvm = wrapper.make_agvm(model)
+    built = build_estimator(
+        estimator, agvm.preconditioner, agvm.parameters, model, accumulation=2
+    )
+    agvm.attach(built, MeasurementSchedule(interval=1))
     return model, wrapper
 
 
@@ -72,9 +74,9 @@ def test_phi_does_not_depend_on_the_loss_scale(optimizer, estimator):
         history = []
         for seed in range(5):
             update(model, wrapper, seed)
-            history.append(wrapper.variances)
+            history.append(wrapper.agvm.variances)
         assert wrapper.loss_scaler.get_scale() == 2 * scale, 'the scale never grew'
-        runs.append((history, wrapper.multipliers, wrapper.noise.averages()))
+        runs.append((history, wrapper.agvm.multipliers, wrapper.agvm.noise.averages()))
     (plain, plain_mu, plain_noise), (scaled, scaled_mu, scaled_noise) = runs
     for one, other in zip(plain, scaled, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
@@ -88,18 +90,26 @@ def test_phi_does_not_depend_on_the_loss_scale(optimizer, estimator):
 def test_overflow_changes_neither_mu_nor_parameters():
     model, wrapper = make()
     update(model, wrapper, 0)
-    before = wrapper.multipliers, wrapper.variances, wrapper.noise.averages()
+    before = (
+        wrapper.agvm.multipliers,
+        wrapper.agvm.variances,
+        wrapper.agvm.noise.averages(),
+    )
     parameters = [p.clone() for p in model.parameters()]
     scale = wrapper.loss_scaler.get_scale()
     update(model, wrapper, 1, spoil=1e38)
-    now = wrapper.multipliers, wrapper.variances, wrapper.noise.averages()
+    now = (
+        wrapper.agvm.multipliers,
+        wrapper.agvm.variances,
+        wrapper.agvm.noise.averages(),
+    )
     assert now == before
-    assert wrapper.num_skipped_measurements == 1
+    assert wrapper.agvm.num_skipped_measurements == 1
     assert wrapper.loss_scaler.get_scale() == scale / 2
     assert all(map(torch.equal, parameters, model.parameters()))
     update(model, wrapper, 2)
-    assert wrapper.num_measurements == 2
-    assert wrapper.num_updates == 3
+    assert wrapper.agvm.num_measurements == 2
+    assert wrapper.agvm.num_updates == 3
 
 
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
@@ -107,11 +117,11 @@ def test_norms_of_half_precision_gradients_do_not_overflow(estimator):
     # The squares of these gradients are above 65504, the largest number in float16.
     model = torch.nn.Module()
     model.backbone = torch.nn.Linear(64, 1, bias=False).half()
-    optimizer = torch.optim.SGD(
-        [dict(params=model.backbone.weight, module='backbone')], lr=0.1
+    by_module = dict(backbone=[model.backbone.weight])
+    measured = build_estimator(
+        estimator, IdentityPreconditioner(), by_module, model, accumulation=2
     )
-    measured = build_estimator(estimator, optimizer, model, accumulation=2)
-    assert measured.start(2)
+    measured.start(2)
     gradients = torch.randn(2, 1, 64).half() * 3000
     total = torch.zeros(1, 64).half()
     for gradient in gradients:
@@ -135,7 +145,7 @@ def test_bfloat16_autocast_is_close_to_full_precision():
     for dtype in (None, torch.bfloat16):
         model, wrapper = make(scale=1.0)
         update(model, wrapper, 0, dtype=dtype)
-        phis.append(wrapper.variances)
+        phis.append(wrapper.agvm.variances)
     assert phis[0] == pytest.approx(phis[1], abs=0.05)
     assert phis[0] != phis[1]
 

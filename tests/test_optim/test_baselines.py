@@ -200,7 +200,6 @@ def test_agvm_refuses_baselines(name):
         pytest.importorskip('pytorch_optimizer')
     cfg = dict(
         type='AGVMOptimWrapper',
-        constructor='AGVMOptimWrapperConstructor',
         optimizer=dict(type=name, lr=LR),
     )
     with pytest.raises(TypeError, match='defined for Adam, AdamW, SGD'):

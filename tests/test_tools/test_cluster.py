@@ -22,7 +22,7 @@ train_dataloader = dict(
     sampler=dict(type='{sampler}', shuffle=True),
     batch_size=4, num_workers=1, collate_fn=dict(type='default_collate'))
 optim_wrapper = dict(
-    type='AGVMOptimWrapper', constructor='AGVMOptimWrapperConstructor',
+    type='AGVMOptimWrapper',
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9), momentum=0.5)
 train_cfg = {loop}
 custom_hooks = [dict(type='VarianceSyncHook', interval=2), {fault}]

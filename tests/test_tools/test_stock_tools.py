@@ -25,7 +25,6 @@ _base_ = '{base}'
 custom_imports = dict(imports={imports})
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
-    constructor='AGVMOptimWrapperConstructor',
     accumulative_counts=2)
 default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=1))
 """
@@ -146,7 +145,7 @@ def detection_settings(data: Path) -> dict[str, Any]:
 
 DETECTOR = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 # The second registers the data set.
-IMPORTS = ['agvm_mm', 'demo']
+IMPORTS = ['agvm_mm', 'demo.detection']
 
 
 def test_mim_train_mmdet(data: Path, tmp_path: Path):

@@ -7,24 +7,22 @@ The output is checked in, and a test compares the two. ``configs/_base_`` and
 import argparse
 import json
 import math
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from agvm_mm.report.plan import TRAIN_IMAGES
-from benchmarks.paper.tables import (
-    METHODS,
-    MODELS,
-    ConfigName,
-    method_of,
-)
+from benchmarks.paper.tables import METHODS, MODELS, ConfigName, method_of
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 88
-WARMUP_EPOCHS = dict(coco=2, ade20k=20)
 # The authors count 460 updates per epoch at batch 256; by the images it is 459.
 RELEASED_WARMUP = {('coco', 256): 920}
 # Learning rates of the authors' released recipe that do not follow the rule.
@@ -32,79 +30,12 @@ RELEASED_LR = {('faster_rcnn', 'agvm-sgd', 512): '0.38'}
 MILESTONES = {12: [8, 11], 14: [10, 12], 16: [12, 14]}
 # Updates at batch 32 on ADE20K. Every batch gets as many images.
 ADE20K_UPDATES_AT_32 = 160_000
-# Settings of the optimizer that differ from the schedule's SGD or AdamW.
+# Settings of the optimizer that differ from the SGD or AdamW of ``_base_``.
 OPTIMIZERS = {
     'lars': dict(trust_coefficient=0.001),
     'lamb': dict(weight_decay=0.01),
     'pmd-lamb': dict(weight_decay=0.01, moment_decay=0.1),
 }
-
-
-class Code(str):
-    """Expression that a config shows as it is."""
-
-
-@dataclass(frozen=True)
-class Arch:
-    """Architecture: one folder of configs.
-
-    Args:
-        title: Name in papers.
-        task: Task in MIM's metafiles.
-        dataset: A key of ``TRAIN_IMAGES``.
-        paper: Title of the paper.
-        url: Address of the paper.
-    """
-
-    title: str
-    task: str
-    dataset: str
-    paper: str
-    url: str
-
-
-FPN_PAPER = 'Panoptic Feature Pyramid Networks', 'https://arxiv.org/abs/1901.02446'
-ARCHS = dict(
-    faster_rcnn=Arch(
-        'Faster R-CNN',
-        'Object Detection',
-        'coco',
-        'Faster R-CNN: Towards Real-Time Object Detection with Region Proposal '
-        'Networks',
-        'https://arxiv.org/abs/1506.01497',
-    ),
-    mask_rcnn=Arch(
-        'Mask R-CNN',
-        'Instance Segmentation',
-        'coco',
-        'Mask R-CNN',
-        'https://arxiv.org/abs/1703.06870',
-    ),
-    panoptic_fpn=Arch('Panoptic FPN', 'Panoptic Segmentation', 'coco', *FPN_PAPER),
-    upernet=Arch(
-        'UperNet',
-        'Semantic Segmentation',
-        'ade20k',
-        'Unified Perceptual Parsing for Scene Understanding',
-        'https://arxiv.org/abs/1807.10221',
-    ),
-    sem_fpn=Arch('Semantic FPN', 'Semantic Segmentation', 'ade20k', *FPN_PAPER),
-    retinanet=Arch(
-        'RetinaNet',
-        'Object Detection',
-        'coco',
-        'Focal Loss for Dense Object Detection',
-        'https://arxiv.org/abs/1708.02002',
-    ),
-    cascade_mask_rcnn=Arch(
-        'Cascade Mask R-CNN',
-        'Instance Segmentation',
-        'coco',
-        'Cascade R-CNN: High Quality Object Detection and Instance Segmentation',
-        'https://arxiv.org/abs/1906.09756',
-    ),
-)
-
 TO_1536 = (32, 256, 512, 1024, 1536, 10240)
 TO_1024 = (32, 256, 512, 1024, 10240)
 TO_2048 = (32, 256, 512, 1024, 2048, 10240)
@@ -127,15 +58,83 @@ RUNS = (
 )
 
 
+class Arch(NamedTuple):
+    """Architecture: one folder of configs, with its title and task and its paper."""
+
+    title: str
+    task: str
+    paper: str
+    url: str
+
+
+FPN_PAPER = 'Panoptic Feature Pyramid Networks', 'https://arxiv.org/abs/1901.02446'
+SEMANTIC = 'Semantic Segmentation'
+ARCHS = dict(
+    faster_rcnn=Arch(
+        'Faster R-CNN',
+        'Object Detection',
+        'Faster R-CNN: Towards Real-Time Object Detection with Region Proposal '
+        'Networks',
+        'https://arxiv.org/abs/1506.01497',
+    ),
+    mask_rcnn=Arch(
+        'Mask R-CNN',
+        'Instance Segmentation',
+        'Mask R-CNN',
+        'https://arxiv.org/abs/1703.06870',
+    ),
+    panoptic_fpn=Arch('Panoptic FPN', 'Panoptic Segmentation', *FPN_PAPER),
+    upernet=Arch(
+        'UperNet',
+        SEMANTIC,
+        'Unified Perceptual Parsing for Scene Understanding',
+        'https://arxiv.org/abs/1807.10221',
+    ),
+    sem_fpn=Arch('Semantic FPN', SEMANTIC, *FPN_PAPER),
+    retinanet=Arch(
+        'RetinaNet',
+        'Object Detection',
+        'Focal Loss for Dense Object Detection',
+        'https://arxiv.org/abs/1708.02002',
+    ),
+    cascade_mask_rcnn=Arch(
+        'Cascade Mask R-CNN',
+        'Instance Segmentation',
+        'Cascade R-CNN: High Quality Object Detection and Instance Segmentation',
+        'https://arxiv.org/abs/1906.09756',
+    ),
+)
+
+
+class Code(str):
+    """Expression that a config shows as it is."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """One leaf.
+    """One leaf, and the numbers that follow from its batch.
 
     Args:
         model: File under ``_base_/models``.
         method: A key of ``METHODS``.
         batch: Images of one update.
         epochs: Epochs on COCO, None on ADE20K.
+
+    Attributes:
+        folder: Folder of the config, a key of ``ARCHS``.
+        dataset: A key of ``TRAIN_IMAGES``.
+        is_agvm: True if AGVM changes the learning rates.
+        is_released: True if the numbers are from the authors' released recipe.
+        epoch: Updates of one epoch, the last of them perhaps on fewer images.
+        updates: Updates of the whole run.
+        warmup: Updates of warm-up, 2 epochs of COCO or 20 of ADE20K.
+        gap: Updates from the end of the warm-up to AGVM's first: the authors' 100, but
+            at most half an epoch of COCO or one of ADE20K.
+        begin: AGVM's first update.
+        images_per_rank: Images of a micro-batch; divides the batch. 16 is the authors'
+            released number, 2 at 1536 that of the paper's 768 GPUs. The others are our
+            choice for GPUs with 80 GB.
+        path: Path of the file from the root of the repository.
     """
 
     model: str
@@ -143,86 +142,62 @@ class Run:
     batch: int
     epochs: int | None
 
-    @property
+    @cached_property
     def folder(self) -> str:
-        """Folder of the config, a key of ``ARCHS``."""
         return self.model.split('_')[0].replace('-', '_')
 
-    @property
+    @cached_property
     def dataset(self) -> str:
-        """Data set, a key of ``TRAIN_IMAGES``."""
-        return ARCHS[self.folder].dataset
+        return 'coco' if self.epochs else 'ade20k'
 
-    @property
+    @cached_property
     def is_agvm(self) -> bool:
-        """True if AGVM changes the learning rates."""
         return self.method.startswith('agvm-')
 
-    @property
+    @cached_property
     def is_released(self) -> bool:
-        """True if the numbers are from the authors' released recipe."""
         has_release = self.folder in ('faster_rcnn', 'mask_rcnn')
         return has_release and self.method == 'agvm-sgd' and self.batch in (256, 512)
 
-    @property
+    @cached_property
     def epoch(self) -> int:
-        """Updates of one epoch, the last of them perhaps on fewer images."""
         return math.ceil(TRAIN_IMAGES[self.dataset] / self.batch)
 
-    @property
+    @cached_property
     def updates(self) -> int:
-        """Updates of the whole run."""
-        if self.epochs is None:
-            return ADE20K_UPDATES_AT_32 * 32 // self.batch
-        return self.epochs * self.epoch
+        if self.epochs:
+            return self.epochs * self.epoch
+        return ADE20K_UPDATES_AT_32 * 32 // self.batch
 
-    @property
+    @cached_property
     def warmup(self) -> int:
-        """Updates of warm-up."""
-        epochs = WARMUP_EPOCHS[self.dataset]
-        if self.dataset == 'ade20k':
-            return math.ceil(epochs * TRAIN_IMAGES['ade20k'] / self.batch)
-        return RELEASED_WARMUP.get(('coco', self.batch), epochs * self.epoch)
+        if self.epochs:
+            return RELEASED_WARMUP.get(('coco', self.batch), 2 * self.epoch)
+        return math.ceil(20 * TRAIN_IMAGES['ade20k'] / self.batch)
 
-    @property
+    @cached_property
     def gap(self) -> int:
-        """Updates from the end of the warm-up to AGVM's first.
+        return min(100, math.ceil(self.epoch / 2) if self.epochs else self.epoch)
 
-        The authors' 100, but at most half an epoch of COCO or one of ADE20K.
-        """
-        part = 1 if self.dataset == 'ade20k' else 2
-        return min(100, math.ceil(self.epoch / part))
-
-    @property
+    @cached_property
     def begin(self) -> int:
-        """AGVM's first update."""
         return self.warmup + self.gap
 
-    @property
+    @cached_property
     def images_per_rank(self) -> int:
-        """Images of a micro-batch; divides the batch.
-
-        16 is the authors' released number, 2 at 1536 that of the paper's 768 GPUs.
-        The others are our choice for GPUs with 80 GB.
-        """
         if self.batch == 1536 or 'swin-1b' in self.model:
             return 2
         return 4 if self.batch == 32 or 'swin' in self.model else 16
 
-    @property
-    def name(self) -> str:
-        """Name of the file without its ending."""
+    @cached_property
+    def path(self) -> str:
         length, dataset = f'{self.epochs}e', self.dataset
-        if self.epochs is None:
+        if not self.epochs:
             thousands, rest = divmod(self.updates, 1000)
             length = f'{self.updates}iters' if rest else f'{thousands}k'
             dataset += '-512x512'
-        return str(ConfigName(self.model, self.method, self.batch, length, dataset))
-
-    @property
-    def path(self) -> str:
-        """Path of the file from the root of the repository."""
-        return f'configs/{self.folder}/{self.name}.py'
+        name = ConfigName(self.model, self.method, self.batch, length, dataset)
+        return f'configs/{self.folder}/{name}.py'
 
 
 def all_runs() -> Iterator[Run]:
@@ -236,20 +211,17 @@ def all_runs() -> Iterator[Run]:
 def learning_rate(run: Run) -> tuple[str, str]:
     """Return the learning rate as an expression, and the rule that gives it."""
     batch = run.batch
+    linear = f'0.02 * {batch} / 16'
     if run.method == 'sgd':
-        return f'0.02 * {batch} / 16', 'linear from 0.02 at 16'
+        return linear, 'linear from 0.02 at 16'
     if run.method == 'agvm-sgd':
-        rule = 'linear from 0.02 at 16 to 128, then square root'
-        by_rule = f'0.16 * ({batch} / 128) ** 0.5'
-        if batch <= 128:
-            by_rule = f'0.02 * {batch} / 16'
-        return RELEASED_LR.get((run.folder, run.method, batch), by_rule), rule
-    if run.method in ('adamw', 'agvm-adamw'):
-        return f'1e-4 * ({batch} / 16) ** 0.5', 'square root from 1e-4 at 16'
-    if run.method in ('lamb', 'pmd-lamb'):
-        return f'0.005 * ({batch} / 512) ** 0.5', 'square root from 0.005 at 512'
-    assert run.method == 'lars', run
-    return f'0.075 * {batch}**0.5', '0.075 times the square root'
+        by_rule = linear if batch <= 128 else f'0.16 * ({batch} / 128) ** 0.5'
+        rate = RELEASED_LR.get((run.folder, run.method, batch), by_rule)
+        return rate, 'linear from 0.02 at 16 to 128, then square root'
+    if run.method == 'lars':
+        return f'0.075 * {batch}**0.5', '0.075 times the square root'
+    base, at = ('0.005', 512) if 'lamb' in run.method else ('1e-4', 16)
+    return f'{base} * ({batch} / {at}) ** 0.5', f'square root from {base} at {at}'
 
 
 def description(run: Run) -> str:
@@ -271,8 +243,19 @@ def description(run: Run) -> str:
     return '\n'.join(f'# {line}' for line in lines)
 
 
+def bases(run: Run) -> list[str]:
+    """Return the files that a leaf builds on."""
+    optimizer = (
+        'sgd' if METHODS[run.method].optimizer in ('SGD', 'BaselineLARS') else 'adamw'
+    )
+    if 'swin' in run.model:
+        optimizer += '_swin'
+    names = f'models/{run.model}', f'schedules/{run.dataset}', f'optimizers/{optimizer}'
+    return [f'../_base_/{name}.py' for name in names]
+
+
 def optim_wrapper(run: Run) -> dict:
-    """Return the optimizer wrapper, as far as the schedule's is different."""
+    """Return the optimizer wrapper, as far as that of ``_base_`` is different."""
     optimizer = dict(lr=Code(learning_rate(run)[0]))
     if run.method in OPTIMIZERS:
         optimizer = dict(type=METHODS[run.method].optimizer) | optimizer
@@ -284,7 +267,6 @@ def optim_wrapper(run: Run) -> dict:
         return dict(optimizer=optimizer)
     wrapper = dict(
         type='AGVMOptimWrapper',
-        constructor='AGVMOptimWrapperConstructor',
         optimizer=optimizer,
     )
     if run.method == 'agvm-sgd' and run.batch >= 256:
@@ -300,16 +282,17 @@ def optim_wrapper(run: Run) -> dict:
 
 
 def param_scheduler(run: Run) -> list[dict] | None:
-    """Return the schedule of the learning rate, None for the base's own."""
+    """Return the schedule of the learning rate, None for that of ``_base_``."""
     warmup = dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False)
     warmup |= dict(end=run.warmup)
-    if run.dataset == 'ade20k':
+    if not run.epochs:
         decay = dict(type='PolyLR', by_epoch=False, begin=run.warmup, end=run.updates)
         return [warmup, decay | dict(power=0.9, eta_min=0.0)]
-    if (run.dataset, run.batch) not in RELEASED_WARMUP:
-        return None
     decay = dict(type='MultiStepLR', by_epoch=True, end=run.epochs)
-    return [warmup, decay | dict(milestones=MILESTONES[run.epochs], gamma=0.1)]
+    decay |= dict(milestones=MILESTONES[run.epochs], gamma=0.1)
+    if (run.dataset, run.batch) in RELEASED_WARMUP:
+        return [warmup, decay]
+    return [Code('_base_.param_scheduler[0]'), decay] if run.epochs != 12 else None
 
 
 def variance_hook(run: Run) -> dict:
@@ -320,17 +303,19 @@ def variance_hook(run: Run) -> dict:
 
 
 def loop_and_hooks(run: Run) -> tuple[dict, dict]:
-    """Return ``train_cfg`` and ``default_hooks``, as far as the schedule's differ."""
-    hooks = {}
-    if run.dataset == 'ade20k':
-        every = run.updates // 10
-        loop = dict(max_iters=run.updates, val_interval=every)
-        log = 50 if run.updates >= 5000 else 10
-    else:
+    """Return ``train_cfg`` and ``default_hooks``, as far as ``_base_``'s differ."""
+    loop, hooks = {}, {}
+    if run.epochs:
         every = 1 if run.batch <= 1024 else 4
-        loop = dict(val_interval=every) if every > 1 else {}
         log = 50 if run.epoch >= 200 else 10 if run.epoch >= 50 else 1
+        if run.epochs != 12:
+            loop['max_epochs'] = run.epochs
+    else:
+        every = run.updates // 10
+        log = 50 if run.updates >= 5000 else 10
+        loop['max_iters'] = run.updates
     if every > 1:
+        loop['val_interval'] = every
         hooks['checkpoint'] = dict(interval=every)
     if log != 50:
         hooks['logger'] = dict(interval=log)
@@ -340,55 +325,30 @@ def loop_and_hooks(run: Run) -> tuple[dict, dict]:
 
 
 def leaf_text(run: Run) -> str:
-    """Return the text of one config."""
-    schedule = f'coco_{run.epochs}e' if run.epochs else 'ade20k'
-    if 'swin' in run.model:
-        schedule += '_swin'
-    bases = [f'models/{run.model}.py', f'schedules/{schedule}.py']
+    """Return the text of one config, not formatted yet."""
     train_cfg, default_hooks = loop_and_hooks(run)
     settings = dict(
-        _base_=[f'../_base_/{base}' for base in bases],
+        _base_=bases(run),
         train_cfg=train_cfg,
         train_dataloader=dict(batch_size=run.images_per_rank),
         optim_wrapper=optim_wrapper(run),
         param_scheduler=param_scheduler(run),
         default_hooks=default_hooks,
     )
-    lines = [description(run)]
-    for name, value in settings.items():
-        if value:
-            lines += layout(f'{name} = ', value)
-    return '\n'.join(lines) + '\n'
+    lines = [
+        f'{name} = {expression(value)}' for name, value in settings.items() if value
+    ]
+    return '\n'.join([description(run), *lines, ''])
 
 
-def parts(value: dict | list) -> tuple[str, list[tuple[str, object]], str]:
-    """Return the opening, the items with what is before each, and the closing."""
+def expression(value: object) -> str:
+    """Return the expression of a value, with ``dict(...)`` for dicts."""
     if isinstance(value, dict):
-        return 'dict(', [(f'{key}=', item) for key, item in value.items()], ')'
-    return '[', [('', item) for item in value], ']'
-
-
-def inline(value: object) -> str:
-    """Return the expression of a value on one line."""
-    if isinstance(value, dict | list):
-        opening, items, closing = parts(value)
-        return opening + ', '.join(key + inline(item) for key, item in items) + closing
+        items = (f'{key}={expression(item)}' for key, item in value.items())
+        return f'dict({", ".join(items)})'
+    if isinstance(value, list):
+        return f'[{", ".join(map(expression, value))}]'
     return value if isinstance(value, Code) else repr(value)
-
-
-def layout(head: str, value: object, indent: str = '', end: str = '') -> list[str]:
-    """Return ``head`` and a value on as many lines as ruff's formatter gives them."""
-    line = f'{indent}{head}{inline(value)}{end}'
-    if len(line) <= WIDTH or not isinstance(value, dict | list):
-        return [line]
-    opening, items, closing = parts(value)
-    inner = indent + '    '
-    body = [inner + ', '.join(key + inline(item) for key, item in items)]
-    several = len(items) > 1
-    if len(body[0]) > WIDTH or (several and isinstance(value, list)):
-        comma = ',' if several else ''
-        body = [line for item in items for line in layout(*item, inner, comma)]
-    return [f'{indent}{head}{opening}', *body, f'{indent}{closing}{end}']
 
 
 def is_as_long_as(table: str, run: Run) -> bool:
@@ -403,25 +363,17 @@ def paper_figures(run: Run, paper: dict) -> list[str]:
 
     As strings: MIM takes a list of dicts for inference times.
     """
-    figures = []
-    for key, table in paper['tables'].items():
-        for row in table['rows']:
-            folder, model = MODELS[row['model']]
-            if (folder, row['batch_size']) != (run.folder, run.batch):
-                continue
-            if not run.model.startswith(model) or not is_as_long_as(key, run):
-                continue
-            status = row.get('status', table.get('status'))
-            for index, column in enumerate(table['columns']):
-                value = row['values'][index]
-                if method_of(key, column) != run.method or value is None:
-                    continue
-                known = status[index] if isinstance(status, list) else status
-                figures.append(
-                    f'{row["metric"]} {value}: {column} in "{table["title"]}", '
-                    f'{paper["status_values"][known]}'
-                )
-    return figures
+    return [
+        f'{row["metric"]} {value}: {column} in {key}'
+        for key, table in paper['tables'].items()
+        if is_as_long_as(key, run)
+        for row in table['rows']
+        if row['batch_size'] == run.batch
+        and MODELS[row['model']][0] == run.folder
+        and run.model.startswith(MODELS[row['model']][1])
+        for column, value in zip(table['columns'], row['values'], strict=True)
+        if value is not None and method_of(key, column) == run.method
+    ]
 
 
 def metadata(run: Run, paper: dict) -> dict:
@@ -431,7 +383,6 @@ def metadata(run: Run, paper: dict) -> dict:
         'Total Batch Size': run.batch,
         'Updates': run.updates,
         'Images per GPU': run.images_per_rank,
-        'Recipe': "the AGVM authors' released one" if run.is_released else 'ours',
     }
     if run.epochs:
         found['Epochs'] = run.epochs
@@ -455,7 +406,7 @@ def metafile_text(folder: str, runs: list[Run], paper: dict) -> str:
     collection = dict(
         Name=f'{arch.title} with AGVM',
         Metadata={
-            'Training Data': 'COCO' if arch.dataset == 'coco' else 'ADE20K',
+            'Training Data': 'ADE20K' if arch.task == SEMANTIC else 'COCO',
             'Training Techniques': sorted({METHODS[run.method].title for run in runs}),
             'Architecture': [arch.title],
         },
@@ -463,20 +414,17 @@ def metafile_text(folder: str, runs: list[Run], paper: dict) -> str:
     )
     models = [
         {
-            'Name': run.name,
+            'Name': Path(run.path).stem,
             'In Collection': collection['Name'],
             'Config': run.path,
             'Metadata': metadata(run, paper),
         }
         for run in runs
     ]
-    text = yaml.safe_dump(
-        dict(Collections=[collection], Models=models),
-        sort_keys=False,
-        width=WIDTH,
-        allow_unicode=True,
-    )
-    return f'# Written by tools/dev/make_configs.py.\n{text}'
+    content = dict(Collections=[collection], Models=models)
+    text = yaml.safe_dump(content, sort_keys=False, width=WIDTH, allow_unicode=True)
+    # The names of the tables of the figures are keys of this file.
+    return f'# tools/dev/make_configs.py; tables: configs/paper_results.json.\n{text}'
 
 
 def all_files() -> dict[str, str]:
@@ -502,6 +450,9 @@ def main() -> None:
     for path, text in files.items():
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         (out / path).write_text(text, encoding='utf-8')
+    leaves = [out / path for path in files if path.endswith('.py')]
+    ruff = [sys.executable, '-m', 'ruff', 'format', '--quiet']
+    subprocess.run([*ruff, '--config', ROOT / 'pyproject.toml', *leaves], check=True)
     print(f'{len(files)} files written below {out}')
 
 

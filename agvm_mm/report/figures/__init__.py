@@ -1,7 +1,7 @@
 """Figures of runs, drawn with Matplotlib."""
 
-from agvm_mm.report.figures.noise import plot_noise
+from agvm_mm.report.figures.gradient_noise import plot_gradient_noise
 from agvm_mm.report.figures.style import save_figure
 from agvm_mm.report.figures.variance import plot_runs, plot_variance
 
-__all__ = ['plot_noise', 'plot_runs', 'plot_variance', 'save_figure']
+__all__ = ['plot_gradient_noise', 'plot_runs', 'plot_variance', 'save_figure']

@@ -21,6 +21,7 @@ from agvm_mm.report.logs import (
     MU_KEY,
     NOISE_KEY,
     PHI_KEY,
+    Curves,
     Record,
     drop_repeats,
     lr_drops,
@@ -39,19 +40,7 @@ PANELS = {
 def plot_variance(
     records: Sequence[Record], *, title: str | None = None, window: int | None = None
 ) -> Figure:
-    """Draw Phi, mu and the noise scale of every module over the updates.
-
-    Args:
-        records: Records of a run.
-        title: Title of the figure.
-        window: See :func:`plot_runs`.
-
-    Returns:
-        The figure, which pyplot does not manage: there is nothing to close.
-
-    Raises:
-        ValueError: If no variance was logged.
-    """
+    """Draw a single run; see :func:`plot_runs`."""
     return plot_runs({'': records}, title=title, window=window)
 
 
@@ -80,98 +69,77 @@ def plot_runs(
     Raises:
         ValueError: If a run has logged no variance.
     """
-    check_variances(runs)
-    logged = [
-        key for key in PANELS if any(module_curves(r, key) for r in runs.values())
-    ]
-    styles = _module_styles(runs.values())
+    curves = {
+        name: {key: module_curves(drop_repeats(records), key) for key in PANELS}
+        for name, records in runs.items()
+    }
+    for name, of_run in curves.items():
+        if not of_run[PHI_KEY]:
+            raise ValueError(
+                f"the log {name and f'of {name} '}has no '{PHI_KEY}<module>': was "
+                'VarianceSyncHook on, and did the run reach its begin?'
+            )
+    logged = [key for key in PANELS if any(each[key] for each in curves.values())]
+    styles = _module_styles(curves.values())
     width = 8 if len(runs) == 1 else 4.8 * len(runs)
     figure = Figure(figsize=(width, 0.5 + 3 * len(logged)), layout='constrained')
     axes = figure.subplots(
         len(logged), len(runs), sharex='col', sharey='row', squeeze=False
     )
     for (name, records), column in zip(runs.items(), axes.T, strict=True):
-        _draw_run(dict(zip(logged, column, strict=True)), records, styles, window)
+        panels = dict(zip(logged, column, strict=True))
+        _draw_run(panels, curves[name], records, styles, window)
         column[0].set_title(name, fontsize=11)
     for key, row in zip(logged, axes, strict=True):
         first = next(panel for panel in row if panel.get_visible())
         first.set_ylabel(PANELS[key])
         first.tick_params(labelleft=True)  # Others of a row share its labels.
     axes[0, 0].set_ylim(bottom=0)
-    _add_legend(figure, styles, runs.values())
+    looks = {
+        'whole network' if name == ALL else name: style | dict(markersize=5)
+        for name, style in styles.items()
+    }
+    batches = {total_batch(runs[name]) for name in runs if curves[name][NOISE_KEY]}
+    for batch in sorted(batches - {None}):
+        looks[f'batch of {batch:,} images'] = TOTAL_BATCH
+    if any(map(lr_drops, runs.values())):
+        looks['learning-rate step'] = LR_STEP
+    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / 5))
+    figure.legend(
+        handles=handles, loc='outside lower center', ncols=columns, frameon=False
+    )
     if title:
         figure.suptitle(title)
     return figure
 
 
-def check_variances(runs: Mapping[str, Sequence[Record]]) -> None:
-    """Check that each run has logged variances.
-
-    Args:
-        runs: Records of each run by its name.
-
-    Raises:
-        ValueError: If one has not.
-    """
-    for name, records in runs.items():
-        if not module_curves(records, PHI_KEY):
-            raise ValueError(
-                f"the log {name and f'of {name} '}has no '{PHI_KEY}<module>': was "
-                'VarianceSyncHook on, and did the run reach its begin?'
-            )
-
-
-def _module_styles(runs: Iterable[Sequence[Record]]) -> dict[str, dict[str, Any]]:
+def _module_styles(runs: Iterable[Mapping[str, Curves]]) -> dict[str, dict[str, Any]]:
     """Return the look of each module, the same in all runs and panels."""
-    names = [name for run in runs for key in PANELS for name in module_curves(run, key)]
+    names = [name for run in runs for curves in run.values() for name in curves]
     modules = [name for name in dict.fromkeys(names) if name != ALL]
     whole = {ALL: WHOLE_NETWORK} if ALL in names else {}
     return {name: module_style(i) for i, name in enumerate(modules)} | whole
 
 
-def _add_legend(
-    figure: Figure,
-    styles: Mapping[str, dict[str, Any]],
-    runs: Iterable[Sequence[Record]],
-) -> None:
-    looks = {
-        'whole network' if name == ALL else name: style | dict(markersize=5)
-        for name, style in styles.items()
-    }
-    batches = {total_batch(run) for run in runs if module_curves(run, NOISE_KEY)}
-    for batch in sorted(batches - {None}):
-        looks[f'batch of {batch:,} images'] = TOTAL_BATCH
-    if any(map(lr_drops, runs)):
-        looks['learning-rate step'] = LR_STEP
-    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
-    rows = math.ceil(len(handles) / 5)
-    figure.legend(
-        handles=handles,
-        loc='outside lower center',
-        ncols=math.ceil(len(handles) / rows),
-        frameon=False,
-    )
-
-
 def _draw_run(
     panels: Mapping[str, Axes],
+    curves: Mapping[str, Curves],
     records: Sequence[Record],
     styles: Mapping[str, dict[str, Any]],
     window: int | None,
 ) -> None:
     """Draw a run into its panels; hide those for which it has no values."""
     drops = lr_drops(records)
-    measured = drop_repeats(records)
-    shown = {
-        key: panel for key, panel in panels.items() if module_curves(measured, key)
-    }
     for key, panel in panels.items():
-        panel.set_visible(key in shown)
-    for key, panel in shown.items():
+        panel.set_visible(bool(curves[key]))
+    shown = [key for key in panels if curves[key]]
+    for key in shown:
+        panel = panels[key]
         set_up_panel(panel)
         for drop in drops:
             panel.axvline(drop, **LR_STEP)
-        for module, (updates, values) in module_curves(measured, key).items():
+        for module, (updates, values) in curves[key].items():
             style = styles[module]
             if key == PHI_KEY:
                 panel.plot(updates, values, color=style['color'], lw=0.8, alpha=0.45)
@@ -182,21 +150,19 @@ def _draw_run(
     panel.tick_params(labelbottom=True)  # Others of a column share its labels.
     panel.set_xlabel('optimizer update')
     if MU_KEY in shown:
-        shown[MU_KEY].axhline(1, color='0.7', linewidth=0.8, zorder=0)
+        panels[MU_KEY].axhline(1, color='0.7', linewidth=0.8, zorder=0)
     if NOISE_KEY in shown:
-        _finish_noise_panel(shown[NOISE_KEY], records)
+        _finish_noise_panel(panels[NOISE_KEY], curves[NOISE_KEY], total_batch(records))
 
 
-def _finish_noise_panel(panel: Axes, records: Sequence[Record]) -> None:
+def _finish_noise_panel(panel: Axes, curves: Curves, batch: int | None) -> None:
     """Make the axis logarithmic and add the line at the total batch."""
     panel.set_yscale('log', nonpositive='mask')
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter('{x:,g}')
     panel.yaxis.set_minor_formatter(NullFormatter())
-    curves = module_curves(records, NOISE_KEY).values()
-    if all(math.isnan(value) for _, values in curves for value in values):
+    if all(math.isnan(value) for _, values in curves.values() for value in values):
         panel.text(0.5, 0.5, 'not resolved', transform=panel.transAxes, ha='center')
-    batch = total_batch(records)
     if batch is not None:
         panel.axhline(batch, **TOTAL_BATCH)
 
@@ -216,37 +182,28 @@ def marked_points(values: Sequence[float]) -> list[int]:
     ]
 
 
-def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Compute the mean over a centered window, which is cut off at both ends.
-
-    Args:
-        values: Numbers.
-        window: Numbers in the window; an even number counts as the next odd one.
-    """
-    means = []
-    for index in range(len(values)):
-        part = values[max(0, index - window // 2) : index + window // 2 + 1]
-        means.append(sum(part) / len(part))
-    return means
-
-
 def smooth(
     updates: Sequence[int],
     values: Sequence[float],
     window: int,
     breaks: Sequence[int] = (),
 ) -> list[float]:
-    """Compute a running mean that does not extend across learning-rate steps.
+    """Compute the mean over a centered window, which is cut off at both ends.
 
     Args:
         updates: Updates at which the values were measured.
         values: The values.
-        window: See :func:`running_mean`.
-        breaks: Updates after which the mean starts again.
+        window: Numbers in the window; an even number counts as the next odd one.
+        breaks: Updates after which the mean starts again: learning-rate steps.
     """
     part_of = [sum(update > end for end in breaks) for update in updates]
     smoothed = []
-    for part in sorted(set(part_of)):
-        inside = [v for v, of in zip(values, part_of, strict=True) if of == part]
-        smoothed += running_mean(inside, window)
+    for index, part in enumerate(part_of):
+        near = slice(max(0, index - window // 2), index + window // 2 + 1)
+        inside = [
+            value
+            for value, of in zip(values[near], part_of[near], strict=True)
+            if of == part
+        ]
+        smoothed.append(sum(inside) / len(inside))
     return smoothed

@@ -1,16 +1,12 @@
-# ADE20K with SGD. MMSegmentation counts updates, not epochs: the leaf gives the total
-# batch size, the number of updates, the intervals, the learning rate and its schedule.
-# The warm-up takes 20 of about 253 epochs.
+# ADE20K. MMSegmentation counts updates, not epochs: the leaf gives the total batch
+# size, the number of updates, the intervals and the schedule of the learning rate. The
+# warm-up takes 20 of about 253 epochs.
 _base_ = 'mmseg::_base_/default_runtime.py'
 custom_imports = dict(imports=['agvm_mm'])
 
 train_cfg = dict(type='LargeBatchIterTrainLoop')
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='SGD', momentum=0.9, weight_decay=1e-4)
-)
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

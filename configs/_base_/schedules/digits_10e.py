@@ -1,6 +1,6 @@
 # 10 epochs of 4096 images at total batch size 256, on any number of processes: 16
 # updates per epoch. The leaf gives the optimizer.
-custom_imports = dict(imports=['agvm_mm', 'demo'])
+custom_imports = dict(imports=['agvm_mm', 'demo.detection'])
 default_scope = 'mmdet'
 
 train_cfg = dict(

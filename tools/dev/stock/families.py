@@ -7,9 +7,9 @@ module's variance Phi and multiplier mu must be finite.
 """
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from agvm_mm.cli import revert_sync_bn
 from agvm_mm.estimators import build_estimator
 from agvm_mm.method.modulator import MeasurementSchedule
-from agvm_mm.optim.measuring import Measurement
+from agvm_mm.optim.agvm import Measurement
 from agvm_mm.report.plan import in_float32, quiet, use_toolbox
 from agvm_mm.training.variance_sync import explain_rejected, not_finite
 from stock.images import make_images, take
@@ -63,11 +63,10 @@ class Family(NamedTuple):
     modules: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """One update of a config.
 
-    Args:
+    Attributes:
         config: Name of the config.
         outcome: A key of ``OUTCOMES``.
         reason: Why it is not 'equal'.
@@ -105,13 +104,8 @@ def update_family(results: Iterable[Result]) -> Update:
         The update; if none trains, that of the smallest config.
     """
     sizes = {result.parameters: result for result in reversed(list(results))}
-    first = None
-    for parameters in sorted(sizes)[:CANDIDATES]:
-        update = one_update(sizes[parameters].config)
-        if update.outcome != 'not run':
-            return update
-        first = first or update
-    return first
+    smallest = sorted(sizes)[:CANDIDATES]
+    return _first_run(one_update(sizes[size].config) for size in smallest)
 
 
 def one_update(config: str) -> Update:
@@ -124,14 +118,18 @@ def one_update(config: str) -> Update:
         The update on the smallest images of ``SIZES`` on which the stock model trains;
         if there are none, that on the smallest.
     """
-    first = None
-    for size in SIZES:
-        with one_rank(), quiet(), _one_thread():
-            update = replace(_compare(load(config), size), config=config, size=size)
-        if update.outcome != 'not run':
-            return update
-        first = first or update
-    return first
+    with one_rank(), quiet(), _one_thread():
+        return _first_run(
+            _compare(load(config), size)._replace(config=config, size=size)
+            for size in SIZES
+        )
+
+
+def _first_run(updates: Iterator[Update]) -> Update:
+    """Return the first update that was run, or else the first."""
+    first = next(updates)
+    tried = itertools.chain([first], updates)
+    return next((each for each in tried if each.outcome != 'not run'), first)
 
 
 def _compare(cfg: Config, size: int) -> Update:
@@ -154,11 +152,16 @@ def _compare(cfg: Config, size: int) -> Update:
     add_agvm(cfg)
     try:
         wrapper = build_optim_wrapper(same_model, in_float32(cfg.optim_wrapper))
+        agvm = wrapper.make_agvm(same_model)
         estimator = build_estimator(
-            'halves', wrapper.optimizer, same_model, accumulation=MICRO_BATCHES
+            'halves',
+            agvm.preconditioner,
+            agvm.parameters,
+            same_model,
+            accumulation=MICRO_BATCHES,
         )
         measured: list[Measurement] = []
-        wrapper.attach(estimator, MeasurementSchedule(interval=1), measured.append)
+        agvm.attach(estimator, MeasurementSchedule(interval=1), measured.append)
         found = gradients_of_update(same_model, wrapper, images)
     except Exception as error:
         return Update('', 'failed', reason_of(error))

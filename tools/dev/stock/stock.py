@@ -8,7 +8,7 @@ decay, momentum and whatever else its group has.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict
@@ -19,7 +19,6 @@ from torch import nn
 from agvm_mm.cli import AMP_WRAPPERS, stock_folder
 from agvm_mm.engine import accumulative_counts
 from agvm_mm.optim.wrapper import CONSTRUCTOR_SETTINGS
-from agvm_mm.preflight import check_one_hook
 from agvm_mm.report.plan import (
     build_model,
     in_float32,
@@ -27,6 +26,7 @@ from agvm_mm.report.plan import (
     quiet,
     variance_hooks,
 )
+from agvm_mm.training.variance_sync import check_one_hook
 from agvm_mm.validation import (
     argument_names,
     check_arguments,
@@ -51,14 +51,13 @@ OUTCOMES = {
     'not read': 'the stock file does not load in this environment',
 }
 # Keys of a group that do not say how its parameters are stepped.
-LABELS = ('params', 'param_names', 'module')
+LABELS = ('params', 'param_names')
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What the lines of the README do to one config.
 
-    Args:
+    Attributes:
         config: Name as MMEngine's ``get_config`` takes it, such as
             'mmdet::detr/detr_r50_8xb2-150e_coco.py'.
         outcome: A key of ``OUTCOMES``.
@@ -88,24 +87,16 @@ def stock_configs(toolbox: str) -> list[str]:
 def add_agvm(cfg: Config) -> None:
     """Add the lines of the README to a config."""
     stock = cfg.optim_wrapper
-    lines = dict(
-        type=AGVM_WRAPPERS[type_name(stock.get('type', 'OptimWrapper'))],
-        constructor='AGVMOptimWrapperConstructor',
-    )
-    if 'constructor' in stock:
-        lines['base_constructor'] = stock.constructor
-    hook = dict(type='VarianceSyncHook', interval=10, begin=1020)
+    kind = type_name(stock.get('type', 'OptimWrapper'))
+    lines = dict(type=AGVM_WRAPPERS[kind])
+    hook = dict(type='VarianceSyncHook')
     cfg.merge_from_dict(dict(optim_wrapper=lines, default_hooks=dict(agvm=hook)))
 
 
 def examine_all(
     configs: Iterable[str], report: Callable[[Result], None] = lambda result: None
 ) -> list[Result]:
-    """Examine configs, equal ones once.
-
-    Args:
-        configs: Names.
-        report: Called with each result.
+    """Examine configs, equal ones once, and call ``report`` with each result.
 
     Returns:
         Results, without those of configs that train nothing.
@@ -143,7 +134,7 @@ def examine(config: str, known: dict[str, Result] | None = None) -> Result | Non
         with quiet():
             known[key] = _examine(cfg)
     found = known[key]
-    return replace(found, config=config, family=type_name(cfg.model.type))
+    return found._replace(config=config, family=type_name(cfg.model.type))
 
 
 def load(config: str) -> Config:
@@ -170,6 +161,7 @@ def _examine(cfg: Config) -> Result:
         _check_wrapper_arguments(cfg.optim_wrapper)
         check_one_hook('VarianceSyncHook', len(variance_hooks(cfg)))
         wrapper = build_optim_wrapper(model, in_float32(cfg.optim_wrapper))
+        wrapper.make_agvm(model)
     except Exception as error:
         return Result('', 'refused', reason_of(error))
     different = differences(model, stock, wrapper)
@@ -179,7 +171,7 @@ def _examine(cfg: Config) -> Result:
         '',
         'different' if different else 'same',
         '; '.join(different[:3]),
-        modules=tuple(wrapper.multipliers),
+        modules=tuple(wrapper.agvm.parameters),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 
@@ -187,7 +179,7 @@ def _examine(cfg: Config) -> Result:
 def _check_wrapper_arguments(settings: ConfigDict) -> None:
     """Check what :func:`in_float32` would drop, such as ``loss_scale``."""
     known = argument_names(resolve_type(settings.type, OPTIM_WRAPPERS))
-    given = set(settings) - {'type', 'base_constructor', *CONSTRUCTOR_SETTINGS}
+    given = set(settings) - {'type', *CONSTRUCTOR_SETTINGS}
     check_arguments(settings.type, given, known)
 
 
@@ -195,35 +187,26 @@ def differences(
     model: nn.Module, stock: OptimWrapper, wrapper: OptimWrapper
 ) -> list[str]:
     """Return how an optimizer wrapper differs from the stock one of the same model."""
-    found = [
-        f'{name}: {ours!r} instead of {theirs!r}'
-        for name, theirs, ours in (
-            ('optimizer', type(stock.optimizer), type(wrapper.optimizer)),
-            ('clip_grad', stock.clip_grad_kwargs, wrapper.clip_grad_kwargs),
-            (
-                'accumulative_counts',
-                accumulative_counts(stock),
-                accumulative_counts(wrapper),
-            ),
-        )
-        if theirs != ours
+    theirs, ours = settings_of(model, stock), settings_of(model, wrapper)
+    return [
+        f'{name}: {ours.get(name)} instead of {theirs.get(name)}'
+        for name in theirs | ours
+        if ours.get(name) != theirs.get(name)
     ]
-    theirs, ours = settings_by_parameter(stock), settings_by_parameter(wrapper)
-    found += [
-        f'{name}: {ours.get(id(parameter))} instead of {theirs.get(id(parameter))}'
-        for name, parameter in model.named_parameters()
-        if ours.get(id(parameter)) != theirs.get(id(parameter))
-    ]
-    return found
 
 
-def settings_by_parameter(wrapper: OptimWrapper) -> dict[int, list[dict]]:
-    """Return the settings of the groups of each parameter, by its ``id``."""
-    found: dict[int, list[dict]] = {}
+def settings_of(model: nn.Module, wrapper: OptimWrapper) -> dict[str, Any]:
+    """Return settings of an optimizer wrapper, and by parameter those of its groups."""
+    found: dict[str, Any] = dict(
+        optimizer=type(wrapper.optimizer),
+        clip_grad=wrapper.clip_grad_kwargs,
+        accumulative_counts=accumulative_counts(wrapper),
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in wrapper.optimizer.param_groups:
         settings = {key: value for key, value in group.items() if key not in LABELS}
         for parameter in group['params']:
-            found.setdefault(id(parameter), []).append(settings)
+            found.setdefault(names[id(parameter)], []).append(settings)
     return found
 
 

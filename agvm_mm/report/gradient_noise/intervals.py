@@ -15,8 +15,8 @@ Everything here is plain arithmetic in float64: no network, no communication.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,6 @@ from torch import Tensor
 from agvm_mm.method.modulator import EPS, raw_multiplier
 from agvm_mm.method.noise_scale import (
     ALL,
-    SignalAndNoise,
     extra_images,
     saved_updates,
     signal_and_noise_from_replicas,
@@ -40,12 +39,7 @@ CONFIDENCE = 0.95
 
 
 class Blocks(NamedTuple):
-    """Division of replicas into blocks.
-
-    Attributes:
-        count: Number of blocks, a multiple of the number of ranks.
-        size: Replicas of a block, a power of two.
-    """
+    """Blocks of replicas: their number, and replicas of each, a power of two."""
 
     count: int
     size: int
@@ -65,13 +59,7 @@ def divide_replicas(replicas: int, ranks: int = 1) -> Blocks:
 
 
 class Estimate(NamedTuple):
-    """Number with its interval of 95%.
-
-    Attributes:
-        value: The number.
-        low: Lower end.
-        high: Upper end.
-    """
+    """Number with the ends of its interval of 95%."""
 
     value: float
     low: float
@@ -115,15 +103,11 @@ class GradientSums:
 
     def with_all(self) -> 'GradientSums':
         """Return the same with the whole network as a further module."""
-        return GradientSums(
-            (*self.modules, ALL),
-            self.images_per_replica,
-            self.block_size,
-            *(
-                torch.cat([x, x.sum(0, keepdim=True)])
-                for x in (self.group_sq, self.gram)
-            ),
+        group_sq, gram = (
+            torch.cat([x, x.sum(0, keepdim=True)]) for x in (self.group_sq, self.gram)
         )
+        modules = (*self.modules, ALL)
+        return replace(self, modules=modules, group_sq=group_sq, gram=gram)
 
     def signal_and_noise(
         self, group: int | None = None, without: int | None = None
@@ -139,34 +123,65 @@ class GradientSums:
         """
         kept = [block for block in range(self.blocks) if block != without]
         if group is not None and group <= self.block_size:
-            local_sq = self.group_sq[:, 0, kept].mean(1)
             mean_sq = self.group_sq[:, group.bit_length() - 1, kept].mean(1)
-            images = group * self.images_per_replica
-            return signal_and_noise_from_replicas(local_sq, mean_sq, group, images)
+            return self._estimate(kept, mean_sq, group)
         width = self.blocks if group is None else group // self.block_size
         found, weights = [], []
         for start in range(0, self.blocks - width + 1, width):
             members = [block for block in kept if start <= block < start + width]
             replicas = len(members) * self.block_size
             if replicas >= 2:
-                found.append(self._of_blocks(members, replicas))
+                mean_sq = self.gram[:, members][:, :, members].mean((1, 2))
+                found.append(torch.stack(self._estimate(members, mean_sq, replicas)))
                 weights.append(replicas)
         shares = torch.tensor(weights).double() / sum(weights)
-        signals, noises = (torch.stack(each, 1) for each in zip(*found, strict=True))
-        return signals @ shares, noises @ shares
+        signal, noise = torch.stack(found, 2) @ shares
+        return signal, noise
 
-    def _of_blocks(self, members: list[int], replicas: int) -> tuple[Tensor, Tensor]:
-        local_sq = self.group_sq[:, 0, members].mean(1)
-        mean_sq = self.gram[:, members][:, :, members].mean((1, 2))
+    def _estimate(
+        self, blocks: list[int], mean_sq: Tensor, replicas: int
+    ) -> tuple[Tensor, Tensor]:
+        local_sq = self.group_sq[:, 0, blocks].mean(1)
         images = replicas * self.images_per_replica
         return signal_and_noise_from_replicas(local_sq, mean_sq, replicas, images)
 
+    def ratios(self, group: int | None = None) -> Tensor:
+        """Return signal / noise of all blocks, and without each of them.
 
-@dataclass(frozen=True)
-class BatchRow:
+        Args:
+            group: See :meth:`signal_and_noise`.
+
+        Returns:
+            Shape (modules, 1 + blocks), or (modules, 1) if nothing is left to compare
+            without a block.
+        """
+        # With two replicas nothing is left to compare.
+        parts = range(self.blocks) if self.replicas - self.block_size >= 2 else ()
+        pairs = (self.signal_and_noise(group, block) for block in (None, *parts))
+        return torch.stack([signal / noise for signal, noise in pairs], 1)
+
+
+class ModuleNoise(NamedTuple):
+    """Signal and noise of a module, or of the whole network.
+
+    Attributes:
+        signal: Estimate of |g|^2. May be at or below 0.
+        noise: Estimate of s^2.
+        noise_scale: In images; None if not resolved: its interval reaches 0 signal.
+        lower_bound: Lower end of the interval of the noise scale, also if that is not
+            resolved; None without an interval.
+    """
+
+    signal: float
+    noise: float
+    noise_scale: Estimate | None
+    lower_bound: float | None
+
+
+class BatchRow(NamedTuple):
     """What a batch does.
 
-    Args:
+    Attributes:
         batch: Images.
         measured: Whether Phi and mu are measured on groups of so many images, instead
             of predicted from the noise scale of all images.
@@ -186,22 +201,17 @@ class BatchRow:
     extra_images: float | None
 
 
-@dataclass(frozen=True)
-class NoiseReport:
+class NoiseReport(NamedTuple):
     """Result of a measurement.
 
-    Args:
+    Attributes:
         images: Images of all replicas.
         images_per_replica: b.
         blocks: Blocks of the jackknife.
         anchor: Name of the anchor.
         ratio_bounds: Smallest and largest ratio of variances.
-        modules: Signal and noise by module, and of the whole network as 'all'.
-        noise_scales: Noise scale in images by module, and of 'all'; None if not
-            resolved: its interval reaches 0 signal.
-        lower_bounds: Lower end of the interval of each noise scale, also of those that
-            are not resolved; None without an interval.
-        rows: What batches do, in their order.
+        modules: Noise of each module, and of the whole network as 'all'.
+        batches: What batches do, the smallest first.
     """
 
     images: int
@@ -209,10 +219,8 @@ class NoiseReport:
     blocks: int
     anchor: str
     ratio_bounds: tuple[float, float]
-    modules: dict[str, SignalAndNoise]
-    noise_scales: dict[str, Estimate | None]
-    lower_bounds: dict[str, float | None]
-    rows: list[BatchRow]
+    modules: dict[str, ModuleNoise]
+    batches: list[BatchRow]
 
 
 def make_report(
@@ -231,92 +239,74 @@ def make_report(
             be measured are reported.
     """
     sums = sums.with_all()
-    of_all = _Ratios(sums, None)
-    inverse = {name: of_all.interval(i) for i, name in enumerate(sums.modules)}
-    noise_scales = {name: _noise_scale(each) for name, each in inverse.items()}
-    levels = [2**i for i in range(1, sums.replicas.bit_length())]
-    measured = {level * sums.images_per_replica: level for level in levels}
+    of_all = sums.ratios()
+    found = zip(sums.modules, *sums.signal_and_noise(), of_all, strict=True)
+    modules = {name: _module_noise(*each) for name, *each in found}
+    scale = modules[ALL].noise_scale
+    powers = [2**i for i in range(1, sums.replicas.bit_length())]
+    measured = {group * sums.images_per_replica: group for group in powers}
     rows = []
     for batch in sorted({*batches, *measured}):
-        if batch in measured:
-            ratios, known = _Ratios(sums, measured[batch]), set(sums.modules)
-        else:
-            ratios = of_all
-            known = {name for name, scale in noise_scales.items() if scale}
-        rows.append(_row(ratios, batch, known, anchor, ratio_bounds, noise_scales[ALL]))
-    signals, noises = sums.signal_and_noise()
+        group = measured.get(batch)
+        ratios = sums.ratios(group) if group else of_all
+        known = {
+            name: ratios if group or modules[name].noise_scale else None
+            for name, ratios in zip(sums.modules[:-1], ratios, strict=False)
+        }
+        costs = (
+            cost(batch, scale.value) if scale else None
+            for cost in (saved_updates, extra_images)
+        )
+        phi = {name: _phi_at(batch, own) for name, own in known.items()}
+        mu = {
+            name: _mu_at(batch, known[anchor], own, ratio_bounds)
+            for name, own in known.items()
+        }
+        rows.append(BatchRow(batch, group is not None, phi, mu, *costs))
     return NoiseReport(
-        images=sums.images,
-        images_per_replica=sums.images_per_replica,
-        blocks=sums.blocks,
-        anchor=anchor,
-        ratio_bounds=tuple(ratio_bounds),
-        modules={
-            name: SignalAndNoise(signal, noise)
-            for name, signal, noise in zip(
-                sums.modules, signals.tolist(), noises.tolist(), strict=True
-            )
-        },
-        noise_scales=noise_scales,
-        lower_bounds={
-            name: 1 / each.high if 0 < each.high < math.inf else None
-            for name, each in inverse.items()
-        },
-        rows=rows,
+        sums.images,
+        sums.images_per_replica,
+        sums.blocks,
+        anchor,
+        tuple(ratio_bounds),
+        modules,
+        rows,
     )
 
 
-class _Ratios:
-    """Signal / noise of each module, from all blocks and without each of them.
-
-    Args:
-        sums: The sums.
-        group: See :meth:`GradientSums.signal_and_noise`.
-    """
-
-    def __init__(self, sums: GradientSums, group: int | None) -> None:
-        self.measured = group is not None
-        self.modules = sums.modules
-        self.whole = _ratio(*sums.signal_and_noise(group))
-        # With two replicas nothing is left to compare.
-        parts = range(sums.blocks) if sums.replicas - sums.block_size >= 2 else ()
-        deleted = [_ratio(*sums.signal_and_noise(group, block)) for block in parts]
-        self.deleted = torch.stack(deleted, 1) if deleted else None
-
-    def interval(
-        self, index: int, transform: Callable[[Tensor], Tensor] = lambda ratio: ratio
-    ) -> Estimate:
-        """Return a function of signal / noise of a module, with its interval."""
-        deleted = None if self.deleted is None else transform(self.deleted[index])
-        return jackknife(transform(self.whole[index]).item(), deleted)
-
-    def phi(self, index: int, batch: int) -> Estimate:
-        """Return Phi of a module at a batch."""
-        ratio = self.interval(index)
-        ends = _phi(torch.tensor(ratio, dtype=torch.float64), batch)
-        value, high, low = ends.tolist()
-        return Estimate(value, low, high)
-
-    def mu(
-        self, index: int, anchor: int, batch: int, bounds: tuple[float, float]
-    ) -> Estimate:
-        """Return the multiplier of a module at a batch."""
-        if index == anchor:
-            return Estimate(1.0, 1.0, 1.0)
-
-        def log_ratio(ratios: Tensor) -> Tensor:
-            variances = _phi(ratios, batch) + EPS
-            return (variances[anchor] / variances[index]).log()
-
-        deleted = None if self.deleted is None else log_ratio(self.deleted)
-        found = jackknife(log_ratio(self.whole).item(), deleted)
-        # Ends may be infinite; the bounds hold for them as well.
-        ends = (raw_multiplier(math.exp(min(end, 700)), 1, bounds) for end in found)
-        return Estimate(*ends)
+def _module_noise(signal: Tensor, noise: Tensor, ratios: Tensor) -> ModuleNoise:
+    ratio = interval(ratios)
+    scale = low = None
+    if ratio.low > 0:
+        scale = Estimate(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
+    if 0 < ratio.high < math.inf:
+        low = 1 / ratio.high
+    return ModuleNoise(signal.item(), noise.item(), scale, low)
 
 
-def _ratio(signal: Tensor, noise: Tensor) -> Tensor:
-    return signal / noise
+def _phi_at(batch: int, ratios: Tensor | None) -> Estimate | None:
+    """Return Phi of a module at a batch from its signal / noise, if that is known."""
+    if ratios is None:
+        return None
+    ratio = torch.tensor(interval(ratios), dtype=torch.float64)
+    value, high, low = _phi(ratio, batch).tolist()
+    return Estimate(value, low, high)
+
+
+def _mu_at(
+    batch: int,
+    anchor: Tensor | None,
+    ratios: Tensor | None,
+    bounds: tuple[float, float],
+) -> Estimate | None:
+    """Return the multiplier of a module at a batch from both signal / noise."""
+    if anchor is None or ratios is None:
+        return None
+    if ratios is anchor:
+        return Estimate(1.0, 1.0, 1.0)
+    found = interval(((_phi(anchor, batch) + EPS) / (_phi(ratios, batch) + EPS)).log())
+    # Ends may be infinite; the bounds hold for them as well.
+    return Estimate(*(raw_multiplier(math.exp(min(x, 700)), 1, bounds) for x in found))
 
 
 def _phi(ratio: Tensor, batch: int) -> Tensor:
@@ -324,32 +314,13 @@ def _phi(ratio: Tensor, batch: int) -> Tensor:
     return 1 / (1 + (batch * ratio).clamp(min=-1) / 2)
 
 
-def _noise_scale(ratio: Estimate) -> Estimate | None:
-    """Return the noise scale from signal / noise; None if that may be 0."""
-    if not ratio.low > 0:
-        return None
-    return Estimate(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
+def interval(values: Tensor) -> Estimate:
+    """Return a statistic of all blocks with its interval.
 
-
-def _row(
-    ratios: _Ratios,
-    batch: int,
-    known: set[str],
-    anchor: str,
-    bounds: tuple[float, float],
-    scale: Estimate | None,
-) -> BatchRow:
-    modules = {n: i for i, n in enumerate(ratios.modules) if n != ALL}
-    phi = {n: ratios.phi(i, batch) if n in known else None for n, i in modules.items()}
-    mu = {
-        name: ratios.mu(index, modules[anchor], batch, bounds)
-        if {name, anchor} <= known
-        else None
-        for name, index in modules.items()
-    }
-    costs = (saved_updates, extra_images)
-    saved, extra = (cost(batch, scale.value) if scale else None for cost in costs)
-    return BatchRow(batch, ratios.measured, phi, mu, saved, extra)
+    Args:
+        values: Of all blocks, and without each of them, as :meth:`GradientSums.ratios`.
+    """
+    return jackknife(values[0].item(), values[1:] if len(values) > 1 else None)
 
 
 def jackknife(value: float, deleted: Tensor | None) -> Estimate:

@@ -1,23 +1,25 @@
 """Figure of the noise scales, and of Phi and mu against the batch size."""
 
-import math
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from agvm_mm.method.modulator import raw_multiplier
 from agvm_mm.method.noise_scale import ALL, predicted_variance
 from agvm_mm.report.figures.style import BLACK, module_style, set_up_panel
-from agvm_mm.report.noise import BATCHES, Estimate, NoiseReport
+from agvm_mm.report.gradient_noise.intervals import BATCHES, ModuleNoise, NoiseReport
 
-POINTS = 120
-"""Points of a predicted curve."""
+LOW, HIGH = BATCHES[0] / 1.3, BATCHES[-1] * 1.3
+"""Limits of the axis of batches."""
+CURVE = [LOW * (HIGH / LOW) ** (i / 120) for i in range(121)]
+"""Batches of the points of a predicted curve."""
 
 
-def plot_noise(report: NoiseReport, *, title: str | None = None) -> Figure:
+def plot_gradient_noise(report: NoiseReport, *, title: str | None = None) -> Figure:
     """Draw Phi and mu against the batch, and the noise scale of each module.
 
     Points with bars are measured, lines are predicted from the noise scale of all
@@ -34,7 +36,12 @@ def plot_noise(report: NoiseReport, *, title: str | None = None) -> Figure:
     names = [name for name in report.modules if name != ALL]
     styles = {name: module_style(index) for index, name in enumerate(names)}
     figure = Figure(figsize=(13, 4.6), layout='constrained')
-    phi, mu, scales = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
+    panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
+    for panel in panels:
+        set_up_panel(panel)
+        panel.set_xscale('log')
+    phi, mu, scales = panels
+    mu.axhline(1, color='0.7', linewidth=0.8, zorder=0)
     _draw_against_batch(phi, report, styles, 'phi')
     _draw_against_batch(mu, report, styles, 'mu')
     _draw_scales(scales, report, styles)
@@ -55,116 +62,78 @@ def plot_noise(report: NoiseReport, *, title: str | None = None) -> Figure:
 def _draw_against_batch(
     panel: Axes, report: NoiseReport, styles: dict[str, dict[str, Any]], value: str
 ) -> None:
-    set_up_panel(panel)
-    panel.set_xscale('log')
-    low, high = BATCHES[0] / 1.3, BATCHES[-1] * 1.3
-    panel.set_xlim(low, high)
+    panel.set_xlim(LOW, HIGH)
     panel.xaxis.set_major_locator(FixedLocator([32, 128, 512, 2048, 10240]))
     panel.xaxis.set_minor_locator(NullLocator())
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.0f}'))
+    panel.xaxis.set_major_formatter('{x:,.0f}')
     panel.set_xlabel('batch (images)')
-    if value == 'mu':
-        panel.axhline(1, color='0.7', linewidth=0.8, zorder=0)
-    batches = [low * (high / low) ** (i / POINTS) for i in range(POINTS + 1)]
-    rows = [row for row in report.rows if row.measured and low <= row.batch <= high]
+    rows = [row for row in report.batches if row.measured and LOW <= row.batch <= HIGH]
     for number, (name, style) in enumerate(styles.items()):
         if value == 'mu' and name == report.anchor:
             continue
-        curve = _predicted(report, name, value, batches)
+        curve = _predicted(report, name, value)
         if curve:
-            line = {k: v for k, v in style.items() if k != 'marker'}
-            panel.plot(batches, curve, gid=f'predicted {name}', **line)
+            panel.plot(CURVE, curve, gid=f'predicted {name}', **dict(style, marker=''))
         # Bars of several modules next to each other.
         shift = 1.04 ** (number - (len(styles) - 1) / 2)
-        _draw_points(
-            panel,
+        found = np.array([getattr(row, value)[name] for row in rows]).reshape(-1, 3)
+        values, low, high = found.T
+        panel.errorbar(
             [row.batch * shift for row in rows],
-            [getattr(row, value)[name] for row in rows],
-            dict(color=style['color'], marker=style['marker'], gid=f'measured {name}'),
+            values,
+            yerr=[values - low, high - values] if np.isfinite(found).all() else None,
+            color=style['color'],
+            marker=style['marker'],
+            linestyle='',
+            markersize=5,
+            elinewidth=1.2,
+            capsize=2,
+            gid=f'measured {name}',
         )
 
 
-def _predicted(
-    report: NoiseReport, name: str, value: str, batches: list[float]
-) -> list[float]:
+def _predicted(report: NoiseReport, name: str, value: str) -> list[float]:
     """Return a predicted curve, empty if it is not resolved."""
-    own, anchor = (report.noise_scales[each] for each in (name, report.anchor))
+    own, anchor = (report.modules[each].noise_scale for each in (name, report.anchor))
     if own is None or (value == 'mu' and anchor is None):
         return []
-    variances = [predicted_variance(batch, own.value) for batch in batches]
+    variances = [predicted_variance(batch, own.value) for batch in CURVE]
     if value == 'phi':
         return variances
+    of_anchor = (predicted_variance(batch, anchor.value) for batch in CURVE)
     return [
-        raw_multiplier(
-            predicted_variance(batch, anchor.value), variance, report.ratio_bounds
-        )
-        for batch, variance in zip(batches, variances, strict=True)
+        raw_multiplier(*pair, report.ratio_bounds)
+        for pair in zip(of_anchor, variances, strict=True)
     ]
-
-
-def _draw_points(
-    panel: Axes, positions: list[float], found: list[Estimate], style: dict[str, Any]
-) -> None:
-    values = [each.value for each in found]
-    bars = [
-        [each.value - each.low for each in found],
-        [each.high - each.value for each in found],
-    ]
-    if not all(map(math.isfinite, [*bars[0], *bars[1]])):
-        bars = None
-    panel.errorbar(
-        positions,
-        values,
-        yerr=bars,
-        linestyle='',
-        markersize=5,
-        elinewidth=1.2,
-        capsize=2,
-        **style,
-    )
 
 
 def _draw_scales(
     panel: Axes, report: NoiseReport, styles: dict[str, dict[str, Any]]
 ) -> None:
-    set_up_panel(panel)
-    panel.set_xscale('log')
-    names = list(report.noise_scales)
-    known = [low for low in report.lower_bounds.values() if low]
-    known += [each.high for each in report.noise_scales.values() if each]
+    known = [each.lower_bound for each in report.modules.values() if each.lower_bound]
+    scales = (each.noise_scale for each in report.modules.values())
+    known += [scale.high for scale in scales if scale]
     if known:
         panel.set_xlim(min(known) / 2, max(known) * 3)
-    for row, name in enumerate(names):
-        style = styles.get(name, dict(color=BLACK, marker='*'))
-        _draw_scale(
-            panel,
-            row,
-            name,
-            report.noise_scales[name],
-            report.lower_bounds[name],
-            style,
-        )
-    panel.set_yticks(range(len(names)), names)
-    panel.set_ylim(len(names) - 0.5, -0.5)
+    for row, (name, found) in enumerate(report.modules.items()):
+        look = styles.get(name, dict(color=BLACK, marker='*'))
+        _draw_scale(panel, row, name, found, look['color'], look['marker'])
+    panel.set_yticks(range(len(report.modules)), list(report.modules))
+    panel.set_ylim(len(report.modules) - 0.5, -0.5)
     panel.set_xlabel('noise scale (images)')
 
 
 def _draw_scale(
-    panel: Axes,
-    row: int,
-    name: str,
-    scale: Estimate | None,
-    low: float | None,
-    style: dict[str, Any],
+    panel: Axes, row: int, name: str, found: ModuleNoise, color: str, marker: str
 ) -> None:
-    color = style['color']
+    scale, low = found.noise_scale, found.lower_bound
     if scale is not None:
         panel.errorbar(
             scale.value,
             row,
             xerr=[[scale.value - scale.low], [scale.high - scale.value]],
             color=color,
-            marker=style['marker'],
+            marker=marker,
             markersize=9 if name == ALL else 6,
             capsize=3,
             gid=f'scale {name}',

@@ -104,15 +104,6 @@ def test_every_texture_is_used(source):
     assert seen == set(range(len(scenes.TEXTURES)))
 
 
-def test_invalid_arguments_raise(source):
-    images, labels, digits = source
+def test_unknown_split_raises():
     with pytest.raises(ValueError, match="split must be one of .* got 'test'"):
         scenes.scene_rng(0, 'test', 0)
-    with pytest.raises(ValueError, match='val_fraction must be .* less than 1'):
-        scenes.split_digits(labels, 0, val_fraction=1)
-    with pytest.raises(ValueError, match='size must be at least 48, got 40'):
-        scenes.compose_scene(
-            scenes.scene_rng(0, 'train', 0), images, labels, digits['train'], size=40
-        )
-    with pytest.raises(ValueError, match="kind must be one of .* got 'lace'"):
-        scenes.draw_texture(scenes.scene_rng(0, 'train', 0), 'lace', 96)

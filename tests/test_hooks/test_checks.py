@@ -8,15 +8,14 @@ from ranks import run_on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from toy import ToyDetector, make_wrapper
 
-from agvm_mm.optim.wrapper import AGVMMixin
-from agvm_mm.preflight import check_model, check_optim_wrapper
+from agvm_mm.training.variance_sync import check_model, check_optim_wrapper
 
 
 def test_optim_wrapper_dict_is_refused():
     wrapper = OptimWrapper(torch.optim.SGD(ToyDetector().parameters(), lr=0.1))
     with pytest.raises(TypeError, match='OptimWrapperDict'):
-        check_optim_wrapper(OptimWrapperDict(generator=wrapper), AGVMMixin)
-    check_optim_wrapper(make_wrapper(ToyDetector()), AGVMMixin)
+        check_optim_wrapper(OptimWrapperDict(generator=wrapper))
+    check_optim_wrapper(make_wrapper(ToyDetector()))
 
 
 def wrapped_models_rank():

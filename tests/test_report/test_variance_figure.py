@@ -6,7 +6,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from agvm_mm.report.figures import plot_runs, plot_variance
-from agvm_mm.report.figures.variance import marked_points, running_mean, smooth
+from agvm_mm.report.figures.variance import marked_points, smooth
 from agvm_mm.report.logs import MU_KEY, PHI_KEY, Record, module_curves
 
 RECORDS = [
@@ -58,9 +58,9 @@ def test_every_module_is_drawn():
 
 
 def test_running_mean():
-    assert running_mean([1, 2, 6, 4, 3], 3) == [1.5, 3, 4, 13 / 3, 3.5]
-    assert running_mean([1, 2, 6], 1) == [1, 2, 6]
-    assert running_mean([], 5) == []
+    assert smooth(range(5), [1, 2, 6, 4, 3], 3) == [1.5, 3, 4, 13 / 3, 3.5]
+    assert smooth(range(3), [1, 2, 6], 1) == [1, 2, 6]
+    assert smooth([], [], 5) == []
     # The jump at a learning-rate step is kept.
     means = smooth(range(6), [0, 0, 0, 9, 9, 9], 5, breaks=[2])
     assert means == [0, 0, 0, 9, 9, 9]
@@ -75,7 +75,7 @@ def test_running_mean_is_drawn_over_measurements():
     above, below = plot_variance(records, window=3).axes
     raw, means = above.lines
     assert list(raw.get_ydata()) == values
-    assert list(means.get_ydata()) == running_mean(values, 3)
+    assert list(means.get_ydata()) == smooth(range(6), values, 3)
     assert means.get_linewidth() > raw.get_linewidth()
     assert raw.get_color() == means.get_color()
     # mu is a moving average already.

@@ -7,7 +7,7 @@ gradients for each block in the memory of its host.
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -32,11 +32,14 @@ from agvm_mm.estimators.preconditioner import (
 from agvm_mm.estimators.reductions import squared_norm
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
-from agvm_mm.preflight import check_one_optimizer
-from agvm_mm.report.noise import Blocks, GradientSums, divide_replicas
+from agvm_mm.optim.wrapper import check_one_optimizer
+from agvm_mm.report.gradient_noise.intervals import (
+    Blocks,
+    GradientSums,
+    divide_replicas,
+)
 from agvm_mm.report.plan import in_float32, quiet
 from agvm_mm.training.loading import allow_runner_checkpoints
-from agvm_mm.training.loops import pop_resume_switch
 from agvm_mm.validation import check_number, type_name
 
 # Elements of a parameter whose inner products are computed at a time in float64.
@@ -146,18 +149,23 @@ def set_up(
     )
     saved = load_weights(model, checkpoint)
     model.to(get_device())
-    preconditioner, notes = make_preconditioner(cfg, model, saved, checkpoint)
-    batches = load_batches(cfg, blocks, per_replica, seed)
+    preconditioner, note = make_preconditioner(cfg, model, saved, checkpoint)
+    notes = [note] if note else []
+    if get_world_size() > 1 and has_sync_bn(model):
+        notes.append(
+            'SyncBN couples the replicas of the ranks: noise scales are biased. '
+            'Measure on one process, where it becomes BN.'
+        )
     return Setup(
         model=model,
         by_module=by_module,
         preconditioner=preconditioner,
-        batches=batches,
+        batches=load_batches(cfg, blocks, per_replica, seed),
         blocks=blocks,
         images_per_replica=per_replica,
         anchor=modulator.anchor,
         ratio_bounds=modulator.ratio_bounds,
-        notes=notes + notes_on_model(model),
+        notes=notes,
     )
 
 
@@ -229,19 +237,17 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
 
 def make_preconditioner(
     cfg: Config, model: nn.Module, checkpoint: Mapping[str, Any], path: str
-) -> tuple[Preconditioner, list[str]]:
-    """Return what rescales gradients as the optimizer of a config does, and notes.
+) -> tuple[Preconditioner, str]:
+    """Return what rescales gradients as the optimizer of a config does, and a note.
 
     Raises:
         TypeError: If the config has several optimizers.
         ValueError: If the checkpoint was saved with another optimizer.
     """
+    plain = IdentityPreconditioner()
     if not cfg.get('optim_wrapper'):
-        return IdentityPreconditioner(), [
-            'The config has no optimizer: plain gradient.'
-        ]
+        return plain, 'The config has no optimizer: plain gradient.'
     settings = in_float32(cfg.optim_wrapper)
-    pop_resume_switch(settings)
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
     check_one_optimizer('tools/noise_scale.py', wrapper)
@@ -249,17 +255,15 @@ def make_preconditioner(
     try:
         preconditioner = build_preconditioner(optimizer)
     except TypeError:
-        note = f'{name} steps by trust ratios or rules of its own: plain gradient.'
-        return IdentityPreconditioner(), [note]
+        return plain, f'{name} steps by trust ratios or its own rules: plain gradient.'
     if not isinstance(preconditioner, AdamPreconditioner):
-        return preconditioner, []
+        return preconditioner, ''
     saved = checkpoint.get('optimizer')
     if not saved or not saved.get('state'):
-        note = (
+        return plain, (
             'The checkpoint has no optimizer state, so the gradient is not divided by '
             f"{name}'s sqrt(v) + eps: plain gradient, not what {name} steps along."
         )
-        return IdentityPreconditioner(), [note]
     if not any('exp_avg_sq' in each for each in saved['state'].values()):
         raise ValueError(
             f'{path} has the state of another optimizer than {name}: no exp_avg_sq'
@@ -273,17 +277,7 @@ def make_preconditioner(
             f'{path}: its optimizer state has other parameter groups than the config '
             f'({error}); use the config that it was trained with'
         ) from error
-    return preconditioner, []
-
-
-def notes_on_model(model: nn.Module) -> list[str]:
-    """Return what couples replicas of a model."""
-    if get_world_size() == 1 or not has_sync_bn(model):
-        return []
-    return [
-        'SyncBN couples the replicas of the ranks: noise scales are biased. Measure on '
-        'one process, where it becomes BN.'
-    ]
+    return preconditioner, ''
 
 
 def load_batches(
@@ -341,23 +335,14 @@ def gradients_of(setup: Setup) -> Iterator[list[Tensor | None]]:
         gradients = []
         for module, parameters in setup.by_module.items():
             own = [_rescaled(setup.preconditioner, p) for p in parameters]
-            check_finite(module, own)
+            total = sum(each.abs().sum() for each in own if each is not None)
+            if not torch.isfinite(torch.as_tensor(total)):
+                raise FloatingPointError(
+                    f'the gradient of {module} is not finite on an image batch: the '
+                    'checkpoint may be that of a run that diverged'
+                )
             gradients += own
         yield gradients
-
-
-def check_finite(module: str, gradients: list[Tensor | None]) -> None:
-    """Check that the gradients of a module are finite.
-
-    Raises:
-        FloatingPointError: If one is not.
-    """
-    total = sum(each.abs().sum() for each in gradients if each is not None)
-    if not torch.isfinite(torch.as_tensor(total)):
-        raise FloatingPointError(
-            f'the gradient of {module} is not finite on an image batch: the checkpoint '
-            'may be that of a run that diverged'
-        )
 
 
 def _rescaled(preconditioner: Preconditioner, parameter: nn.Parameter) -> Tensor | None:
@@ -386,11 +371,10 @@ class BlockSums:
     """
 
     def __init__(self, owners: list[int], size: int) -> None:
-        self._owners = owners
+        self._owners = torch.tensor(owners)
         self._waiting: list[list[Tensor | None] | None] = [None] * size.bit_length()
-        self.group_sq = torch.zeros(
-            max(owners) + 1, size.bit_length(), dtype=torch.float64
-        )
+        shape = max(owners) + 1, size.bit_length()
+        self.group_sq = torch.zeros(shape, dtype=torch.float64)
 
     def add(self, gradients: list[Tensor | None]) -> None:
         """Add a replica."""
@@ -409,16 +393,12 @@ class BlockSums:
         return self._waiting[-1]
 
     def _measure(self, level: int, total: list[Tensor | None]) -> None:
-        found = [
-            (module, squared_norm(gradient))
-            for module, gradient in zip(self._owners, total, strict=True)
-            if gradient is not None
-        ]
-        if found:
-            modules, norms = zip(*found, strict=True)
+        known = [index for index, each in enumerate(total) if each is not None]
+        if known:
             # One transfer to the host for all parameters.
-            norms = torch.stack(norms).cpu().double() / 4**level
-            self.group_sq[:, level].index_add_(0, torch.tensor(modules), norms)
+            norms = torch.stack([squared_norm(total[index]) for index in known])
+            norms = norms.cpu().double() / 4**level
+            self.group_sq[:, level].index_add_(0, self._owners[known], norms)
 
 
 def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -492,13 +472,8 @@ def drop_without_gradient(sums: GradientSums, anchor: str) -> GradientSums:
         ValueError: If the anchor had none.
     """
     kept = [i for i in range(len(sums.modules)) if sums.group_sq[i, 0].any()]
-    names = tuple(sums.modules[i] for i in kept)
-    if anchor not in names:
+    modules = tuple(sums.modules[i] for i in kept)
+    if anchor not in modules:
         raise ValueError(f"no loss reaches the anchor '{anchor}': it had no gradient")
-    return GradientSums(
-        names,
-        sums.images_per_replica,
-        sums.block_size,
-        sums.group_sq[kept],
-        sums.gram[kept],
-    )
+    gram, group_sq = sums.gram[kept], sums.group_sq[kept]
+    return replace(sums, modules=modules, group_sq=group_sq, gram=gram)

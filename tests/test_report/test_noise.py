@@ -1,4 +1,4 @@
-"""noise.py against NumPy on all gradients, and on gradients of known noise."""
+"""intervals.py against NumPy on all gradients, and on gradients of known noise."""
 
 import math
 
@@ -10,8 +10,12 @@ from scipy.stats import t
 from agvm_mm.method.modulator import raw_multiplier
 from agvm_mm.method.noise_scale import ALL, predicted_variance
 from agvm_mm.method.variance import variance_from_replicas
-from agvm_mm.report import noise
-from agvm_mm.report.noise import GradientSums, divide_replicas, make_report
+from agvm_mm.report.gradient_noise import intervals
+from agvm_mm.report.gradient_noise.intervals import (
+    GradientSums,
+    divide_replicas,
+    make_report,
+)
 
 BOUNDS = (0.5, 10.0)
 
@@ -85,7 +89,7 @@ def test_measured_phi_is_that_of_the_replicas_estimator():
         backbone=draw(rng, 32, 1, 400.0), rpn_head=draw(rng, 32, 1.0, 50.0)
     )
     report = make_report(sums_of(gradients, 4, 2), 'backbone', BOUNDS)
-    rows = {row.batch: row for row in report.rows if row.measured}
+    rows = {row.batch: row for row in report.batches if row.measured}
     assert list(rows) == [8, 16, 32, 64, 128]
     for batch, row in rows.items():
         k, phi = batch // 4, {}
@@ -105,13 +109,13 @@ def test_predictions_follow_from_the_noise_scale_of_all_images():
     rng = np.random.default_rng(3)
     gradients = dict(backbone=draw(rng, 64, 1, 50.0), neck=draw(rng, 64, 1.0, 10.0))
     report = make_report(sums_of(gradients, 1, 4), 'backbone', BOUNDS)
-    scales = report.noise_scales
+    scales = {name: each.noise_scale for name, each in report.modules.items()}
     assert report.modules[ALL].signal == pytest.approx(
         report.modules['backbone'].signal + report.modules['neck'].signal
     )
     for name, each in report.modules.items():
         assert scales[name].value == pytest.approx(each.noise / each.signal)
-    row = next(row for row in report.rows if row.batch == 1024)
+    row = next(row for row in report.batches if row.batch == 1024)
     assert not row.measured
     phi = {name: predicted_variance(1024, scales[name].value) for name in gradients}
     assert row.phi['neck'].value == pytest.approx(phi['neck'])
@@ -127,9 +131,12 @@ def test_signal_that_may_be_zero_is_not_resolved():
     rng = np.random.default_rng(4)
     gradients = dict(backbone=draw(rng, 32, 5, 10.0), neck=draw(rng, 32, 0.0, 10.0))
     report = make_report(sums_of(gradients, 1, 2), 'backbone', BOUNDS)
-    assert report.noise_scales['backbone'] and report.noise_scales['neck'] is None
-    assert report.lower_bounds['neck'] > 10
-    row = report.rows[-1]
+    assert (
+        report.modules['backbone'].noise_scale
+        and report.modules['neck'].noise_scale is None
+    )
+    assert report.modules['neck'].lower_bound > 10
+    row = report.batches[-1]
     assert row.phi['neck'] is None and row.mu['neck'] is None
     assert row.phi['backbone'] and row.mu['backbone']
 
@@ -147,11 +154,11 @@ def test_unbiased_and_intervals_cover_at_their_rate():
         groups = (2, 4, 16, 64, None)
         found.append([torch.cat(sums.signal_and_noise(k)).tolist() for k in groups])
         report = make_report(sums, 'backbone', BOUNDS, batches=[256])
-        scale = report.noise_scales['backbone']
+        scale = report.modules['backbone'].noise_scale
         # Of a noise scale that is not resolved the lower end is known.
         high = scale.high if scale else math.inf
-        covered += report.lower_bounds['backbone'] <= variance / signal <= high
-        phi = next(row.phi['backbone'] for row in report.rows if row.batch == 16)
+        covered += report.modules['backbone'].lower_bound <= variance / signal <= high
+        phi = next(row.phi['backbone'] for row in report.batches if row.batch == 16)
         covered_phi += phi.low <= 1 / (1 + 16 / 120) <= phi.high
     means, errors = np.mean(found, 0), np.std(found, 0) / math.sqrt(300)
     assert (np.abs(means - [signal, variance]) < 4 * errors).all()
@@ -164,9 +171,9 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     values = torch.tensor([1.0, 4.0, 2.0, 9.0]).double()
     deleted = (values.sum() - values) / 3
     error = values.std().item() / 2
-    found = noise.jackknife(4.0, deleted)
+    found = intervals.jackknife(4.0, deleted)
     assert found.high - 4 == pytest.approx(t.ppf(0.975, 3) * error, rel=1e-9)
-    assert noise.jackknife(4.0, None)[1:] == (-math.inf, math.inf)
+    assert intervals.jackknife(4.0, None)[1:] == (-math.inf, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +188,6 @@ def test_replicas_are_divided(replicas: int, ranks: int, blocks: int, size: int)
 def test_two_replicas_have_no_interval():
     g = draw(np.random.default_rng(6), 2, 100.0, 1.0)
     report = make_report(sums_of(dict(backbone=g), 8, 1), 'backbone', BOUNDS)
-    assert report.lower_bounds == {'backbone': None, ALL: None}
-    assert report.noise_scales == {'backbone': None, ALL: None}
-    assert report.rows[0].phi['backbone'].value < 0.2
+    for each in report.modules.values():
+        assert each.noise_scale is None and each.lower_bound is None
+    assert report.batches[0].phi['backbone'].value < 0.2

@@ -1,4 +1,4 @@
-"""noise_run.py: gradients of a toy model, one process and two ranks, rescaling."""
+"""replicas.py: gradients of a toy model, one process and two ranks, rescaling."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ from agvm_mm.estimators.preconditioner import (
     build_preconditioner,
 )
 from agvm_mm.method.modules import trainable_by_module
-from agvm_mm.report import noise_run
-from agvm_mm.report.noise import GradientSums, divide_replicas
+from agvm_mm.report.gradient_noise import replicas
+from agvm_mm.report.gradient_noise.intervals import GradientSums, divide_replicas
 
 REPLICAS, IMAGES = 70, 3
 
 
-def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> noise_run.Setup:
+def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> replicas.Setup:
     """Return the setup of one rank of the toy model."""
     torch.manual_seed(0)
     model = ToyDetector()
@@ -35,7 +35,7 @@ def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> noise_ru
     inputs, targets = make_images(REPLICAS * IMAGES, seed=7)
     own = blocks.replicas * IMAGES // ranks
     part = slice(rank * own, (rank + 1) * own)
-    return noise_run.Setup(
+    return replicas.Setup(
         model=model,
         by_module=trainable_by_module(model),
         preconditioner=build_preconditioner(built),
@@ -48,7 +48,7 @@ def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> noise_ru
     )
 
 
-def all_gradients(setup: noise_run.Setup, scale: Callable) -> dict[str, np.ndarray]:
+def all_gradients(setup: replicas.Setup, scale: Callable) -> dict[str, np.ndarray]:
     """Return the gradients of all replicas by module, (replicas, elements)."""
     rows: dict[str, list] = {name: [] for name in setup.by_module}
     for inputs, targets in setup.batches:
@@ -70,7 +70,7 @@ def test_sums_are_those_of_all_gradients(optimizer: str, amsgrad: bool):
     setup = make_setup(optimizer, amsgrad, 1, 0)
     before = {k: v.clone() for k, v in setup.model.state_dict().items()}
     count = []
-    sums = noise_run.measure(setup, lambda: count.append(1))
+    sums = replicas.measure(setup, lambda: count.append(1))
     assert (len(count), sums.blocks, sums.block_size) == (68, 17, 4)
     assert sums.images == 204
     for name, value in setup.model.state_dict().items():
@@ -97,7 +97,7 @@ def test_sums_are_those_of_all_gradients(optimizer: str, amsgrad: bool):
 def measure_on_rank() -> GradientSums:
     """Measure this rank's half of the replicas."""
     rank = torch.distributed.get_rank()
-    return noise_run.measure(make_setup('AdamW', False, 2, rank))
+    return replicas.measure(make_setup('AdamW', False, 2, rank))
 
 
 def test_two_ranks_equal_one_process():
@@ -106,7 +106,7 @@ def test_two_ranks_equal_one_process():
     whole = make_setup('AdamW', False, 1, 0)
     # One process on the same blocks.
     whole.blocks = setup.blocks
-    expected = noise_run.measure(whole)
+    expected = replicas.measure(whole)
     assert (expected.blocks, expected.replicas) == (16, 64)
     for result in results:
         torch.testing.assert_close(result.group_sq, expected.group_sq)
@@ -118,7 +118,7 @@ def test_model_with_its_own_train_step_and_a_module_without_gradient():
     model = setup.model
     model.use_mask_head = False
 
-    def train_step(data: list, optim_wrapper: noise_run.BackwardOnly) -> dict:
+    def train_step(data: list, optim_wrapper: replicas.BackwardOnly) -> dict:
         with optim_wrapper.optim_context(model):
             loss = model(*data)['loss']
         optim_wrapper.update_params(loss / 2)
@@ -126,11 +126,11 @@ def test_model_with_its_own_train_step_and_a_module_without_gradient():
         return {}
 
     model.train_step = train_step
-    sums = noise_run.measure(setup)
-    kept = noise_run.drop_without_gradient(sums, 'backbone')
+    sums = replicas.measure(setup)
+    kept = replicas.drop_without_gradient(sums, 'backbone')
     assert set(sums.modules) - set(kept.modules) == {'mask_head'}
     with pytest.raises(ValueError, match="no loss reaches the anchor 'mask_head'"):
-        noise_run.drop_without_gradient(sums, 'mask_head')
+        replicas.drop_without_gradient(sums, 'mask_head')
 
 
 def test_gradient_that_is_not_finite_is_refused():
@@ -138,15 +138,15 @@ def test_gradient_that_is_not_finite_is_refused():
     with torch.no_grad():
         setup.model.roi_head['bbox_head'].bias[0] = float('nan')
     with pytest.raises(FloatingPointError, match='gradient of .* is not finite'):
-        noise_run.measure(setup)
+        replicas.measure(setup)
 
 
 def test_preconditioner_types():
     assert isinstance(
         make_setup('AdamW', False, 1, 0).preconditioner, AdamPreconditioner
     )
-    assert make_setup('AdamW', False, 1, 0).gradient == noise_run.RESCALED
+    assert make_setup('AdamW', False, 1, 0).gradient == replicas.RESCALED
     assert isinstance(
         make_setup('SGD', False, 1, 0).preconditioner, IdentityPreconditioner
     )
-    assert make_setup('SGD', False, 1, 0).gradient == noise_run.PLAIN
+    assert make_setup('SGD', False, 1, 0).gradient == replicas.PLAIN

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from test_noise import BOUNDS, draw, sums_of
 
 from agvm_mm.method.noise_scale import predicted_variance
-from agvm_mm.report.figures import plot_noise, save_figure
-from agvm_mm.report.noise import NoiseReport, make_report
-from agvm_mm.report.noise_text import describe, write_json
+from agvm_mm.report.figures import plot_gradient_noise, save_figure
+from agvm_mm.report.gradient_noise.intervals import NoiseReport, make_report
+from agvm_mm.report.gradient_noise.text import describe, write_json
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def report() -> NoiseReport:
     signals = dict(backbone=20.0, neck=0.0, head=80.0)
     gradients = {name: draw(rng, 32, s, 500.0) for name, s in signals.items()}
     found = make_report(sums_of(gradients, 8, 2), 'backbone', BOUNDS)
-    assert found.noise_scales['neck'] is None and found.noise_scales['head']
+    assert (
+        found.modules['neck'].noise_scale is None and found.modules['head'].noise_scale
+    )
     return found
 
 
@@ -31,11 +33,11 @@ def drawn(figure: Figure, panel: int) -> dict:
 
 
 def test_lines_are_predictions_and_points_measurements(report: NoiseReport):
-    figure = plot_noise(report, title='a title')
+    figure = plot_gradient_noise(report, title='a title')
     phi, mu = drawn(figure, 0), drawn(figure, 1)
     assert 'predicted head' in phi and 'predicted neck' not in phi
     assert 'predicted head' in mu and 'predicted backbone' not in mu
-    scale = report.noise_scales['head'].value
+    scale = report.modules['head'].noise_scale.value
     batches, values = phi['predicted head'].get_data()
     expected = [predicted_variance(batch, scale) for batch in batches]
     assert list(values) == pytest.approx(expected)
@@ -43,7 +45,7 @@ def test_lines_are_predictions_and_points_measurements(report: NoiseReport):
         container.lines[0].get_gid(): container.lines[0].get_ydata()
         for container in figure.axes[0].containers
     }
-    measured = [row for row in report.rows if row.measured and row.batch >= 32]
+    measured = [row for row in report.batches if row.measured and row.batch >= 32]
     for name in ('backbone', 'neck', 'head'):
         expected = [row.phi[name].value for row in measured]
         assert list(points[f'measured {name}']) == expected
@@ -54,7 +56,7 @@ def test_lines_are_predictions_and_points_measurements(report: NoiseReport):
 def test_two_replicas_can_be_drawn(tmp_path: Path):
     g = draw(np.random.default_rng(6), 2, 100.0, 1.0)
     report = make_report(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)
-    save_figure(plot_noise(report), tmp_path / 'noise.png')
+    save_figure(plot_gradient_noise(report), tmp_path / 'noise.png')
     assert (tmp_path / 'noise.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -72,5 +74,5 @@ def test_unknown_ends_of_intervals_are_null_in_the_file(tmp_path: Path):
     assert found['modules']['backbone']['noise_scale'] is None
     row = next(row for row in found['batches'] if row['measured'])
     phi = row['phi']['backbone']
-    assert phi['value'] == pytest.approx(report.rows[1].phi['backbone'].value)
+    assert phi['value'] == pytest.approx(report.batches[1].phi['backbone'].value)
     assert all(end is None or 0 <= end <= 2 for end in phi.values())

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import MODELS
-from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
@@ -21,6 +20,8 @@ MODEL = BASE / 'models/faster-rcnn_r18_w16_fpn.py'
 
 
 def build(folder, loader='train_dataloader', **settings):
+    from mmdet.utils import register_all_modules
+
     register_all_modules()
     dataset = Config.fromfile(CONFIG)[loader].dataset
     return DATASETS.build(dict(dataset, data_root=f'{folder}/', **settings))

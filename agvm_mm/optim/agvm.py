@@ -1,0 +1,281 @@
+"""AGVM of one training: what it has measured, and the learning rates that follow."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from agvm_mm.estimators import (
+    ModuleStatistics,
+    VarianceEstimator,
+    build_preconditioner,
+)
+from agvm_mm.method.modulator import MeasurementSchedule, Modulator
+from agvm_mm.method.noise_scale import NoiseAverages
+from agvm_mm.optim.split import scaled_learning_rates
+
+
+class MicroBatch(NamedTuple):
+    """One backward pass of an update.
+
+    Attributes:
+        preconditioner: Turns a gradient into what the optimizer steps along.
+        weight: Its share in the loss of the update; the shares add up to 1.
+        passes: Backward passes of the update, as planned when it began.
+        images: Images of the update over all ranks.
+    """
+
+    weight: float
+    passes: int
+    images: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Result of a measured update.
+
+    Args:
+        update: Number of the update, from 0.
+        variances: Phi by module name; may be not finite.
+        multipliers: mu by module name after this measurement; empty if none are
+            applied.
+        noise_scales: Noise scale in images of each module and of 'all', from averages
+            up to this measurement; NaN if not resolved.
+        accepted: Whether averages and multipliers follow it. Otherwise a variance is
+            not finite or the anchor had no gradient.
+    """
+
+    update: int
+    variances: dict[str, float]
+    multipliers: dict[str, float]
+    noise_scales: dict[str, float]
+    accepted: bool
+
+
+class AGVM:
+    """Measures gradients during an update and scales learning rates at its step.
+
+    An optimizer wrapper holds it. ``VarianceSyncHook`` makes it, from the model, and
+    attaches an estimator and a schedule when the batch is known.
+
+    Args:
+        optimizer: Steps along the gradients.
+        parameters: Parameters of the optimizer by module, see
+            :func:`parameters_by_module`.
+        modulator: Multipliers of the modules; None to measure only.
+        frozen: Frozen parameters of the model that are in no module. Defaults to none.
+
+    Attributes:
+        preconditioner: Turns a gradient into what the optimizer steps along.
+        noise: Averages that noise scales follow from.
+        variances: Last accepted Phi by module.
+        num_updates: Updates so far.
+        num_measurements: Accepted measurements so far.
+        num_skipped_measurements: Others so far.
+
+    Raises:
+        TypeError: If the optimizer is none of which AGVM is defined, and there is a
+            modulator.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        parameters: Mapping[str, list[nn.Parameter]],
+        modulator: Modulator | None = None,
+        frozen: Sequence[nn.Parameter] = (),
+    ) -> None:
+        self.optimizer = optimizer
+        self.parameters = dict(parameters)
+        self.modulator = modulator
+        self._frozen = frozen
+        self.preconditioner = build_preconditioner(
+            optimizer, measures_only=modulator is None
+        )
+        self._module_of = {
+            id(parameter): name for name, own in parameters.items() for parameter in own
+        }
+        self.noise = NoiseAverages()
+        self.variances: dict[str, float] = {}
+        self.num_updates = 0
+        self.num_measurements = 0
+        self.num_skipped_measurements = 0
+        self.estimator: VarianceEstimator | None = None
+        self.schedule: MeasurementSchedule | None = None
+        self.images_per_pass = 1
+        self._on_measurement: Callable[[Measurement], None] | None = None
+
+    def attach(
+        self,
+        estimator: VarianceEstimator,
+        schedule: MeasurementSchedule,
+        on_measurement: Callable[[Measurement], None] | None = None,
+        *,
+        images_per_pass: int = 1,
+    ) -> None:
+        """Set how and when gradient variances are measured.
+
+        Args:
+            estimator: Built for this optimizer and the model.
+            schedule: When to measure and to act.
+            on_measurement: Called with each measurement, before the step. Defaults to
+                None.
+            images_per_pass: Images of one micro-batch over all ranks, for MMEngine's
+                own loops. Defaults to 1.
+        """
+        self.estimator = estimator
+        self.schedule = schedule
+        self.images_per_pass = images_per_pass
+        self._on_measurement = on_measurement
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Multipliers (mu) of this update, by module name."""
+        if self.modulator is None or not self.schedule.is_active(self.num_updates):
+            return dict.fromkeys(self.parameters, 1.0)
+        return dict(self.modulator.multipliers)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether this update is measured."""
+        return self.schedule.is_measured(self.num_updates)
+
+    def before_backward(self, micro_batch: MicroBatch, scaler: Any = None) -> None:
+        """Begin to measure at the first backward pass of a measured update.
+
+        Args:
+            micro_batch: The pass.
+            scaler: Scaler of the loss under mixed precision. Defaults to None.
+        """
+        if not self.estimator.measuring:
+            scale = self._loss_scale(scaler)
+            self.estimator.start(micro_batch.passes, scale, images=micro_batch.images)
+
+    def after_backward(self, micro_batch: MicroBatch) -> None:
+        """Record a backward pass of a measured update."""
+        if self.estimator.measuring:
+            self.estimator.record(micro_batch.weight)
+
+    def finish_measurement(self) -> None:
+        """Update averages and multipliers if this update is measured.
+
+        The gradients are complete afterwards.
+        """
+        if not self.estimator.measuring:
+            return
+        statistics = self.estimator.finish()
+        if statistics is not None:
+            self._receive(statistics)
+
+    def scaled_learning_rates(self) -> AbstractContextManager[None]:
+        """Return a context in which the optimizer steps with each module's rate.
+
+        Raises:
+            RuntimeError: If a parameter that was frozen, and so is in no module, is
+                trained now.
+        """
+        self._check_still_frozen()
+        return scaled_learning_rates(self.optimizer, self._module_of, self.multipliers)
+
+    def reset_update(self, *, dropped: bool) -> None:
+        """Forget an update that was begun.
+
+        Args:
+            dropped: Whether it counts as an update.
+        """
+        self.num_updates += int(dropped)
+        if self.estimator is not None:
+            self.estimator.cancel()
+
+    def state_dict(self) -> dict:
+        """Return the state as plain Python values."""
+        modulator = {} if self.modulator is None else self.modulator.state_dict()
+        return dict(
+            **modulator,
+            modules=list(self.parameters),
+            variances=self.variances,
+            noise=self.noise.state_dict(),
+            num_updates=self.num_updates,
+            num_measurements=self.num_measurements,
+            num_skipped_measurements=self.num_skipped_measurements,
+            optimizer=type(self.optimizer).__name__,
+        )
+
+    def load_state_dict(self, state_dict: Mapping) -> None:
+        """Load a saved state; modules without a saved multiplier keep theirs."""
+        if self.modulator is not None and 'multipliers' in state_dict:
+            self.modulator.load_state_dict(state_dict)
+        self.noise.load_state_dict(state_dict['noise'])
+        self.variances = dict(state_dict['variances'])
+        self.num_updates = state_dict['num_updates']
+        self.num_measurements = state_dict['num_measurements']
+        self.num_skipped_measurements = state_dict['num_skipped_measurements']
+        self.reset_update(dropped=False)
+
+    def _receive(self, statistics: Mapping[str, ModuleStatistics]) -> None:
+        variances = {name: each.variance for name, each in statistics.items()}
+        if self.modulator is None:
+            accepted = all(map(math.isfinite, variances.values()))
+        else:
+            accepted = self.modulator.update(variances)
+        if accepted:
+            self.variances = variances
+            self.num_measurements += 1
+            self.noise.update(
+                {name: each.signal_and_noise for name, each in statistics.items()},
+                max(float(group['lr']) for group in self.optimizer.param_groups),
+            )
+        else:
+            self.num_skipped_measurements += 1
+        multipliers = {} if self.modulator is None else self.modulator.multipliers
+        if self._on_measurement is not None:
+            self._on_measurement(
+                Measurement(
+                    update=self.num_updates,
+                    variances=variances,
+                    multipliers=dict(multipliers),
+                    noise_scales=self.noise.noise_scales(),
+                    accepted=accepted,
+                )
+            )
+
+    def _loss_scale(self, scaler: Any) -> Tensor | None:
+        """Return the factor of the gradients, on their device; None for 1."""
+        if scaler is None or not scaler.is_enabled():
+            return None
+        # Scaling a 1 avoids the device synchronization of get_scale().
+        device = self.optimizer.param_groups[0]['params'][0].device
+        return scaler.scale(torch.ones((), device=device))
+
+    def _check_still_frozen(self) -> None:
+        unfrozen = [tuple(p.shape) for p in self._frozen if p.requires_grad]
+        if unfrozen:
+            raise RuntimeError(
+                f'{len(unfrozen)} parameters, the first of shape {unfrozen[0]}, were '
+                'frozen when the training began and are trained now. They are in no '
+                'module, so AGVM would not scale their learning rate: name their '
+                'module in optim_wrapper.modules, or unfreeze them in a second run '
+                'with load_from'
+            )
+
+
+def parameters_by_module(
+    optimizer: Optimizer, module_of: Mapping[int, str]
+) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of an optimizer by module, in the optimizer's order.
+
+    Args:
+        optimizer: Parameters of its groups that are in no module are left out.
+        module_of: Module of a parameter by its ``id``.
+    """
+    by_module: dict[str, list[nn.Parameter]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group['params']:
+            if id(parameter) in module_of:
+                by_module.setdefault(module_of[id(parameter)], []).append(parameter)
+    return by_module

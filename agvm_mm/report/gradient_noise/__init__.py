@@ -1,0 +1,1 @@
+"""Gradient noise of a checkpoint: measured on many replicas, with intervals."""

@@ -1,0 +1,195 @@
+"""Learning rates by module at the step: equal to real parameter groups by module."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from toy import ToyDetector, make_images
+
+from agvm_mm.method.modules import assign_modules
+from agvm_mm.optim.split import scaled_learning_rates
+
+MULTIPLIERS = dict(backbone=1.0, neck=0.7, bbox_head=3.0, mask_head=1.3)
+OPTIMIZERS = {
+    'SGD': lambda groups: torch.optim.SGD(
+        groups, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3
+    ),
+    'SGD fused': lambda groups: torch.optim.SGD(
+        groups, lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True
+    ),
+    'Adam amsgrad': lambda groups: torch.optim.Adam(groups, lr=0.01, amsgrad=True),
+    'AdamW foreach': lambda groups: torch.optim.AdamW(groups, lr=0.01, foreach=True),
+    'AdamW fused': lambda groups: torch.optim.AdamW(groups, lr=0.01, fused=True),
+    'AdamW, lr in a tensor': lambda groups: torch.optim.AdamW(
+        groups, lr=torch.tensor(0.01, dtype=torch.float64), foreach=False
+    ),
+}
+
+
+def modules_of(model):
+    parameters = dict(model.named_parameters())
+    return {id(parameters[n]): module for n, module in assign_modules(model).items()}
+
+
+def train(model, optimizer, step, schedule=False, updates=6):
+    """Train with ``step`` and return what the scheduler leaves in each group."""
+    scheduler = None
+    if schedule:
+        rates = [float(group['lr']) for group in optimizer.param_groups]
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, [10 * rate for rate in rates], total_steps=updates + 1
+        )
+    for update in range(updates):
+        optimizer.zero_grad()
+        model(*make_images(4, seed=update))['loss'].backward()
+        step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+@pytest.mark.parametrize('schedule', [False, True], ids=['constant', 'OneCycleLR'])
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_equal_to_real_groups_of_each_module(name, schedule):
+    model, other = ToyDetector(), ToyDetector()
+    other.load_state_dict(model.state_dict())
+
+    optimizer = OPTIMIZERS[name](model.parameters())
+    stock = copy.deepcopy(optimizer.state_dict()['param_groups'])
+    module_of = modules_of(model)
+
+    def step():
+        with scaled_learning_rates(optimizer, module_of, MULTIPLIERS):
+            optimizer.step()
+
+    train(model, optimizer, step, schedule)
+
+    parameters = dict(other.named_parameters())
+    by_module = {module: [] for module in MULTIPLIERS}
+    for parameter_name, module in assign_modules(other).items():
+        by_module[module].append(parameters[parameter_name])
+    groups = [dict(params=own) for own in by_module.values()]
+    real = OPTIMIZERS[name](groups)
+
+    def step_of_groups():
+        saved = [group['lr'] for group in real.param_groups]
+        for group, module in zip(real.param_groups, by_module, strict=True):
+            group['lr'] = group['lr'] * MULTIPLIERS[module]
+        real.step()
+        for group, lr in zip(real.param_groups, saved, strict=True):
+            group['lr'] = lr
+
+    train(other, real, step_of_groups, schedule)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+    found = optimizer.state_dict()['param_groups']
+    assert len(found) == len(stock) == 1
+    assert found[0]['params'] == stock[0]['params']
+    if not schedule:
+        assert found == stock
+
+
+def test_multipliers_of_one_split_nothing():
+    model = ToyDetector()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    groups, ones = optimizer.param_groups, dict.fromkeys(MULTIPLIERS, 1.0)
+    with scaled_learning_rates(optimizer, modules_of(model), ones):
+        assert optimizer.param_groups is groups
+    with scaled_learning_rates(optimizer, modules_of(model), MULTIPLIERS):
+        assert [group['lr'] for group in optimizer.param_groups] == [
+            0.1 * multiplier for multiplier in MULTIPLIERS.values()
+        ]
+    assert optimizer.param_groups is groups
+
+
+def test_parameter_of_no_module_keeps_its_rate():
+    model, weight = ToyDetector(), torch.nn.Parameter(torch.ones(1).double())
+    optimizer = torch.optim.SGD([*model.parameters(), weight], lr=0.5)
+    weight.grad = torch.ones_like(weight)
+    with scaled_learning_rates(optimizer, modules_of(model), MULTIPLIERS):
+        optimizer.step()
+    assert weight.item() == 0.5
+
+
+class CountingSGD(torch.optim.SGD):
+    """SGD that keeps state in its groups."""
+
+    key = 'steps'
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group['steps'] = group.get('steps', 0) + 1
+            group['total'] = group.setdefault('total', torch.zeros(1)).add_(2)
+            group['rates'] = [*group.get('rates', []), self.entry(group)]
+        super().step(closure)
+
+    def entry(self, group):
+        return len(group)
+
+
+class RateSGD(CountingSGD):
+    """SGD whose groups remember their learning rates."""
+
+    def entry(self, group):
+        return group['lr']
+
+
+def test_state_in_groups_survives():
+    model = ToyDetector()
+    optimizer = CountingSGD(model.parameters(), lr=0.1)
+    for update in range(3):
+        model(*make_images(4, seed=update))['loss'].backward()
+        with scaled_learning_rates(optimizer, modules_of(model), MULTIPLIERS):
+            optimizer.step()
+    (group,) = optimizer.param_groups
+    assert (group['steps'], group['total'].item(), len(group['rates'])) == (3, 6, 3)
+
+
+def test_state_that_differs_by_learning_rate_is_refused():
+    model = ToyDetector()
+    optimizer = RateSGD(model.parameters(), lr=0.1)
+    groups = optimizer.param_groups
+    with pytest.raises(RuntimeError, match="RateSGD changes 'rates' of a parameter"):
+        with scaled_learning_rates(optimizer, modules_of(model), MULTIPLIERS):
+            optimizer.step()
+    assert optimizer.param_groups is groups
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class BiasConstructor:
+    """Constructor with groups by kind of parameter, as YOLOv5's."""
+
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        self.settings = dict(optim_wrapper_cfg)
+
+    def __call__(self, model):
+        named = dict(model.named_parameters())
+        biases = [p for name, p in named.items() if name.endswith('bias')]
+        weights = [p for name, p in named.items() if not name.endswith('bias')]
+        optimizer = dict(self.settings.pop('optimizer'))
+        kind = getattr(torch.optim, optimizer.pop('type'))
+        groups = [dict(params=weights, weight_decay=1e-3), dict(params=biases)]
+        from mmengine.registry import OPTIM_WRAPPERS
+
+        return OPTIM_WRAPPERS.build(
+            dict(self.settings, optimizer=kind(groups, **optimizer))
+        )
+
+
+@pytest.mark.parametrize('kind', ['OptimWrapper', 'AGVMOptimWrapper'])
+def test_groups_of_any_constructor_stay_where_hooks_look_for_them(kind):
+    model = ToyDetector()
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            type=kind,
+            constructor='BiasConstructor',
+            optimizer=dict(type='SGD', lr=0.1),
+        ),
+    )
+    weights, biases = wrapper.optimizer.param_groups
+    assert all(p.dim() > 1 for p in weights['params'])
+    assert all(p.dim() == 1 for p in biases['params'])
+    assert isinstance(wrapper, OptimWrapper)
