@@ -94,6 +94,18 @@ def add_figure_flags(parser: argparse.ArgumentParser, *, out: str) -> None:
     parser.add_argument('--title', help='title of the figure')
 
 
+def count(text: str) -> int:
+    """Convert an argument that must be a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, got {text}')
+    return int(text)
+
+
+def message_of(error: Exception) -> str:
+    """Return the message of an error; a KeyError would show it in quotes."""
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
+
+
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config file and merge ``--cfg-options`` into it.
 

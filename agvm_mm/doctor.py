@@ -246,12 +246,7 @@ OPTIONAL = (
         'panoptic models can be neither trained nor evaluated',
         '--no-deps panopticapi-lite==0.2.0',
     ),
-    (
-        'pycocotools',
-        'pycocotools.mask',
-        'no COCO data sets and metrics',
-        'pycocotools',
-    ),
+    ('pycocotools', 'pycocotools.mask', 'no COCO data sets, metrics', 'pycocotools'),
     ('scikit-learn', 'sklearn.datasets', 'no embedded digits', 'scikit-learn'),
     ('matplotlib', 'matplotlib.pyplot', 'no figures', 'matplotlib'),
     (
@@ -267,12 +262,7 @@ OPTIONAL = (
         'no weights from torchvision:// URLs, such as those of ResNet-50',
         'torchvision  (the release that matches your torch)',
     ),
-    (
-        'baselines',
-        'pytorch_optimizer',
-        'neither LARS nor LAMB',
-        '"pytorch-optimizer>=4,<5"',
-    ),
+    ('baselines', 'pytorch_optimizer', 'no LARS, LAMB', '"pytorch-optimizer>=4,<5"'),
 )
 
 

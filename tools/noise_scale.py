@@ -35,14 +35,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cli.add_launcher_flags(parser)
     parser.add_argument(
         '--images',
-        type=int,
+        type=cli.count,
         default=4096,
         help='training images to run; rounded down to whole blocks of replicas; '
         'default: %(default)s',
     )
     parser.add_argument(
         '--images-per-replica',
-        type=int,
+        type=cli.count,
         help="images of one backward pass; by default the config's batch_size",
     )
     parser.add_argument('--anchor', help="by default that of the config, or 'backbone'")
@@ -50,12 +50,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--json', help='write the result to this file')
     parser.add_argument('--out', nargs='+', help='pictures to write')
     parser.add_argument('--title', help='title of the figure')
-    args = parser.parse_args(argv)
-    for name in ('images', 'images_per_replica'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
-    return args
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -115,9 +110,7 @@ def main() -> int:
         TypeError,
         ValueError,
     ) as error:
-        # KeyError shows its message in quotes.
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f'{type(error).__name__}: {text}', file=sys.stderr)
+        print(f'{type(error).__name__}: {cli.message_of(error)}', file=sys.stderr)
         return 1
     return 0
 

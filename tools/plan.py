@@ -26,13 +26,15 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_config_flags(parser)
-    parser.add_argument('--gpus', type=int, required=True, help='total number of ranks')
     parser.add_argument(
-        '--images-per-gpu', type=int, help="by default the config's batch_size"
+        '--gpus', type=cli.count, required=True, help='total number of ranks'
+    )
+    parser.add_argument(
+        '--images-per-gpu', type=cli.count, help="by default the config's batch_size"
     )
     parser.add_argument(
         '--images',
-        type=int,
+        type=cli.count,
         help='size of the training set; known for the files of COCO and for ADE20K',
     )
     noise = parser.add_mutually_exclusive_group()
@@ -57,10 +59,6 @@ def parse_args() -> argparse.Namespace:
     speed = args.images_per_second
     if speed is not None and not 0 < speed < math.inf:
         parser.error(f'--images-per-second must be more than 0, got {speed}')
-    for name in ('gpus', 'images_per_gpu', 'images'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1')
     return args
 
 
@@ -85,9 +83,8 @@ def main() -> int:
             images_per_second=args.images_per_second,
         )
     except Exception as error:
-        # Any error that the run would raise. KeyError shows its message in quotes.
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f'PROBLEM     {text}' if str(error) else f'PROBLEM     {error!r}')
+        # Any error that the run would raise.
+        print(f'PROBLEM     {cli.message_of(error) or repr(error)}')
         return 1
     print(describe(plan))
     return int(bool(plan.problems))

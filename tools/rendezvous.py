@@ -26,11 +26,6 @@ class RendezvousError(Exception):
 def check_settings(nnodes: str, node_rank: str, port: str) -> tuple[int, int, int]:
     """Check the numbers on the command line, and convert them.
 
-    Args:
-        nnodes: Number of machines.
-        node_rank: Number of this machine.
-        port: Port of node 0.
-
     Raises:
         RendezvousError: If one is not a number or is out of range.
     """
@@ -70,11 +65,6 @@ def resolve(address: str, port: int) -> list[tuple]:
 
 def check_node_0(nnodes: int, address: str, port: int) -> str | None:
     """Check on node 0 that it can listen at the address that the others use.
-
-    Args:
-        nnodes: Number of machines.
-        address: MASTER_ADDR.
-        port: Port of this machine.
 
     Returns:
         A warning about something that may work, or None.
@@ -123,21 +113,11 @@ def is_own_address(address: str, port: int) -> bool:
 
 
 def wait_for_node_0(
-    address: str,
-    port: int,
-    *,
-    seconds: float,
-    report: Callable[[str], None],
-    pause: float = 1.0,
+    address: str, port: int, *, seconds: float, report: Callable[[str], None]
 ) -> None:
-    """Wait on another node until node 0 listens.
+    """Wait on another node until node 0 listens, at most so many seconds.
 
-    Args:
-        address: MASTER_ADDR.
-        port: Port of node 0.
-        seconds: Time limit.
-        report: Called with a message after 10 seconds, and then every minute.
-        pause: Seconds between two attempts.
+    ``report`` gets a message after 10 seconds, and then every minute.
 
     Raises:
         RendezvousError: If node 0 did not listen in time.
@@ -157,22 +137,22 @@ def wait_for_node_0(
         if waited >= next_report:
             report(f'waiting for node 0 ({waited:.0f} of {seconds:g} s): {problem}')
             next_report += 60
-        time.sleep(min(pause, seconds - waited))
+        time.sleep(min(1, seconds - waited))
 
 
 def explain(error: OSError, address: str, port: int) -> str:
     """Return what to check when node 0 could not be reached."""
-    text = f'MASTER_ADDR={address} PORT={port} cannot be reached ({error}). Check '
+    check = (
+        'that MASTER_ADDR is an address of node 0 in the network that the nodes share, '
+        'and that no firewall blocks the port'
+    )
     if isinstance(error, ConnectionRefusedError):
-        text += (
-            'that node 0 has been started, with the same PORT, and that MASTER_ADDR '
-            'is node 0'
+        check = (
+            'that node 0 has been started, with the same PORT, and that MASTER_ADDR is '
+            'node 0'
         )
-    else:
-        text += (
-            'that MASTER_ADDR is an address of node 0 in the network that the nodes '
-            'share, and that no firewall blocks the port'
-        )
+    text = f'MASTER_ADDR={address} PORT={port} cannot be reached ({error}). '
+    text += f'Check {check}'
     if address in ('localhost', '::1') or address.startswith('127.'):
         text += '. This MASTER_ADDR is this machine itself: set it to node 0'
     return text
@@ -183,14 +163,13 @@ def report(message: object) -> None:
     print(f'rendezvous: {message}.', file=sys.stderr, flush=True)
 
 
-def meet(args: argparse.Namespace) -> None:
+def meet(nnodes: str, node_rank: str, address: str, port: str) -> None:
     """Check this node and, if it is not node 0, wait for node 0.
 
     Raises:
         RendezvousError: If the nodes cannot meet.
     """
-    address = args.master_addr
-    nnodes, node_rank, port = check_settings(args.nnodes, args.node_rank, args.port)
+    nnodes, node_rank, port = check_settings(nnodes, node_rank, port)
     if node_rank > 0:
         seconds = float(os.environ.get('RENDEZVOUS_TIMEOUT', WAIT))
         wait_for_node_0(address, port, seconds=seconds, report=report)
@@ -209,15 +188,13 @@ def meet(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Check, and end with status 1 and a line on stderr if the nodes cannot meet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, text in (
-        ('nnodes', 'number of machines'),
-        ('node_rank', 'number of this machine, from 0'),
-        ('master_addr', 'host name or address of node 0'),
-        ('port', 'a free port of node 0'),
-    ):
-        parser.add_argument(name, help=text)
+    parser.add_argument('nnodes', help='number of machines')
+    parser.add_argument('node_rank', help='number of this machine, from 0')
+    parser.add_argument('master_addr', help='host name or address of node 0')
+    parser.add_argument('port', help='a free port of node 0')
+    args = parser.parse_args(argv)
     try:
-        meet(parser.parse_args(argv))
+        meet(args.nnodes, args.node_rank, args.master_addr, args.port)
     except RendezvousError as error:
         report(error)
         sys.exit(1)

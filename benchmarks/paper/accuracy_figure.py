@@ -2,13 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from statistics import mean
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from agvm_mm.report.figures.style import METHOD_STYLES, set_up_panel
+from agvm_mm.report.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY_BLUE,
+    VERMILION,
+    set_up_panel,
+)
 from benchmarks.paper.points import Point
 
 METRIC_NAMES = {
@@ -20,6 +30,29 @@ METRIC_NAMES = {
 PAPER_ALPHA = 0.5
 COLUMNS = 3
 """Panels side by side."""
+
+
+class MethodStyle(NamedTuple):
+    """Look of the curve of a method."""
+
+    label: str
+    color: str
+    marker: str
+    dashes: str
+
+
+METHOD_STYLES = {
+    # The strongest colors are AGVM's.
+    'agvm-sgd': MethodStyle('AGVM + SGD', BLUE, 'o', '-'),
+    'agvm-adamw': MethodStyle('AGVM + AdamW', VERMILION, 's', '-'),
+    'sgd': MethodStyle('SGD', BLACK, '^', '--'),
+    'adamw': MethodStyle('AdamW', PURPLE, 'v', '--'),
+    'lars': MethodStyle('LARS', GREEN, 'D', '-.'),
+    'lamb': MethodStyle('LAMB', ORANGE, 'P', '-.'),
+    'pmd-lamb': MethodStyle('PMD-LAMB', GREEN, 'X', ':'),
+    'sam': MethodStyle('SAM', SKY_BLUE, 'D', ':'),
+}
+"""Styles by method; SAM is only in the paper's tables."""
 
 
 def plot_accuracy(points: Sequence[Point], *, title: str | None = None) -> Figure:

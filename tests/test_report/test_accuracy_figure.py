@@ -7,10 +7,11 @@ import pytest
 from logfiles import write_timed_run
 from matplotlib.axes import Axes
 
-from agvm_mm.report.figures.style import METHOD_STYLES
-from benchmarks.paper.accuracy_figure import METRIC_NAMES, plot_accuracy
+from benchmarks.paper.accuracy_figure import METHOD_STYLES, METRIC_NAMES, plot_accuracy
 from benchmarks.paper.points import folder_points, paper_hours, table_points
 from benchmarks.paper.tables import METHODS
+
+pytestmark = pytest.mark.evidence
 
 ROOT = Path(__file__).parents[2]
 PAPER = json.loads((ROOT / 'configs/paper_results.json').read_text())['tables']

@@ -45,7 +45,7 @@ def test_text_and_exit_status(capsys: pytest.CaptureFixture):
 
 def test_number_below_one_is_rejected(capsys: pytest.CaptureFixture):
     assert run_script('plan.py', AGVM_512, '--gpus', 0) == 2
-    assert '--gpus must be at least 1' in capsys.readouterr().err
+    assert 'argument --gpus: must be at least 1, got 0' in capsys.readouterr().err
 
 
 def test_overrides_are_planned(capsys: pytest.CaptureFixture):

@@ -55,7 +55,7 @@ def test_unknown_format_is_rejected(
         (['nowhere'], 'nowhere has no vis_data/scalars.json'),
         (['a', 'a'], 'runs with the same name: a, a; give --names'),
         (['a', 'b', '--names', 'x'], '2 runs, but 1 --names'),
-        (['a', '--window', '0'], '--window must be at least 1, got 0'),
+        (['a', '--window', '0'], 'argument --window: must be at least 1, got 0'),
     ],
 )
 def test_wrong_arguments_are_rejected(

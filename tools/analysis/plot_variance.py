@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--names', nargs='+', help='a name for each run')
     parser.add_argument(
         '--window',
-        type=int,
+        type=cli.count,
         help='measurements in the running mean of Phi; by default a twentieth of '
         'them and at least 5; 1: no mean',
     )
@@ -48,8 +48,6 @@ def main() -> None:
         parser.error(f'{len(args.runs)} runs, but {len(names)} --names')
     if len(set(names)) < len(names):
         parser.error(f'runs with the same name: {", ".join(names)}; give --names')
-    if args.window is not None and args.window < 1:
-        parser.error(f'--window must be at least 1, got {args.window}')
     try:
         runs = {
             name: read_run(path) for name, path in zip(names, args.runs, strict=True)

@@ -1,8 +1,8 @@
-"""Look of modules and methods, the same in every figure."""
+"""Look of modules and lines, the same in every figure."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,29 +21,6 @@ TOTAL_BATCH = dict(color='0.3', linewidth=1.2, linestyle=(0, (7, 3)))
 """Look of the lines at the images of an update."""
 WHOLE_NETWORK = dict(color='0.15', linestyle='-', marker='.', linewidth=2.6)
 """Look of the curve of the whole network among those of its modules."""
-
-
-class MethodStyle(NamedTuple):
-    """Look of the curve of a method."""
-
-    label: str
-    color: str
-    marker: str
-    dashes: str
-
-
-METHOD_STYLES = {
-    # The strongest colors are AGVM's.
-    'agvm-sgd': MethodStyle('AGVM + SGD', BLUE, 'o', '-'),
-    'agvm-adamw': MethodStyle('AGVM + AdamW', VERMILION, 's', '-'),
-    'sgd': MethodStyle('SGD', BLACK, '^', '--'),
-    'adamw': MethodStyle('AdamW', PURPLE, 'v', '--'),
-    'lars': MethodStyle('LARS', GREEN, 'D', '-.'),
-    'lamb': MethodStyle('LAMB', ORANGE, 'P', '-.'),
-    'pmd-lamb': MethodStyle('PMD-LAMB', GREEN, 'X', ':'),
-    'sam': MethodStyle('SAM', SKY_BLUE, 'D', ':'),
-}
-"""Styles by method; SAM is only in the paper's tables."""
 
 
 def module_style(number: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ gradients for each block in the memory of its host.
 """
 
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -46,8 +47,6 @@ from agvm_mm.validation import check_number, type_name
 PIECE = 2**18
 PLAIN = 'gradient'
 RESCALED = 'gradient / (sqrt(v) + eps)'
-SHOWN = 3
-"""Names that an error message lists."""
 
 
 @dataclass
@@ -215,23 +214,12 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
     weights = checkpoint.get('state_dict', checkpoint)
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
-    refused = f'{path} is not a checkpoint of this model'
     try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # Shapes.
-        lines = str(error).splitlines()[1:]
-        raise ValueError(
-            f'{refused}: {len(lines)} weights of another shape, such as '
-            f'{lines[0].strip()}'
-        ) from error
-    missing = [name for name in missing if not name.endswith('num_batches_tracked')]
-    problems = [
-        f'{what} {len(names)} weights, such as {", ".join(names[:SHOWN])}'
-        for what, names in (('it lacks', missing), ('the model lacks', unexpected))
-        if names
-    ]
-    if problems:
-        raise ValueError(f'{refused}: {"; ".join(problems)}')
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        _, *lines = str(error).splitlines()
+        found = '; '.join(textwrap.shorten(line, 200) for line in lines[:3])
+        raise ValueError(f'{path} is not a checkpoint of this model: {found}') from None
     return checkpoint
 
 
