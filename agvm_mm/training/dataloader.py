@@ -45,11 +45,6 @@ class UpdateWindow:
     def __iter__(self) -> Iterator:
         return self._batches
 
-    def skip(self) -> None:
-        """Load and drop the micro-batches that were not taken."""
-        for _ in self:
-            pass
-
 
 class UpdatePlan(Sampler):
     """Batch sampler that draws from another one update by update.
@@ -146,7 +141,8 @@ class UpdateDataLoader(DataLoader):
         for update in self.plan.updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
-            window.skip()
+            for _ in window:  # Those that were not taken.
+                pass
 
     def _seed_workers(self, number: int) -> None:
         """Seed the workers of a pass by its number.

@@ -320,12 +320,11 @@ class PreemptionHook(Hook):
             os.kill(os.getpid(), number)
 
     def _announce(self, runner: Runner) -> None:
-        loop = runner.train_loop
-        when = 'as soon as it can be resumed from there'
-        if not resumes_within_epoch(loop):
-            when = f'after this epoch, within which {type(loop).__name__} cannot resume'
+        name, loop = signal.Signals(self._agreed).name, runner.train_loop
+        unit = 'update' if resumes_within_epoch(loop) else 'epoch'
         runner.logger.warning(
-            f'received {signal.Signals(self._agreed).name}: the run stops {when}'
+            f'received {name}: the run stops after the next {unit} from which '
+            f'{type(loop).__name__} can resume'
         )
 
     def _stop(
