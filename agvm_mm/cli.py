@@ -187,6 +187,9 @@ def train(runner: Runner) -> None:
         # A launcher may now send signals to ranks that end a bit later than others.
         end_at_once(hooks[0].signals, stop.code)
         raise
+    finally:
+        # After a failure as well; no hook is told of it.
+        hooks[0].restore_handlers()
 
 
 def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:

@@ -38,9 +38,6 @@ PRIVATE_OVERRIDES = {
     'ExponentialWarmupLR._get_value': (
         'MMEngine asks each scheduler for the value of a step by this method only'
     ),
-    'UpdateDataLoader._index_sampler': (
-        'torch asks it for the index batches of a pass, and no public name'
-    ),
 }
 """Private names of a base class that a class elsewhere in this package overrides."""
 

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from agvm_mm.engine import OpenCheckpointHook
-from agvm_mm.training.resume import built_schedulers, check_resume
+from agvm_mm.training.resume import resume_hook
 
 
 @contextmanager
@@ -71,22 +71,6 @@ class AtomicLocalBackend(LocalBackend):
 register_backend('agvm_atomic', AtomicLocalBackend, force=True)
 
 
-class View:
-    """An object with some attributes replaced.
-
-    Args:
-        viewed: The object, which stays as it is.
-        replaced: Attributes of the view.
-    """
-
-    def __init__(self, viewed: object, **replaced: object) -> None:
-        self.__dict__.update(replaced)
-        self._viewed = viewed
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._viewed, name)
-
-
 @HOOKS.register_module()
 class AtomicCheckpointHook(OpenCheckpointHook):
     """MMEngine's ``CheckpointHook`` that survives a crash while it saves.
@@ -110,7 +94,7 @@ class AtomicCheckpointHook(OpenCheckpointHook):
         Raises:
             RuntimeError: If it is missing, truncated or corrupt.
         """
-        check_resume(runner, schedulers=len(built_schedulers(runner)))
+        resume_hook(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Choose the storage; local files are written as a whole.
@@ -126,43 +110,79 @@ class AtomicCheckpointHook(OpenCheckpointHook):
             self.backend_args = dict(backend='agvm_atomic')
         super().before_train(runner)
 
-    @contextmanager
-    def _removals_last(self) -> Iterator[None]:
-        """Remove files only when nothing has failed until the end."""
-        backend, outdated = self.file_backend, []
-        self.file_backend = View(backend, remove=outdated.append)
-        try:
-            yield
-        finally:
-            self.file_backend = backend
-        # With several metrics there is a dict of them.
-        best = getattr(self, 'best_ckpt_path_dict', {}).values()
-        current = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
-        for path in outdated:
-            if path not in current:  # A second evaluation of the same step.
-                backend.remove(path)
-
     def save_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Save a checkpoint, then remove the oldest one if there are too many."""
-        work_dir = Path(runner.work_dir)
-        # MMEngine writes `last_checkpoint` there, in steps.
-        partial_dir = work_dir / '.last_checkpoint.partial'
+        """Save a checkpoint, name it in ``last_checkpoint``, then remove the oldest."""
+        hub, outdated = runner.message_hub, None
+        # After a validation MMEngine saves the same step again.
+        if self.max_keep_ckpts > 0 and step not in [*self.keep_ckpt_ids][-1:]:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated = self._path(self.keep_ckpt_ids.popleft())
+            self.keep_ckpt_ids.append(step)
+            hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self.last_ckpt = self._path(step)
+        hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            self.filename_tmpl.format(step),
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
         if is_main_process():
-            partial_dir.mkdir(exist_ok=True)
-        with self._removals_last():
-            super().save_step(View(runner, work_dir=str(partial_dir)), step, meta)
-            if is_main_process():
-                with replaced_when_whole(
-                    work_dir / 'last_checkpoint', sole_writer=True
-                ) as partial:
-                    os.replace(partial_dir / 'last_checkpoint', partial)
-                partial_dir.rmdir()
+            pointer = Path(runner.work_dir, 'last_checkpoint')
+            with replaced_when_whole(pointer, sole_writer=True) as partial:
+                partial.write_text(self.last_ckpt)
+            self._remove(outdated, replaced_by=self.last_ckpt)
 
     def save_best_step(self, runner: Runner, metrics: dict) -> None:
         """Save the best checkpoints so far, then remove those before."""
-        if self.save_best:
-            with self._removals_last():
-                super().save_best_step(runner, metrics)
+        if not self.save_best:
+            return
+        before, self.best_paths = self.best_paths, [None] * len(self.save_best)
+        try:
+            # It finds none to remove.
+            super().save_best_step(runner, metrics)
+        finally:
+            pairs = list(zip(before, self.best_paths, strict=True))
+            self.best_paths = [new or old for old, new in pairs]
+        for old, new in pairs:
+            if is_main_process() and self._remove(old, replaced_by=new):
+                runner.logger.info(f'The previous best checkpoint {old} is removed')
+
+    @property
+    def best_paths(self) -> list[str | None]:
+        """The best checkpoint so far by each metric of ``save_best``."""
+        if len(self.save_best) == 1:
+            return [self.best_ckpt_path]
+        return [self.best_ckpt_path_dict.get(name) for name in self.save_best]
+
+    @best_paths.setter
+    def best_paths(self, paths: list[str | None]) -> None:
+        if len(self.save_best) == 1:
+            (self.best_ckpt_path,) = paths
+        else:
+            self.best_ckpt_path_dict = dict(zip(self.save_best, paths, strict=True))
+
+    def _path(self, step: int) -> str:
+        return self.file_backend.join_path(
+            self.out_dir, self.filename_tmpl.format(step)
+        )
+
+    def _remove(self, path: str | None, *, replaced_by: str | None) -> bool:
+        """Remove a checkpoint if another one has replaced it; return whether so."""
+        if path is None or replaced_by in (None, path):
+            return False
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # DeepSpeed writes folders.
+            self.file_backend.rmtree(path)
+        else:
+            return False
+        return True
 
 
 def check_can_write(out_dir: str) -> None:

@@ -26,8 +26,7 @@ class UpdateWindow:
     """
 
     def __init__(self, batches: Iterator, sizes: list[int]) -> None:
-        self._batches = batches
-        self._taken = 0
+        self._batches = islice(batches, len(sizes))
         self.sizes = tuple(sizes)
 
     @property
@@ -44,14 +43,7 @@ class UpdateWindow:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator:
-        while self._taken < len(self.sizes):
-            self._taken += 1
-            yield next(self._batches)
-
-    def skip(self) -> None:
-        """Load and drop the micro-batches that were not taken."""
-        for _ in self:
-            pass
+        return self._batches
 
 
 class UpdatePlan(Sampler):
@@ -149,7 +141,8 @@ class UpdateDataLoader(DataLoader):
         for update in self.plan.updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
-            window.skip()
+            for _ in window:  # Those that were not taken.
+                pass
 
     def _seed_workers(self, number: int) -> None:
         """Seed the workers of a pass by its number.
@@ -172,8 +165,8 @@ def check_plain(dataloader: DataLoader) -> None:
     """
     if type(dataloader) is not DataLoader:
         raise TypeError(
-            'a large-batch loop loads the data of train_dataloader with a DataLoader '
-            f'of its own, which has no methods of {type(dataloader).__name__}; use '
+            f'train_dataloader is a {type(dataloader).__name__}, but a large-batch '
+            'loop builds a DataLoader of updates, which lacks its methods; use '
             "torch's DataLoader, or a loop of MMEngine with "
             'optim_wrapper.accumulative_counts'
         )

@@ -1,7 +1,8 @@
 """Checkpoints of MMEngine's Runner, loaded safely."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from agvm_mm.engine import ParamScheduler
 
 LOADS_SAFELY = digit_version(torch.__version__) >= digit_version('2.6')
 """Whether ``torch.load`` by default refuses files that could run code."""
+
+NEEDED = ('state_dict', 'meta', 'message_hub', 'optimizer')
+"""Parts of a checkpoint from which every run continues."""
 
 HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
 
@@ -93,3 +97,41 @@ def allow_runner_checkpoints() -> None:
     """
     if LOADS_SAFELY:  # Otherwise it loads everything.
         torch.serialization.add_safe_globals(runner_types())
+
+
+def read_outline(path: Path) -> object:
+    """Return a checkpoint without the values of its tensors.
+
+    Before 2.6 torch reads them as well, and runs what a file names.
+
+    Args:
+        path: A local file.
+
+    Returns:
+        The checkpoint; None if it cannot be loaded safely, or is not a whole archive.
+    """
+    options = dict(map_location='cpu', weights_only=False)
+    if LOADS_SAFELY:
+        # onedl-mmengine takes its own types off the list after each file that it loads.
+        allow_runner_checkpoints()
+        options = dict(map_location='meta', weights_only=True, mmap=True)
+    try:
+        return torch.load(str(path), **options)
+    # An unpickler raises errors of any kind on a file that is not what it seems.
+    except Exception:
+        return None
+
+
+def missing_parts(checkpoint: object, *, schedulers: int = 0) -> list[str]:
+    """Return what a checkpoint lacks to continue a run, by the keys of MMEngine.
+
+    Args:
+        checkpoint: As loaded, or from :func:`read_outline`.
+        schedulers: Parameter schedulers of the run. Defaults to 0.
+    """
+    if not isinstance(checkpoint, Mapping):
+        return [*NEEDED]
+    missing = [part for part in NEEDED if checkpoint.get(part) is None]
+    if len(checkpoint.get('param_schedulers') or ()) < schedulers:
+        missing.append('param_schedulers')
+    return missing

@@ -1,6 +1,6 @@
 """Hook that stops a training on a signal, with a checkpoint that resumes exactly."""
 
-import inspect
+import atexit
 import os
 import signal
 import threading
@@ -95,15 +95,11 @@ class LateMaximum:
         self._work = None
         return int(self._number)
 
-    def wait_for_all(self) -> None:
-        """Wait until all ranks have called this."""
-        if self._group is not None:
-            dist.barrier(group=self._group)
-
     def close(self) -> None:
-        """Disconnect the ranks."""
+        """Disconnect the ranks when all of them have called this."""
         if self._group is not None:
             self.collect()
+            dist.barrier(group=self._group)
             dist.destroy_process_group(self._group)
             self._group = None
 
@@ -138,12 +134,17 @@ def await_sigterm_of_rank() -> None:
     os._exit(0)
 
 
+def is_protected(dataloader: DataLoader) -> bool:
+    """Return whether workers that a dataloader starts survive signals."""
+    return getattr(dataloader.worker_init_fn, 'func', None) is start_worker
+
+
 def protect_workers(dataloader: DataLoader, signals: Sequence[int]) -> None:
     """Make workers that a dataloader starts from now on survive signals."""
     init = dataloader.worker_init_fn
+    if is_protected(dataloader):
+        return
     if isinstance(init, partial):
-        if init.func is start_worker:
-            return
         # Not nested, so that a loop can still replace the seed.
         init = partial(start_worker, signals, init.func, *init.args, **init.keywords)
     else:
@@ -207,12 +208,12 @@ class PreemptionHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             return
         self._process = os.getpid()
-        # Of the loop's run, above this method and the runner's call_hook.
-        self._frame = inspect.currentframe().f_back.f_back
         for number in self.signals:
             # An earlier training of this hook that failed may have left it.
             self._previous.setdefault(number, signal.getsignal(number))
             signal.signal(number, self._receive)
+        # A training that fails has no after_train.
+        atexit.register(self.restore_handlers)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Validate if the run that this one resumes stopped just before that."""
@@ -276,15 +277,23 @@ class PreemptionHook(Hook):
         """Handle signals as before the training."""
         if self._active:
             self._ranks.close()
-            self._restore()
+            self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Handle signals as before the training, whether it is done or has failed."""
+        self._active = False
+        while self._previous:
+            number, handler = self._previous.popitem()
+            # None stands for a handler that was not set by Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        atexit.unregister(self.restore_handlers)
 
     def _protect_workers(self, runner: Runner) -> None:
         loop = runner.train_loop
         started_early = isinstance(loop, IterBasedTrainLoop) and not isinstance(
             loop, LargeBatchIterTrainLoop
         )
-        init = loop.dataloader.worker_init_fn
-        protected = isinstance(init, partial) and init.func is start_worker
+        protected = is_protected(loop.dataloader)
         if started_early and loop.dataloader.num_workers and not protected:
             runner.logger.warning(
                 'PreemptionHook: the workers of this loop started before the hook; '
@@ -300,33 +309,22 @@ class PreemptionHook(Hook):
         """Note a signal; end this process on a second one."""
         if os.getpid() != self._process:
             # A forked child: it ends on SIGTERM only, by which its parent ends it.
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            return
-        while frame is not None and frame is not self._frame:
-            frame = frame.f_back
-        training = frame is not None  # Else it ended with an error.
-        if training and not self._received:
+            ends = number == signal.SIGTERM
+        elif not self._received:
             self._received, self._received_at = number, time.monotonic()
-        elif not training or time.monotonic() - self._received_at > ECHO:
-            self._restore()
+            ends = False
+        else:
+            ends = time.monotonic() - self._received_at > ECHO
+        if ends:
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _restore(self) -> None:
-        self._active, self._frame = False, None
-        while self._previous:
-            number, handler = self._previous.popitem()
-            # None stands for a handler that was not set by Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
     def _announce(self, runner: Runner) -> None:
-        loop = runner.train_loop
-        when = 'as soon as it can be resumed from there'
-        if not resumes_within_epoch(loop):
-            when = f'after this epoch, within which {type(loop).__name__} cannot resume'
+        name, loop = signal.Signals(self._agreed).name, runner.train_loop
+        unit = 'update' if resumes_within_epoch(loop) else 'epoch'
         runner.logger.warning(
-            f'received {signal.Signals(self._agreed).name}: the run stops {when}'
+            f'received {name}: the run stops after the next {unit} from which '
+            f'{type(loop).__name__} can resume'
         )
 
     def _stop(
@@ -336,14 +334,13 @@ class PreemptionHook(Hook):
         due = validation_due and runner.val_loop is not None
         hub.update_info(VALIDATION_DUE, due)
         path = save_preempted(runner, update, dict(epoch=epoch, iter=update))
-        # A launcher may kill the other ranks as soon as one ends.
-        self._ranks.wait_for_all()
         name = signal.Signals(self._agreed).name
         runner.logger.warning(
             f'stopped by {name} after update {update}, saved {path}; --resume '
             f'continues from there. Exit status {PREEMPTED}'
         )
         runner.visualizer.close()
+        # A launcher may kill the other ranks as soon as one ends, so it waits for them.
         self.after_train(runner)
         raise Preempted(PREEMPTED)
 

@@ -5,11 +5,9 @@ import logging
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import BaseOptimWrapper
@@ -22,8 +20,11 @@ from agvm_mm.engine import (
     is_resuming,
 )
 from agvm_mm.training.batch import batch_size_of, counts_updates
-from agvm_mm.training.loading import LOADS_SAFELY, allow_runner_checkpoints
-from agvm_mm.training.outline import missing_parts, read_outline
+from agvm_mm.training.loading import (
+    allow_runner_checkpoints,
+    missing_parts,
+    read_outline,
+)
 
 # In the message hub, which is part of a checkpoint.
 TOTAL_BATCH_SIZE = 'agvm_total_batch_size'
@@ -39,7 +40,7 @@ def check_resume(runner: Runner, **needs: Any) -> None:
     Args:
         runner: Before it loads anything; it is about to resume.
         needs: What a checkpoint must have to be recommended; see
-            :func:`~agvm_mm.training.outline.missing_parts`.
+            :func:`~agvm_mm.training.loading.missing_parts`.
 
     Raises:
         RuntimeError: If the file is missing, truncated or corrupt, or the work folder
@@ -57,7 +58,7 @@ def check_resume(runner: Runner, **needs: Any) -> None:
         folders.append(file.parent)
         if not file.is_file():
             problem = f'{path} does not exist'
-        elif not is_whole(file, file.stat().st_mtime_ns):
+        elif not is_whole(file):
             problem = f'{path} is truncated or corrupt'
         else:
             return
@@ -355,16 +356,10 @@ def check_replay(schedulers: Sequence[object]) -> None:
             )
 
 
-@lru_cache
-def is_whole(path: Path, modified: int) -> bool:
+def is_whole(path: Path) -> bool:
     """Return whether a file is a complete zip archive, as ``torch.save`` writes it.
 
-    Reads all of it and compares checksums; unpickles nothing.
-
-    Args:
-        path: The file.
-        modified: Its modification time, so that a file that was written again is
-            checked again.
+    Reads all of it and compares checksums, which torch does not; unpickles nothing.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -380,28 +375,14 @@ def newest_resumable(folders: Iterable[Path], **needs: Any) -> Path | None:
         folders: Where to look.
         needs: As in :func:`check_resume`.
     """
-    paths = {
-        path.resolve(): path for folder in folders for path in folder.glob('*.pth')
-    }
-    for path in sorted(
+    paths = {path.resolve(): path for each in folders for path in each.glob('*.pth')}
+    newest_first = sorted(
         paths.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True
-    ):
-        if (
-            not missing_parts(read_outline(path), **needs)
-            and not unsafe_names(path)
-            and is_whole(path, path.stat().st_mtime_ns)
-        ):
+    )
+    for path in newest_first:
+        if not missing_parts(read_outline(path), **needs) and is_whole(path):
             return path
     return None
-
-
-def unsafe_names(path: Path) -> list[str]:
-    """Return the types of a file that torch does not load safely."""
-    if not LOADS_SAFELY:
-        return []
-    # onedl-mmengine takes its own types off the list after each file that it loads.
-    allow_runner_checkpoints()
-    return torch.serialization.get_unsafe_globals_in_checkpoint(path)
 
 
 def advise(folders: Iterable[Path], **needs: Any) -> str:

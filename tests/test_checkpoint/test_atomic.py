@@ -9,6 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import FileClient, LocalBackend, get_file_backend
 from mmengine.fileio.backends import registry_utils
+from mmengine.hooks import Hook
 from mmengine.registry import METRICS
 from runners import make_runner
 from test_loading import AGVM, runner
@@ -309,6 +310,8 @@ SAVE = [
     dict(interval=1, save_best='auto', by_epoch=False, max_keep_ckpts=1),
     dict(interval=3, save_best='a/acc', by_epoch=False, max_keep_ckpts=2),
     dict(interval=2, save_best='loss', save_last=False),
+    # Each file replaces itself.
+    dict(interval=1, save_best='a/acc', max_keep_ckpts=1, filename_tmpl='last.pth'),
 ]
 VALUES = [
     {'a/acc': 0.1, 'loss': 3.0},
@@ -363,6 +366,31 @@ def test_best_of_a_resumed_run_replaces_the_one_before(tmp_path, monkeypatch):
     Evaluated(monkeypatch, *VALUES[2:]).run(tmp_path, hook, epochs=4, resume=True)
     best = [name for name in names(tmp_path) if name.startswith('best_')]
     assert best == ['best_a_acc_epoch_4.pth']
+    log = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    for epoch in (1, 2):
+        path = tmp_path / f'best_a_acc_epoch_{epoch}.pth'
+        assert log.count(f'The previous best checkpoint {path} is removed') == 1
+
+
+class FolderHook(Hook):
+    """Hook that makes a folder of the first checkpoint, as DeepSpeed writes it."""
+
+    priority = 'LOWEST'
+
+    def after_train_epoch(self, runner):
+        if runner.epoch == 0:
+            path = Path(runner.work_dir, 'epoch_1.pth')
+            path.unlink()
+            path.mkdir()
+            (path / 'part').touch()
+
+
+def test_outdated_folder_is_removed(tmp_path):
+    hook = dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=1)
+    trained = runner(tmp_path, hook, epochs=2)
+    trained.register_hook(FolderHook())
+    trained.train()
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_2.pth']
 
 
 def test_best_checkpoint_is_not_recommended(tmp_path, monkeypatch):

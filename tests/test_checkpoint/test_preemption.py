@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -14,10 +16,12 @@ import torch.distributed as dist
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, METRICS
+from mmengine.runner import Runner
 from ranks import run_on_ranks
 from runners import make_runner
 from test_resume import AugmentedDataset, NoisyDetector, assert_same, read
 
+from agvm_mm import cli
 from agvm_mm.training import preemption
 from agvm_mm.training.loading import allow_runner_checkpoints
 from agvm_mm.training.preemption import Preempted, PreemptionHook, protect_workers
@@ -360,10 +364,10 @@ def signal_self(*numbers):
         os.kill(os.getpid(), number)
 
 
-def train_with(work_dir, function, **options):
-    runner = build(work_dir, 'epochs', hooks=[dict(type='PreemptionHook')], **options)
+def train_with(work_dir, function, train=Runner.train):
+    runner = build(work_dir, 'epochs', hooks=[dict(type='PreemptionHook')])
     runner.register_hook(Interrupt(2, function))
-    runner.train()
+    train(runner)
 
 
 def test_second_signal_ends_at_once(tmp_path, monkeypatch):
@@ -382,23 +386,60 @@ def test_signal_that_is_passed_on_does_not_count_as_second(tmp_path):
         train_with(tmp_path, lambda: signal_self(signal.SIGTERM, signal.SIGTERM))
 
 
-def test_signal_after_a_failed_training_acts_as_before(tmp_path):
-    seen = []
+def fail():
+    raise FloatingPointError('a failure')
 
-    def fail():
-        raise FloatingPointError('a failure')
 
-    previous = signal.signal(signal.SIGUSR1, lambda *_: seen.append('before'))
-    try:
-        # Two failures, with a handler left over each.
-        for name in ('one', 'two'):
-            with pytest.raises(FloatingPointError):
-                train_with(tmp_path / name, fail)
+@pytest.fixture
+def seen():
+    """Handle SIGUSR1 in a way of our own; return what was received."""
+    received = []
+    previous = signal.signal(signal.SIGUSR1, lambda *_: received.append('before'))
+    yield received
+    signal.signal(signal.SIGUSR1, previous)
+
+
+def test_signal_after_a_failed_training_acts_as_before(tmp_path, seen):
+    for name in ('one', 'two'):
+        with pytest.raises(FloatingPointError):
+            train_with(tmp_path / name, fail, train=cli.train)
         signal_self(signal.SIGUSR1)
-        assert seen == ['before']
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert seen == ['before'] * 2
+
+
+def test_hook_trains_again_after_a_failure(tmp_path, seen):
+    runner = build(tmp_path, 'epochs', hooks=[dict(type='PreemptionHook')])
+    failure = Interrupt(2, fail)
+    runner.register_hook(failure)
+    with pytest.raises(FloatingPointError):
+        runner.train()
+    failure.at = None
+    runner.train()
+    signal_self(signal.SIGUSR1)
+    assert seen == ['before']
+
+
+def test_signal_ends_a_process_whose_training_failed(tmp_path):
+    """Whatever started the training; one signal is enough."""
+    script = """
+        import atexit, os, signal, sys
+        from pathlib import Path
+        from test_preemption import fail, signal_self, train_with
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Called last.
+        atexit.register(signal_self, signal.SIGTERM)
+        train_with(Path(sys.argv[1]), fail)
+        """
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(script), str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
+    )
+    assert 'FloatingPointError: a failure' in done.stderr
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_forked_children_end_on_sigterm_only(tmp_path):
