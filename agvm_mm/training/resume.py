@@ -6,7 +6,6 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -29,18 +28,14 @@ from agvm_mm.training.loading import (
 # In the message hub, which is part of a checkpoint.
 TOTAL_BATCH_SIZE = 'agvm_total_batch_size'
 IMAGES_OF_ITERATION = 'agvm_images_of_iteration'
-ALLOW = (
-    'allow_resume_mismatch=True in train_cfg (large-batch loops) or VarianceSyncHook'
-)
 
 
-def check_resume(runner: Runner, **needs: Any) -> None:
+def check_resume(runner: Runner, schedulers: int) -> None:
     """Check that a runner can read the checkpoint that it is about to resume.
 
     Args:
         runner: Before it loads anything; it is about to resume.
-        needs: What a checkpoint must have to be recommended; see
-            :func:`~agvm_mm.training.loading.missing_parts`.
+        schedulers: Schedules whose state a checkpoint must have to be recommended.
 
     Raises:
         RuntimeError: If the file is missing, truncated or corrupt, or the work folder
@@ -65,41 +60,14 @@ def check_resume(runner: Runner, **needs: Any) -> None:
         problem += '' if given else f' ({pointer} names it)'
     elif path is None:
         # The first start of a run that always has `resume`.
-        if newest_resumable(folders, **needs) is None:
+        if newest_resumable(folders, schedulers) is None:
             return
         problem = f'there is no {pointer}, which names the checkpoint'
     else:
         problem = f'{pointer}, which names the checkpoint, is empty'
     raise RuntimeError(
-        f'cannot resume the training: {problem}; {advise(folders, **needs)}'
+        f'cannot resume the training: {problem}; {advise(folders, schedulers)}'
     )
-
-
-def check_loaded(
-    runner: Runner, checkpoint: Mapping, allowed: bool, **needs: Any
-) -> list[str]:
-    """Check that a checkpoint has everything that a run continues from.
-
-    Args:
-        runner: About to resume it.
-        checkpoint: As loaded.
-        allowed: Whether to resume without the state of optimizer and schedules.
-        needs: As in :func:`check_resume`.
-
-    Returns:
-        What it lacks.
-
-    Raises:
-        ValueError: If something is missing and that is not allowed.
-    """
-    path = checkpoint_to_resume(runner) or find_latest_checkpoint(runner.work_dir)
-    missing = missing_parts(checkpoint, **needs)
-    if missing:
-        folders = [Path(runner.work_dir)]
-        if '://' not in path:
-            folders.append(Path(path).expanduser().parent)
-        check_parts(path, missing, advise(folders, **needs), allowed)
-    return missing
 
 
 def built_schedulers(runner: Runner) -> list[ParamScheduler]:
@@ -150,13 +118,71 @@ class ResumeHook(Hook):
         """
         # A runner that only evaluates has a config there.
         if is_resuming(runner) and isinstance(runner.optim_wrapper, BaseOptimWrapper):
-            missing = check_loaded(
-                runner,
-                checkpoint,
-                allowed=self.allow_mismatch,
-                schedulers=len(built_schedulers(runner)),
+            schedulers = len(built_schedulers(runner))
+            missing = missing_parts(checkpoint, schedulers=schedulers)
+            if missing:
+                self._report_missing(runner, missing, schedulers)
+                self.replays = True
+
+    def _report_missing(
+        self, runner: Runner, missing: list[str], schedulers: int
+    ) -> None:
+        path = checkpoint_to_resume(runner) or find_latest_checkpoint(runner.work_dir)
+        folders = [Path(runner.work_dir)]
+        if '://' not in path:
+            folders.append(Path(path).expanduser().parent)
+        problem = f'the checkpoint to resume, {path}, lacks {", ".join(missing)}'
+        advice = advise(folders, schedulers)
+        if not {'optimizer', 'param_schedulers'}.issuperset(missing):
+            raise ValueError(
+                f'{problem}: it has weights to start from with load_from '
+                f'(resume=False), not the state of a training; {advice}'
             )
-            self.replays = self.replays or bool(missing)
+        self.allow(
+            f'{problem}; resuming it without',
+            refusal=f'{problem}, which would start over; {advice}.',
+        )
+
+    def compare(self, saved: Mapping, now: Mapping, names: Iterable[str]) -> set[str]:
+        """Compare settings of a checkpoint with those of this run.
+
+        Args:
+            saved: Settings of the checkpoint.
+            now: Settings of this run.
+            names: Settings to compare; those that either lacks are left out.
+
+        Returns:
+            Settings that differ.
+
+        Raises:
+            ValueError: If there are some, unless mismatches are allowed.
+        """
+        differences = {
+            name: f'{name}: {saved[name]} in the checkpoint, {now[name]} in this run'
+            for name in names
+            if name in saved and name in now and saved[name] != now[name]
+        }
+        if differences:
+            listed = '; '.join(differences.values())
+            self.allow(
+                f'AGVM: resuming a checkpoint of another training ({listed})',
+                refusal=f'the checkpoint belongs to another training ({listed}).',
+            )
+        return set(differences)
+
+    def allow(self, warning: str, *, refusal: str) -> None:
+        """Log a warning if mismatches are allowed.
+
+        Raises:
+            ValueError: If they are not, with the refusal and what to do.
+        """
+        if not self.allow_mismatch:
+            raise ValueError(
+                f'{refusal} Set allow_resume_mismatch=True in train_cfg (large-batch '
+                'loops) or VarianceSyncHook to resume it anyway, or start from its '
+                'weights with load_from'
+            )
+        print_log(warning, logger='current', level=logging.WARNING)
 
     def before_train(self, runner: Runner) -> None:
         """Check the batch, and bring schedules to where the run has got.
@@ -168,7 +194,6 @@ class ResumeHook(Hook):
         if self.checks_batch:
             self._check_batch(runner)
         if self._fresh and self.replays:
-            check_replay(runner.param_schedulers)
             replay_schedules(
                 runner.param_schedulers,
                 self._fresh,
@@ -192,7 +217,7 @@ class ResumeHook(Hook):
                 name: hub.runtime_info.get(key, now[name] if plain else 'not stored')
                 for name, key in zip(now, keys, strict=True)
             }
-            check_same_training(differing(saved, now, now), allowed=self.allow_mismatch)
+            self.compare(saved, now, now)
         hub.update_info(TOTAL_BATCH_SIZE, total)
         hub.update_info(IMAGES_OF_ITERATION, of_iteration)
 
@@ -221,52 +246,6 @@ def base_learning_rates(groups: Sequence[Mapping]) -> list[float]:
     return sorted({float(group.get('initial_lr', group['lr'])) for group in groups})
 
 
-def differing(saved: Mapping, now: Mapping, names: Iterable[str]) -> dict[str, tuple]:
-    """Return the settings that differ between a checkpoint and this run.
-
-    Args:
-        saved: Settings of the checkpoint.
-        now: Settings of this run.
-        names: Settings to compare; those that either lacks are left out.
-
-    Returns:
-        Value of the checkpoint and value of this run, by setting.
-    """
-    return {
-        name: (saved[name], now[name])
-        for name in names
-        if name in saved and name in now and saved[name] != now[name]
-    }
-
-
-def check_same_training(differences: Mapping[str, tuple], allowed: bool) -> None:
-    """Check that a checkpoint does not differ from this run, or log the differences.
-
-    Args:
-        differences: From :func:`differing`.
-        allowed: Whether to resume in spite of differences.
-
-    Raises:
-        ValueError: If there are differences and they are not allowed.
-    """
-    if not differences:
-        return
-    listed = '; '.join(
-        f'{name}: {saved} in the checkpoint, {now} in this run'
-        for name, (saved, now) in differences.items()
-    )
-    if not allowed:
-        raise ValueError(
-            f'the checkpoint belongs to another training ({listed}). Set {ALLOW} to '
-            'resume it anyway, or start from its weights with load_from'
-        )
-    print_log(
-        f'AGVM: resuming a checkpoint of another training ({listed})',
-        logger='current',
-        level=logging.WARNING,
-    )
-
-
 def replay_schedules(
     schedulers: Sequence[ParamScheduler],
     fresh: Sequence[dict],
@@ -286,7 +265,17 @@ def replay_schedules(
         iterations: Iterations so far.
         epochs: Epochs so far.
         epoch_length: Iterations of an epoch.
+
+    Raises:
+        ValueError: If one of them follows a metric.
     """
+    for scheduler in schedulers:
+        if getattr(scheduler, 'need_val_args', False):
+            raise ValueError(
+                f'{type(scheduler).__name__} follows the metrics of the run so far, '
+                'so its schedule cannot be resumed without the state of the optimizer; '
+                'start from the weights with load_from'
+            )
     for scheduler, state in zip(schedulers, fresh, strict=True):
         scheduler.load_state_dict(copy.deepcopy(state))
         groups = scheduler.optimizer.param_groups
@@ -307,55 +296,6 @@ def replay_schedules(
                 scheduler.step()
 
 
-def check_parts(path: str, missing: Sequence[str], advice: str, allowed: bool) -> None:
-    """Check that a checkpoint has all that a run continues from, or log what it lacks.
-
-    Args:
-        path: The checkpoint to resume.
-        missing: What it lacks.
-        advice: Which other checkpoint to resume.
-        allowed: Whether to continue without the state of optimizer and schedules.
-
-    Raises:
-        ValueError: If something is missing and that is not allowed, or the rest is not
-            enough to resume.
-    """
-    if not missing:
-        return
-    problem = f'the checkpoint to resume, {path}, lacks {", ".join(missing)}'
-    if not all(part.startswith(('optimizer', 'param_schedulers')) for part in missing):
-        raise ValueError(
-            f'{problem}: it has weights to start from with load_from (resume=False), '
-            f'not the state of a training; {advice}'
-        )
-    if not allowed:
-        raise ValueError(
-            f'{problem}, which would start over; {advice}. Set {ALLOW} to resume it '
-            'anyway, or start from its weights with load_from'
-        )
-    print_log(
-        f'{problem}; resuming it without', logger='current', level=logging.WARNING
-    )
-
-
-def check_replay(schedulers: Sequence[object]) -> None:
-    """Check that schedules can be continued without their state.
-
-    Args:
-        schedulers: Parameter schedulers of the run.
-
-    Raises:
-        ValueError: If one of them follows a metric.
-    """
-    for scheduler in schedulers:
-        if getattr(scheduler, 'need_val_args', False):
-            raise ValueError(
-                f'{type(scheduler).__name__} follows the metrics of the run so far, '
-                'so its schedule cannot be resumed without the state of the optimizer; '
-                'start from the weights with load_from'
-            )
-
-
 def is_whole(path: Path) -> bool:
     """Return whether a file is a complete zip archive, as ``torch.save`` writes it.
 
@@ -368,26 +308,28 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def newest_resumable(folders: Iterable[Path], **needs: Any) -> Path | None:
+def newest_resumable(folders: Iterable[Path], schedulers: int = 0) -> Path | None:
     """Return the checkpoint that was written last of those that a run can resume.
 
     Args:
         folders: Where to look.
-        needs: As in :func:`check_resume`.
+        schedulers: Schedules of the run. Defaults to 0.
     """
     paths = {path.resolve(): path for each in folders for path in each.glob('*.pth')}
     newest_first = sorted(
         paths.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True
     )
     for path in newest_first:
-        if not missing_parts(read_outline(path), **needs) and is_whole(path):
+        if not missing_parts(read_outline(path), schedulers=schedulers) and is_whole(
+            path
+        ):
             return path
     return None
 
 
-def advise(folders: Iterable[Path], **needs: Any) -> str:
+def advise(folders: Iterable[Path], schedulers: int) -> str:
     """Return how to continue from the newest checkpoint that a run can resume."""
-    good = newest_resumable(folders, **needs)
+    good = newest_resumable(folders, schedulers)
     if good is None:
         listed = ', '.join(dict.fromkeys(map(str, folders)))
         return f'there is no other checkpoint in {listed} that can be resumed'

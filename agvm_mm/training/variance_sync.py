@@ -22,12 +22,7 @@ from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm import Measurement
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.training.batch import batch_size_of
-from agvm_mm.training.resume import (
-    base_learning_rates,
-    check_same_training,
-    differing,
-    resume_hook,
-)
+from agvm_mm.training.resume import base_learning_rates, resume_hook
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.warmup import end_of_warmup, learning_rates
 from agvm_mm.validation import (
@@ -189,18 +184,13 @@ class VarianceSyncHook(Hook):
                 logger='current',
             )
             return
-        rates = base_learning_rates(state['param_groups'])
-        now = dict(
-            wrapper.agvm.state_dict(),
-            **{'learning rates': base_learning_rates(wrapper.optimizer.param_groups)},
+        resume, key = resume_hook(runner), 'learning rates'
+        groups = wrapper.optimizer.param_groups
+        differences = resume.compare(
+            dict(saved) | {key: base_learning_rates(state['param_groups'])},
+            wrapper.agvm.state_dict() | {key: base_learning_rates(groups)},
+            ['anchor', 'modules', 'optimizer', key],
         )
-        differences = differing(
-            dict(saved, **{'learning rates': rates}),
-            now,
-            ['anchor', 'modules', 'optimizer', 'learning rates'],
-        )
-        resume = resume_hook(runner)
-        check_same_training(differences, allowed=resume.allow_mismatch)
         if 'optimizer' in differences:
             state.update(wrapper.optimizer.state_dict())
             resume.replays = True
