@@ -22,7 +22,10 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test zoo gpu-check data docs lint format clean
+# Options of pytest for both kinds of tests.
+PYTEST = -n $(WORKERS) --dist loadfile $(ARGS)
+
+.PHONY: help install demo test test-all zoo gpu-check data docs lint format clean
 
 help:  ## list the targets
 	@echo 'make TARGET [ARGS="..."] [TORCH=$(TORCH)] [MMENGINE=$(MMENGINE)]' \
@@ -35,8 +38,11 @@ install:  ## create the environment; compiles mmcv once (about 10 minutes on 2 c
 demo: install  ## train and evaluate a detector with AGVM on real digits, draw figures
 	$(PY) -m demo $(ARGS)
 
-test: lint  ## run lint and all tests; ARGS goes to pytest: ARGS="-k variance"
-	$(PY) -m pytest tests -n $(WORKERS) --dist loadfile $(ARGS)
+test: lint  ## run lint and the tests of the code; ARGS goes to pytest: ARGS="-k variance"
+	$(PY) -m pytest tests -m 'not evidence' $(PYTEST)
+
+test-all: lint  ## run lint and all tests, also those of the project's figures and claims
+	$(PY) -m pytest tests $(PYTEST)
 
 zoo: install  ## compare optimizers and gradients of stock configs with and without AGVM
 	$(PY) tools/dev/zoo.py $(ARGS)

@@ -57,6 +57,16 @@ def check_number(
         raise ValueError(f'{name} must be {wanted or "finite"}, got {value!r}')
 
 
+def check_flag(name: str, value: object) -> None:
+    """Check that a setting is True or False.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f'{name} must be True or False, got {value!r}')
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Check that a setting is one of the allowed names.
 

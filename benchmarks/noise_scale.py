@@ -135,22 +135,29 @@ def signal_over_noise(sums: GradientSums, group: int | None = None) -> Tensor:
     return torch.stack([signal / noise for signal, noise in pairs])
 
 
-def intervals(values: Tensor) -> list[Estimate]:
-    """Return each module's interval, from values of all blocks and without each."""
-    return [jackknife(each[0].item(), each[1:]) for each in values.T]
+Interval = dict[str, float | None]
+"""A number's 'value', and the ends 'low' and 'high' of its interval; None: infinite."""
 
 
-def noise_scales(ratios: Tensor) -> list[Estimate]:
-    """Return noise / signal; the upper end is infinite where the signal may be 0."""
-    return [
-        Estimate(*(1 / end if end > 0 else math.inf for end in (value, high, low)))
-        for value, low, high in intervals(ratios)
-    ]
+def intervals(values: Tensor) -> Iterator[Estimate]:
+    """Yield each module's interval, from values of all blocks and without each."""
+    return (jackknife(each[0].item(), each[1:]) for each in values.T)
 
 
-def exponentials(logs: Tensor) -> list[Estimate]:
+def noise_scales(ratios: Tensor) -> list[Interval]:
+    """Return noise / signal; it is infinite where the signal may be 0."""
+    inverse = (
+        [1 / end if end > 0 else None for end in found] for found in intervals(ratios)
+    )
+    return [dict(value=value, low=low, high=high) for value, high, low in inverse]
+
+
+def exponentials(logs: Tensor) -> list[Interval]:
     """Return the intervals of exp(x)."""
-    return [Estimate(*map(math.exp, each)) for each in intervals(logs)]
+    return [
+        {name: math.exp(end) for name, end in found._asdict().items()}
+        for found in intervals(logs)
+    ]
 
 
 def compare(sums: GradientSums) -> list[dict]:
@@ -201,8 +208,10 @@ def summarize(rows: list[dict]) -> list[dict]:
         groups.setdefault((row['model'], row['batch']), []).append(row)
     found = []
     for (model, batch), members in groups.items():
-        errors = [abs(row['ratio'].value - 1) for row in members]
-        inside = sum(row['ratio'].low <= 1 <= row['ratio'].high for row in members)
+        errors = [abs(row['ratio']['value'] - 1) for row in members]
+        inside = sum(
+            row['ratio']['low'] <= 1 <= row['ratio']['high'] for row in members
+        )
         worst = members[errors.index(max(errors))]
         found.append(
             dict(
@@ -258,7 +267,7 @@ def run_updates(args: argparse.Namespace) -> Iterator[dict]:
     yield result
 
 
-def scale_of_all(sums: GradientSums) -> Estimate:
+def scale_of_all(sums: GradientSums) -> Interval:
     """Return the noise scale of the whole network."""
     return noise_scales(signal_over_noise(sums.with_all()))[-1]
 
@@ -317,7 +326,7 @@ def search_all(
             first, most = best, min(most, math.ceil(1.5 * updates))
 
 
-def fit(rows: list[dict], scales: dict[str, Estimate]) -> list[dict]:
+def fit(rows: list[dict], scales: dict[str, Interval]) -> list[dict]:
     """Return the curve of each noise scale, and that of the best one.
 
     There is none before two batches reached the target, and the fit of both parameters
@@ -331,11 +340,11 @@ def fit(rows: list[dict], scales: dict[str, Estimate]) -> list[dict]:
     curves = [
         (
             f'measured at the {name}',
-            scale.value,
-            *race.fit_fewest(batches, updates, scale.value),
+            scale['value'],
+            *race.fit_fewest(batches, updates, scale['value']),
         )
         for name, scale in scales.items()
-        if math.isfinite(scale.value)
+        if scale['value'] is not None
     ]
     if len(reached) > 2:
         curves.append(('fitted', *race.fit_noise_scale(batches, updates)))
@@ -343,23 +352,21 @@ def fit(rows: list[dict], scales: dict[str, Estimate]) -> list[dict]:
     return [dict(zip(keys, curve, strict=True)) for curve in curves]
 
 
-def show_scale(found: Estimate) -> str:
-    """Format a noise scale with its interval."""
-    high = f'{found.high:,.0f}' if math.isfinite(found.high) else 'inf'
-    return f'{found.value:,.0f} ({found.low:,.0f} to {high})'
-
-
-def show(found: Estimate) -> str:
+def show(found: Interval, digits: str = '.3f') -> str:
     """Format a number with its interval."""
-    return f'{found.value:.3f} ({found.low:.3f} to {found.high:.3f})'
+    value, low, high = (
+        'inf' if found[name] is None else format(found[name], digits)
+        for name in ('value', 'low', 'high')
+    )
+    return f'{value} ({low} to {high})'
 
 
 PREDICTION_COLUMNS = (
     ('model', itemgetter('model')),
     ('update', itemgetter('update')),
     ('module', itemgetter('module')),
-    ('noise scale', lambda row: show_scale(row['noise_scale'])),
-    ('from batch 64', lambda row: show_scale(row['noise_scale_64'])),
+    ('noise scale', lambda row: show(row['noise_scale'], ',.0f')),
+    ('from batch 64', lambda row: show(row['noise_scale_64'], ',.0f')),
     ('batch', itemgetter('batch')),
     ('Phi predicted', lambda row: show(row['predicted'])),
     ('Phi measured', lambda row: show(row['measured'])),
@@ -430,63 +437,38 @@ def describe_updates(result: dict) -> str:
         ('RMS error of log updates', lambda row: f'{row["error"]:.3f}'),
     )
     scales = ', '.join(
-        f'{show_scale(scale)} at the {name}' for name, scale in result['scales'].items()
+        f'{show(scale, ",.0f")} at the {name}'
+        for name, scale in result['scales'].items()
     )
     lost = [str(row['batch']) for row in rows if not row['updates']]
-    return '\n\n'.join(
-        [
-            '# Updates to a fixed training loss',
-            f'Twin of Semantic FPN, scenes of {result["size"]} x {result["size"]}, SGD '
-            'with momentum 0.9 and a constant learning rate, no clipping, from the end '
-            f'of a warm-up to a training loss of {settings["target"]}, averaged over '
-            f'{settings["window"]} images (or one update). Seeds {result["seeds"]}, '
-            'the learning rate is searched on the first. "Stopped": not at the target '
-            'after the updates of the best so far.',
-            f'Noise scale of the whole network, measured: {scales}.',
-            *([table(columns, reached)] if reached else []),
-            *([table(fit_columns, fits)] if fits else []),
-            *(
-                [f'No learning rate reached it at batch {", ".join(lost)}.']
-                if lost
-                else []
-            ),
-            f'Phi at the start, predicted from batch {BATCH} and measured, on '
-            f'{result["images"]:,} images in replicas of {settings["micro_batch"]}:',
-            table(PREDICTION_COLUMNS[2:], result['at_start']),
-            f'{machine["device"]}, torch {machine["torch"]}, {machine["date"]}.',
-        ]
-    )
-
-
-def plain(value: object) -> object:
-    """Return a result for JSON: intervals as objects, None for infinity."""
-    if isinstance(value, Estimate):
-        return {key: plain(each) for key, each in value._asdict().items()}
-    if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def restored(value: object) -> object:
-    """Return a result as it was before :func:`plain`."""
-    if isinstance(value, dict):
-        if value.keys() == set(Estimate._fields):
-            value = {key: math.inf if x is None else x for key, x in value.items()}
-            return Estimate(**value)
-        return {key: restored(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [restored(each) for each in value]
-    return value
+    blocks = [
+        '# Updates to a fixed training loss',
+        f'Twin of Semantic FPN, scenes of {result["size"]} x {result["size"]}, SGD '
+        'with momentum 0.9 and a constant learning rate, no clipping, from the end '
+        f'of a warm-up to a training loss of {settings["target"]}, averaged over '
+        f'{settings["window"]} images (or one update). Seeds {result["seeds"]}, '
+        'the learning rate is searched on the first. "Stopped": not at the target '
+        'after the updates of the best so far.',
+        f'Noise scale of the whole network, measured: {scales}.',
+    ]
+    if reached:
+        blocks.append(table(columns, reached))
+    if fits:
+        blocks.append(table(fit_columns, fits))
+    if lost:
+        blocks.append(f'No learning rate reached it at batch {", ".join(lost)}.')
+    blocks += [
+        f'Phi at the start, predicted from batch {BATCH} and measured, on '
+        f'{result["images"]:,} images in replicas of {settings["micro_batch"]}:',
+        table(PREDICTION_COLUMNS[2:], result['at_start']),
+        f'{machine["device"]}, torch {machine["torch"]}, {machine["date"]}.',
+    ]
+    return '\n\n'.join(blocks)
 
 
 def describe(result: dict) -> str:
-    """Return a result that was read from its JSON file as Markdown."""
-    is_race = 'fits' in result
-    return (describe_updates if is_race else describe_predictions)(restored(result))
+    """Return a result as Markdown."""
+    return (describe_updates if 'fits' in result else describe_predictions)(result)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -536,8 +518,8 @@ def write_predictions(
         summary=summarize(rows),
         environment=environment,
     )
-    name, text = 'noise_scale_predictions', describe_predictions(result)
-    report.write(args.out, name, plain(result), text)
+    name = 'noise_scale_predictions'
+    report.write(args.out, name, result, describe(result))
     save_figure(noise_figures.plot_predictions(rows), args.out / f'{name}.png')
 
 
@@ -550,8 +532,8 @@ def write_updates(args: argparse.Namespace, found: dict, environment: dict) -> N
         images=args.images,
         environment=environment,
     )
-    name, text = 'noise_scale_updates', describe_updates(result)
-    report.write(args.out, name, plain(result), text)
+    name = 'noise_scale_updates'
+    report.write(args.out, name, result, describe(result))
     if any(row['updates'] for row in found['rows']):
         save_figure(noise_figures.plot_updates(result), args.out / f'{name}.png')
 

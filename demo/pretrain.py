@@ -150,15 +150,7 @@ def make_patches(
     seed: int,
     split: str,
 ) -> tuple[Tensor, Tensor]:
-    """Draw textured patches with one digit each.
-
-    Args:
-        images: All source digits, ``(N, 8, 8)`` in [0, 1].
-        labels: Their classes, ``(N,)``.
-        candidates: Indices of the source digits to use.
-        count: Number of patches.
-        seed: Seed of the data.
-        split: ``'train'`` or ``'val'``.
+    """Draw textured patches with one digit each; see scenes.py for the arguments.
 
     Returns:
         RGB patches, ``(count, 48, 48, 3)``, uint8, and their classes, int64.

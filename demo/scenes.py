@@ -5,6 +5,9 @@ bundled 1,797 images of 8 x 8 pixels) pasted at several scales. All randomness c
 from the ``numpy.random.Generator`` that is passed in. :func:`scene_rng` returns a
 separate one for every scene: scene ``i`` does not depend on the number of scenes,
 their order or the number of processes.
+
+``images`` are all source digits, ``(N, 8, 8)`` in [0, 1], ``labels`` their classes,
+``candidates`` the indices of those that may be used.
 """
 
 import math
@@ -108,10 +111,6 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 def split_digits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Split the source digits into training and validation digits.
 
-    Args:
-        labels: Class of each source digit, ``(N,)``.
-        seed: Seed of the data.
-
     Returns:
         Sorted indices by split; disjoint, and together all of ``0 .. N - 1``.
     """
@@ -144,14 +143,7 @@ def compose_scene(
     *,
     size: int = IMAGE_SIZE,
 ) -> Scene:
-    """Draw one scene.
-
-    Args:
-        rng: Random generator.
-        images: All source digits, ``(N, 8, 8)`` in [0, 1].
-        labels: Their classes, ``(N,)``.
-        candidates: Indices of the source digits that may be used.
-        size: Side of the scene in pixels, at least that of the largest digit.
+    """Draw one scene of ``size`` pixels, at least those of the largest digit.
 
     Returns:
         A scene with at least one digit; every digit is inside the canvas.

@@ -6,7 +6,7 @@ those of ADE20K, all of the same images.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -124,14 +124,6 @@ def check_exists(path: str, data_root: str | None) -> None:
         )
 
 
-def describe_categories(names: Sequence[str], kind: str) -> list[dict]:
-    """Return COCO's list of categories, whose ids start at 1."""
-    return [
-        dict(id=scenes.PIXEL_CLASSES.index(name) + 1, name=name, supercategory=kind)
-        for name in names
-    ]
-
-
 def describe_instances(scene: scenes.Scene, image_id: int, first_id: int) -> list[dict]:
     """Return COCO's annotations of the digits of a scene; their ids count up."""
     return [
@@ -231,9 +223,15 @@ def _write_split(out: Path, split: str, composed: Iterable[scenes.Scene]) -> Non
         _write_png(image_folder / name, scene.image)
         _write_png(panoptic_folder / name, red)
         _write_png(semantic_folder / name, classes)
-    digits = describe_categories(scenes.CLASSES, 'digit')
-    textures = describe_categories(scenes.TEXTURES, 'texture')
-    everything = [dict(each, isthing=int(each in digits)) for each in digits + textures]
+    names = [(name, 'digit') for name in scenes.CLASSES]
+    names += [(name, 'texture') for name in scenes.TEXTURES]
+    # COCO's ids of categories start at 1.
+    categories = [
+        dict(id=number, name=name, supercategory=kind)
+        for number, (name, kind) in enumerate(names, 1)
+    ]
+    digits = categories[: len(scenes.CLASSES)]
+    everything = [dict(each, isthing=int(each in digits)) for each in categories]
     _write_coco(folder / f'instances_{split}.json', digits, images, instances)
     _write_coco(folder / f'panoptic_{split}.json', everything, images, panoptic)
 

@@ -81,59 +81,12 @@ class Trainer:
             )
             agvm.attach(self.estimator, switch)
 
-    def update(self, batch: dict, *, measured: bool = False, seed: int = 0) -> None:
-        """Run one optimizer update.
-
-        Args:
-            batch: Images of this rank.
-            measured: Whether AGVM measures at this update.
-            seed: Seed of the samplers of boxes.
-        """
+    def update(self, batch: dict, measured: bool = False, seed: int = 0) -> None:
+        """Run one optimizer update, measured or not; the seed is that of samplers."""
         self.measured = measured
         torch.manual_seed(seed)
         for _ in range(self.micro_batches):
             self.ddp.train_step(batch, self.wrapper)
-
-    def time_update(
-        self, batch: dict, *, measured: bool = False, seed: int = 0
-    ) -> tuple[float, float]:
-        """Run :meth:`update` on all ranks at once and time it on this one.
-
-        Returns:
-            Seconds of wall-clock time and of CPU time of all threads of this process.
-            Other programs lengthen the first, but hardly the second.
-        """
-        dist.barrier()
-        synchronize()
-        start, start_cpu = time.perf_counter(), time.process_time()
-        self.update(batch, measured=measured, seed=seed)
-        synchronize()
-        return time.perf_counter() - start, time.process_time() - start_cpu
-
-    def reduced_bytes(self, batch: dict, *, measured: bool = False) -> dict[str, int]:
-        """Run an update and count the bytes that this rank hands to all-reduces.
-
-        Returns:
-            Bytes of 'gradients', in whole reductions of the gradient, and of
-            'statistics', which are all other calls: sums for the variances, and
-            averages of a detector's losses over the ranks. Both are 0 on one rank.
-        """
-        if dist.get_world_size() == 1:
-            return dict(gradients=0, statistics=0)
-        all_reduce, sizes = dist.all_reduce, []
-
-        def recorded(tensor: Tensor, *args: Any, **kwargs: Any) -> dist.Work | None:
-            sizes.append(tensor.nbytes)
-            return all_reduce(tensor, *args, **kwargs)
-
-        with mock.patch.object(dist, 'all_reduce', recorded):
-            self.update(batch, measured=measured)
-        # Statistics are far smaller than the gradient.
-        gradient = self.gradient_bytes()
-        times, statistics = divmod(sum(sizes), gradient)
-        # Without a communication hook, DDP reduces in C++.
-        times += self.estimator is None
-        return dict(gradients=times * gradient, statistics=statistics)
 
     def gradient_bytes(self) -> int:
         """Return the bytes of the gradient."""
@@ -147,23 +100,56 @@ def build_trainers(
     return {variant: Trainer(build(), variant, optimizer) for variant in variants}
 
 
-def cells_of(trainers: Mapping[str, Trainer]) -> list[Cell]:
-    """Return what can be compared: updates with and without a measurement."""
-    return [
-        (variant, measured)
-        for variant, trainer in trainers.items()
-        for measured in ([False, True] if trainer.estimator else [False])
-    ]
-
-
 def updates_of(
-    trainers: Mapping[str, Trainer], batch: dict
+    trainers: Mapping[str, Trainer], batch: dict, seed: int = 0
 ) -> dict[Cell, Callable[[], None]]:
     """Return a function for each cell that runs an update."""
     return {
-        (variant, measured): partial(trainers[variant].update, batch, measured=measured)
-        for variant, measured in cells_of(trainers)
+        (variant, measured): partial(trainer.update, batch, measured, seed)
+        for variant, trainer in trainers.items()
+        for measured in ([False, True] if trainer.estimator else [False])
     }
+
+
+def time_update(update: Callable[[], None]) -> tuple[float, float]:
+    """Run an update on all ranks at once and time it on this one.
+
+    Returns:
+        Seconds of wall-clock time and of CPU time of all threads of this process.
+        Other programs lengthen the first, but hardly the second.
+    """
+    dist.barrier()
+    synchronize()
+    start, start_cpu = time.perf_counter(), time.process_time()
+    update()
+    synchronize()
+    return time.perf_counter() - start, time.process_time() - start_cpu
+
+
+def reduced_bytes(trainer: Trainer, update: Callable[[], None]) -> dict[str, int]:
+    """Run an update and count the bytes that this rank hands to all-reduces.
+
+    Returns:
+        Bytes of 'gradients', in whole reductions of the gradient, and of 'statistics',
+        which are all other calls: sums for the variances, and averages of a detector's
+        losses over the ranks. Both are 0 on one rank.
+    """
+    if dist.get_world_size() == 1:
+        return dict(gradients=0, statistics=0)
+    all_reduce, sizes = dist.all_reduce, []
+
+    def recorded(tensor: Tensor, *args: Any, **kwargs: Any) -> dist.Work | None:
+        sizes.append(tensor.nbytes)
+        return all_reduce(tensor, *args, **kwargs)
+
+    with mock.patch.object(dist, 'all_reduce', recorded):
+        update()
+    # Statistics are far smaller than the gradient.
+    gradient = trainer.gradient_bytes()
+    times, statistics = divmod(sum(sizes), gradient)
+    # Without a communication hook, DDP reduces in C++.
+    times += trainer.estimator is None
+    return dict(gradients=times * gradient, statistics=statistics)
 
 
 def synchronize() -> None:
@@ -191,28 +177,27 @@ def measure_cells(
         warmup: Rounds before those.
 
     Returns:
-        By cell, 'seconds' of each round as :meth:`Trainer.time_update` returns them,
-        and the bytes 'reduced' in an update.
+        By cell, 'seconds' of each round as :func:`time_update` returns them, and the
+        bytes 'reduced' in an update.
     """
-    cells = cells_of(trainers)
-    seconds: dict[Cell, list] = {cell: [] for cell in cells}
+    seconds: dict[Cell, list] = {}
     for turn in range(warmup + rounds):
-        batch = batch_of(turn)
-        start = turn % len(cells)
-        order = [*cells[start:], *cells[:start]]
-        for variant, measured in order[::-1] if turn % 2 else order:
-            taken = trainers[variant].time_update(batch, measured=measured, seed=turn)
-            if turn >= warmup:
-                seconds[variant, measured].append(taken)
+        updates = updates_of(trainers, batch_of(turn), seed=turn)
+        start = turn % len(updates)
+        order = [*updates][start:] + [*updates][:start]
+        for cell in order[::-1] if turn % 2 else order:
+            seconds.setdefault(cell, []).append(time_update(updates[cell]))
         if dist.get_rank() == 0:
             print(f'\rround {turn + 1} of {warmup + rounds}', end=' ', file=sys.stderr)
     # Counting takes time, so it comes after the timed rounds.
-    batch = batch_of(0)
-    reduced = {
-        (variant, measured): trainers[variant].reduced_bytes(batch, measured=measured)
-        for variant, measured in cells
-    }
-    return dict(seconds=seconds, reduced=reduced)
+    updates = updates_of(trainers, batch_of(0))
+    return dict(
+        seconds={cell: seconds[cell][warmup:] for cell in updates},
+        reduced={
+            cell: reduced_bytes(trainers[cell[0]], update)
+            for cell, update in updates.items()
+        },
+    )
 
 
 def merge_ranks(by_rank: Sequence[dict]) -> list[dict]:

@@ -25,12 +25,7 @@ LOSS_SCALE = dict(init_scale=2.0**20, growth_interval=4)
 
 
 class RecordHook(Hook):
-    """Hook that keeps the values to check after each update.
-
-    Attributes:
-        records: For each update its 'loss', 'variances', loss 'scale' afterwards, and
-            measurements 'skipped' so far.
-    """
+    """Hook that keeps the values to check after each update."""
 
     def __init__(self) -> None:
         self.records: list[dict] = []
@@ -56,34 +51,25 @@ def total_images(ranks: int) -> int:
 
 
 def training_config(
-    data: str, work_dir: str, dtype: str, ranks: int, loss_scale: Mapping
+    data: str, work_dir: str, dtype: str, loss_scale: Mapping
 ) -> Config:
     """Return the config of the training, measured at every update."""
+    ranks = dist.get_world_size()
     cfg = Config.fromfile(DIGITS)
     for part in ('dataloader', 'cfg', 'evaluator'):
         cfg[f'val_{part}'] = cfg[f'test_{part}'] = None
-    cfg.update(
-        work_dir=work_dir,
-        train_cfg=dict(
-            type='LargeBatchTrainLoop',
-            max_epochs=1,
-            total_batch_size=total_images(ranks),
-        ),
-        param_scheduler=None,
-        visualizer=None,
-        env_cfg=dict(),
-        log_level='WARNING',
-    )
+    cfg.param_scheduler = cfg.visualizer = cfg.default_hooks.checkpoint = None
+    del cfg.default_hooks.visualization
+    cfg.update(work_dir=work_dir, env_cfg=dict(), log_level='WARNING')
     cfg.model.backbone.init_cfg = None
     cfg.train_dataloader.batch_size = IMAGES
     cfg.train_dataloader.dataset.data_root = data
+    cfg.train_cfg.update(max_epochs=1, total_batch_size=total_images(ranks))
     cfg.optim_wrapper.optimizer.lr = 0.002  # That of the middle of the warm-up.
     cli.enable_amp(cfg)
     cfg.optim_wrapper.update(dtype=dtype, loss_scale=dict(loss_scale))
     # Overflows at the beginning are expected, and none of them ends the training.
     cfg.default_hooks.agvm.update(begin=0, max_rejected=None)
-    cfg.default_hooks.checkpoint = None
-    del cfg.default_hooks.visualization
     if ranks > 1:
         cfg.launcher = 'pytorch'
         if rank_device().type == 'cpu':
@@ -115,15 +101,19 @@ def use_float32_operators(model: nn.Module) -> None:
 def train_digits(
     data: str, work_dir: str, dtype: str, loss_scale: Mapping = LOSS_SCALE
 ) -> list[dict]:
-    """Train on this rank; return the records of a :class:`RecordHook`.
+    """Train on this rank.
 
     Args:
         data: Folder of the digits.
         work_dir: Folder of the log.
         dtype: One of ``DTYPES``.
         loss_scale: Settings of torch's GradScaler.
+
+    Returns:
+        For each update its 'loss', 'variances', loss 'scale' afterwards, and
+        measurements 'skipped' so far.
     """
-    cfg = training_config(data, work_dir, dtype, dist.get_world_size(), loss_scale)
+    cfg = training_config(data, work_dir, dtype, loss_scale)
     runner = Runner.from_cfg(cfg)
     if dtype == 'bfloat16':
         use_float32_operators(runner.model)
@@ -143,13 +133,7 @@ def train_digits(
 def judge_training(
     records: Sequence[Mapping], updates: int, first_scale: float
 ) -> list[str]:
-    """Return the problems of a training.
-
-    Args:
-        records: Records of :func:`train_digits`.
-        updates: Updates that the scenes are for.
-        first_scale: Loss scale of the first update.
-    """
+    """Return the problems in the records of a training of so many updates."""
     problems = []
     if len(records) != updates:
         problems.append(f'{len(records)} updates instead of {updates}')

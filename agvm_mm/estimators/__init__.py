@@ -1,5 +1,8 @@
 """Estimators that gather the statistics of the gradients."""
 
+from mmengine.dist import get_world_size
+from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
+from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,6 +19,7 @@ __all__ = [
     'VarianceEstimator',
     'build_estimator',
     'build_preconditioner',
+    'check_model',
     'check_replicas',
 ]
 
@@ -84,3 +88,52 @@ def check_replicas(ranks: int, accumulation: int, comm_hook: str | None) -> None
             'set optim_wrapper.accumulative_counts to 2 or more, or use '
             'train_cfg=dict(type="LargeBatchTrainLoop", total_batch_size=...)'
         )
+
+
+def check_model(model: nn.Module, accumulation: int) -> None:
+    """Check that AGVM can see the gradients of a model.
+
+    Args:
+        model: As the runner trains it.
+        accumulation: Micro-batches of one update on each rank.
+
+    Raises:
+        TypeError: If it is wrapped in anything but DistributedDataParallel, or not
+            wrapped on several ranks.
+        ValueError: If DDP has static_graph and gradients are accumulated.
+    """
+    if any(is_sharded(module) for module in model.modules()):
+        raise TypeError(
+            'AGVM does not support FSDP: no rank holds the whole gradient of a '
+            'module. Use MMDistributedDataParallel'
+        )
+    # MMSeparateDistributedDataParallel is a subclass of DDP, but wraps several.
+    separate = isinstance(model, MMSeparateDistributedDataParallel)
+    if isinstance(model, DistributedDataParallel) and not separate:
+        if model.static_graph and accumulation > 1:
+            raise ValueError(
+                f'static_graph=True with {accumulation} accumulated micro-batches '
+                'fails inside DDP; remove static_graph from model_wrapper_cfg'
+            )
+    elif is_model_wrapper(model) or isinstance(model, nn.DataParallel):
+        raise TypeError(
+            f'AGVM does not support models wrapped in {type(model).__name__}; use '
+            'MMDistributedDataParallel'
+        )
+    elif get_world_size() > 1:
+        raise TypeError(
+            f'{get_world_size()} ranks, but the model is not wrapped in '
+            'DistributedDataParallel: each rank would train its own model. Set '
+            "launcher='pytorch' (or slurm, mpi)"
+        )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether FSDP (either version) holds the parameters of a module."""
+    if not dist.is_available():
+        return False
+    from torch.distributed import fsdp
+
+    # fully_shard and its FSDPModule became public in torch 2.6.
+    kinds = (fsdp.FullyShardedDataParallel, getattr(fsdp, 'FSDPModule', ()))
+    return isinstance(module, kinds)

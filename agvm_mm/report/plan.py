@@ -367,7 +367,7 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
     hooks = variance_hooks(cfg)
-    check_one_hook('VarianceSyncHook', len(hooks))
+    check_one_hook(len(hooks))
     if not hooks:
         return None
     check_one_optimizer('VarianceSyncHook', wrapper)

@@ -7,7 +7,7 @@ from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from agvm_mm.engine import accumulative_counts
+from agvm_mm.engine import accumulative_counts, is_endless
 from agvm_mm.validation import check_number
 
 
@@ -38,11 +38,21 @@ class BatchSize:
 
 
 def images_per_rank(dataloader: DataLoader) -> int:
-    """Return the images of one micro-batch on one rank."""
+    """Return the images of one micro-batch on one rank.
+
+    Raises:
+        ValueError: If there is none, or several.
+    """
     size = dataloader.batch_size
     if size is None:
         size = getattr(dataloader.batch_sampler, 'batch_size', None)
-    check_images_per_rank(size, dataloader.batch_sampler)
+    if not isinstance(size, int):
+        found = 'no batch_size' if size is None else f'several batch sizes, {size}'
+        raise ValueError(
+            f'train_dataloader with {type(dataloader.batch_sampler).__name__} has '
+            f'{found}; the images of an update can be counted only if all '
+            'micro-batches have the same batch_size'
+        )
     return size
 
 
@@ -52,9 +62,20 @@ def divide_total(total: int, dataloader: DataLoader) -> BatchSize:
     Args:
         total: Images of one update over all ranks.
         dataloader: Yields the micro-batches of this rank.
+
+    Raises:
+        ValueError: If they cannot, or an epoch has fewer images.
     """
     ranks, images = get_world_size(), images_per_rank(dataloader)
     check_total_batch_size(total, ranks, images)
+    batch_sampler = dataloader.batch_sampler
+    if not is_endless(batch_sampler):
+        epoch = len(getattr(batch_sampler, 'sampler', dataloader.sampler)) * ranks
+        if epoch < total:
+            raise ValueError(
+                f'total_batch_size={total}, but an epoch has only {epoch} images; '
+                'lower total_batch_size'
+            )
     return BatchSize(ranks, images, total // (ranks * images))
 
 
@@ -76,63 +97,6 @@ def batch_size_of(runner: Runner) -> BatchSize:
         images_per_rank=images_per_rank(runner.train_dataloader),
         micro_batches=accumulative_counts(runner.optim_wrapper),
     )
-
-
-def check_index_batches(dataloader: DataLoader) -> None:
-    """Check that a dataloader draws index batches, from which updates are planned.
-
-    Args:
-        dataloader: Dataloader of the training.
-
-    Raises:
-        TypeError: If it has no batch sampler.
-    """
-    if dataloader.batch_sampler is None:
-        raise TypeError(
-            'a large-batch loop plans updates on the batch sampler of '
-            f'train_dataloader, and that of {type(dataloader.dataset).__name__} has '
-            'none; use a map-style dataset with a batch_size'
-        )
-
-
-def check_images_per_rank(size: object, batch_sampler: object) -> None:
-    """Check that a dataloader has one batch size.
-
-    Args:
-        size: Images of one micro-batch.
-        batch_sampler: Batch sampler of the dataloader.
-
-    Raises:
-        ValueError: If it has none, or several.
-    """
-    if not isinstance(size, int):
-        found = 'no batch_size' if size is None else f'several batch sizes, {size}'
-        raise ValueError(
-            f'train_dataloader with {type(batch_sampler).__name__} has {found}; the '
-            'images of an update can be counted only if all micro-batches have the '
-            'same batch_size'
-        )
-
-
-def check_total_fits(total: int, dataloader: DataLoader, ranks: int) -> None:
-    """Check that there are enough images for one full update.
-
-    Args:
-        total: Images of one update over all ranks.
-        dataloader: Dataloader of the training.
-        ranks: Number of ranks.
-
-    Raises:
-        ValueError: If an epoch has fewer images than an update.
-    """
-    batch_sampler = dataloader.batch_sampler
-    sampler = getattr(batch_sampler, 'sampler', dataloader.sampler)
-    images = len(sampler) * ranks
-    if images < total:
-        raise ValueError(
-            f'total_batch_size={total}, but an epoch has only {images} images; lower '
-            'total_batch_size'
-        )
 
 
 def check_total_batch_size(total: int, ranks: int, images_per_rank: int) -> None:

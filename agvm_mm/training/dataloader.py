@@ -10,12 +10,7 @@ from itertools import chain, islice, tee
 from torch.utils.data import DataLoader, Sampler
 
 from agvm_mm.engine import is_endless
-from agvm_mm.training.batch import (
-    BatchSize,
-    check_index_batches,
-    check_total_fits,
-    divide_total,
-)
+from agvm_mm.training.batch import BatchSize, divide_total
 from agvm_mm.training.update import RandomStream, derive_seed
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
@@ -133,11 +128,8 @@ class UpdateDataLoader(DataLoader):
         self, dataloader: DataLoader, total_batch_size: int, seed: int
     ) -> None:
         check_plain(dataloader)
-        check_index_batches(dataloader)
         self.batch = divide_total(total_batch_size, dataloader)
         self.endless = is_endless(dataloader.batch_sampler)
-        if not self.endless:
-            check_total_fits(total_batch_size, dataloader, self.batch.ranks)
         self.plan = UpdatePlan(dataloader.batch_sampler, self.batch, seed)
         # Whatever this version of torch knows.
         known = signature(DataLoader).parameters.keys() - REPLACED
@@ -176,7 +168,7 @@ def check_plain(dataloader: DataLoader) -> None:
     """Check that a dataloader has no methods that :class:`UpdateDataLoader` would lose.
 
     Raises:
-        TypeError: If it is of another class than torch's.
+        TypeError: If it is of another class than torch's, or has no batch sampler.
     """
     if type(dataloader) is not DataLoader:
         raise TypeError(
@@ -184,6 +176,12 @@ def check_plain(dataloader: DataLoader) -> None:
             f'of its own, which has no methods of {type(dataloader).__name__}; use '
             "torch's DataLoader, or a loop of MMEngine with "
             'optim_wrapper.accumulative_counts'
+        )
+    if dataloader.batch_sampler is None:
+        raise TypeError(
+            'a large-batch loop plans updates on the batch sampler of '
+            f'train_dataloader, and that of {type(dataloader.dataset).__name__} has '
+            'none; use a map-style dataset with a batch_size'
         )
 
 

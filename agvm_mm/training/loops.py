@@ -91,7 +91,13 @@ class LargeBatchMixin:
         runner, name, total = self.runner, type(self).__name__, self.batch.total
         wrapper = runner.optim_wrapper
         check_one_optimizer(name, wrapper)
-        check_update_params(name, wrapper)
+        kind = type(wrapper)
+        if kind.update_params is not OptimWrapper.update_params:
+            raise TypeError(
+                f'{name} calls backward and step of the optimizer wrapper itself, but '
+                f'{kind.__name__} overrides update_params; use a loop of MMEngine with '
+                'optim_wrapper.accumulative_counts'
+            )
         check_accumulation(name, total, engine.accumulative_counts(wrapper))
         check_auto_scaling(engine.auto_scaling(runner), total)
         hub = runner.message_hub
@@ -145,13 +151,14 @@ class LargeBatchMixin:
         )
         engine.count_iteration(self)
 
-    def _check_ends(self, dataloader: DataLoader, endless: bool) -> None:
-        check_loop_ends(
-            type(self).__name__,
-            'LargeBatchIterTrainLoop',
-            endless,
-            dataloader.batch_sampler.sampler,
-        )
+    def _check_ends(self, dataloader: UpdateDataLoader, endless: bool) -> None:
+        if endless:
+            raise ValueError(
+                f'{type(self).__name__} counts epochs, but '
+                f'{type(dataloader.plan.sampler).__name__} never ends one; use '
+                "train_cfg=dict(type='LargeBatchIterTrainLoop', max_iters=..., "
+                'total_batch_size=...)'
+            )
 
     def _count_images_of_epoch(self, index: int, images: int) -> None:
         hub = self.runner.message_hub
@@ -246,41 +253,3 @@ class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
     """
 
     counts_epochs = False
-
-
-def check_loop_ends(loop: str, other: str, endless: bool, sampler: object) -> None:
-    """Check that a loop that counts epochs has a sampler that ends.
-
-    Args:
-        loop: Name of the loop.
-        other: Name of the loop that counts iterations.
-        endless: Whether the sampler never ends.
-        sampler: Sampler of the dataloader.
-
-    Raises:
-        ValueError: If it never ends.
-    """
-    if endless:
-        raise ValueError(
-            f'{loop} counts epochs, but {type(sampler).__name__} never ends one; use '
-            f"train_cfg=dict(type='{other}', max_iters=..., total_batch_size=...)"
-        )
-
-
-def check_update_params(loop: str, optim_wrapper: OptimWrapper) -> None:
-    """Check that a large-batch loop can close the updates of an optimizer wrapper.
-
-    Args:
-        loop: Name of the loop.
-        optim_wrapper: The optimizer wrapper of the run.
-
-    Raises:
-        TypeError: If its ``update_params`` is not MMEngine's.
-    """
-    kind = type(optim_wrapper)
-    if kind.update_params is not OptimWrapper.update_params:
-        raise TypeError(
-            f'{loop} calls backward and step of the optimizer wrapper itself, but '
-            f'{kind.__name__} overrides update_params; use a loop of MMEngine with '
-            'optim_wrapper.accumulative_counts'
-        )

@@ -168,7 +168,9 @@ class Update:
             backward = partial(backward, micro_batch=micro_batch)
         self._left -= 1
         view = WeightedOptimWrapper(wrapper, weight, backward)
-        with self._model.no_sync() if self._left and self._is_ddp else nullcontext():
+        # As OptimWrapper.optim_context, which knows nothing of this loop's updates.
+        syncs = self._left == 0 or not hasattr(self._model, 'no_sync')
+        with nullcontext() if syncs else self._model.no_sync():
             losses = self._model.train_step(data_batch, optim_wrapper=view)
         self._last_came = view.step_kwargs is not None
         if self._last_came:

@@ -3,19 +3,21 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from mmengine.dist import all_gather_object, get_world_size
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm.engine import accumulative_counts, is_resuming
-from agvm_mm.estimators import COMPRESSION_HOOKS, ESTIMATORS, build_estimator
+from agvm_mm.estimators import (
+    COMPRESSION_HOOKS,
+    ESTIMATORS,
+    build_estimator,
+    check_model,
+)
 from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm import Measurement
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
@@ -28,7 +30,12 @@ from agvm_mm.training.resume import (
 )
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.warmup import end_of_warmup, learning_rates
-from agvm_mm.validation import check_choice, check_number, suggests_arguments
+from agvm_mm.validation import (
+    check_choice,
+    check_flag,
+    check_number,
+    suggests_arguments,
+)
 
 WARMUP = 'warmup'
 
@@ -84,14 +91,14 @@ class VarianceSyncHook(Hook):
         act: bool = True,
         allow_resume_mismatch: bool = False,
     ) -> None:
-        check_begin(begin)
+        if isinstance(begin, str):
+            check_choice('begin', begin, [WARMUP])
         check_choice('estimator', estimator, ESTIMATORS)
         if comm_hook is not None:
             check_choice('comm_hook', comm_hook, COMPRESSION_HOOKS)
         if max_rejected is not None:
             check_number('max_rejected', max_rejected, low=1, integer=True)
         check_flag('act', act)
-        check_flag('allow_resume_mismatch', allow_resume_mismatch)
         self.interval = interval
         self.begin = begin
         self.end = end
@@ -120,7 +127,7 @@ class VarianceSyncHook(Hook):
                 modules, or the run ends before AGVM begins.
         """
         hooks = [hook for hook in runner.hooks if isinstance(hook, VarianceSyncHook)]
-        check_one_hook('VarianceSyncHook', len(hooks))
+        check_one_hook(len(hooks))
         resume_hook(
             runner, allow_mismatch=self.allow_resume_mismatch, checks_batch=True
         )
@@ -168,7 +175,12 @@ class VarianceSyncHook(Hook):
         state = checkpoint.get('optimizer')
         if not state:  # ResumeHook decides about it.
             return
-        check_groups(state['param_groups'])
+        if any('module' in group for group in state['param_groups']):
+            raise ValueError(
+                'the checkpoint was written by an older agvm_mm, whose optimizer had '
+                'one parameter group for each module; resume it with that version, or '
+                'start from its weights with load_from'
+            )
         saved = state.get('agvm')
         if saved is None:
             print_log(
@@ -290,7 +302,7 @@ class VarianceSyncHook(Hook):
         wrapper = runner.optim_wrapper
         count, update = wrapper.agvm.num_skipped_measurements, measurement.update
         anchor = wrapper.anchor if self.act else None
-        reason = explain_rejected(measurement.variances, anchor)
+        reason, advice = explain_rejected(measurement.variances, anchor)
         runner.message_hub.update_scalar('train/agvm/rejected', count)
         runner.logger.warning(
             f'AGVM: skipped the measurement at update {update} ({count} so far): '
@@ -299,54 +311,32 @@ class VarianceSyncHook(Hook):
         if self._rejected_in_a_row == self.max_rejected:
             raise FloatingPointError(
                 f'AGVM: {self.max_rejected} measurements in a row, up to update '
-                f'{update}, could not be used: {reason}. '
-                f'{advise_rejected(measurement.variances)}; '
+                f'{update}, could not be used: {reason}. {advice}; '
                 'VarianceSyncHook(max_rejected=None) continues anyway'
             )
 
 
-def explain_rejected(variances: Mapping[str, float], anchor: str | None) -> str:
-    """Return why a measurement was skipped.
+def explain_rejected(
+    variances: Mapping[str, float], anchor: str | None
+) -> tuple[str, str]:
+    """Return why a measurement was skipped, and what to do about it.
 
     Args:
         variances: Phi by module.
         anchor: Name of the anchor; None without AGVM.
     """
-    bad = not_finite(variances)
+    bad = [name for name, phi in variances.items() if not math.isfinite(phi)]
     if not bad:
-        return f"the anchor '{anchor}' had no gradient"
+        return (
+            f"the anchor '{anchor}' had no gradient",
+            'Choose another anchor, or find out why no loss reaches this one',
+        )
     finite = [name for name in variances if name not in bad]
     rest = f', but finite in {", ".join(finite)}' if finite else ''
-    return f'gradients are not finite in {", ".join(bad)}{rest}'
-
-
-def advise_rejected(variances: Mapping[str, float]) -> str:
-    """Return what to do about skipped measurements."""
-    if not_finite(variances):
-        return 'Lower the learning rate or lengthen the warm-up'
-    return 'Choose another anchor, or find out why no loss reaches this one'
-
-
-def not_finite(variances: Mapping[str, float]) -> list[str]:
-    """Return the modules whose Phi is not finite."""
-    return [name for name, phi in variances.items() if not math.isfinite(phi)]
-
-
-def check_begin(begin: object) -> None:
-    """Check where AGVM begins.
-
-    Raises:
-        TypeError: If it is a number that is not whole.
-        ValueError: If it is another word than 'warmup', or negative.
-    """
-    if isinstance(begin, str):
-        if begin != WARMUP:
-            raise ValueError(
-                f"begin must be an update or '{WARMUP}', the end of the warm-up; got "
-                f'{begin!r}'
-            )
-        return
-    check_number('begin', begin, low=0, integer=True)
+    return (
+        f'gradients are not finite in {", ".join(bad)}{rest}',
+        'Lower the learning rate or lengthen the warm-up',
+    )
 
 
 def check_begin_is_reached(begin: int, updates: int) -> None:
@@ -367,39 +357,8 @@ def check_begin_is_reached(begin: int, updates: int) -> None:
         )
 
 
-def check_flag(name: str, value: object) -> None:
-    """Check that a setting is True or False.
-
-    Raises:
-        TypeError: If it is not.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f'{name} must be True or False, got {value!r}')
-
-
-def check_groups(groups: Sequence[Mapping]) -> None:
-    """Check that a checkpoint has the parameter groups of a stock optimizer.
-
-    Args:
-        groups: Parameter groups of the checkpoint.
-
-    Raises:
-        ValueError: If they are those of AGVMOptimWrapperConstructor, which agvm_mm had
-            once.
-    """
-    if any('module' in group for group in groups):
-        raise ValueError(
-            'the checkpoint was written by an older agvm_mm, whose optimizer had one '
-            'parameter group for each module; resume it with that version, or start '
-            'from its weights with load_from'
-        )
-
-
 def check_optim_wrapper(optim_wrapper: BaseOptimWrapper) -> None:
     """Check that an optimizer wrapper is one of AGVM.
-
-    Args:
-        optim_wrapper: The optimizer wrapper of the run.
 
     Raises:
         TypeError: If it is not.
@@ -420,70 +379,18 @@ def check_optim_wrapper(optim_wrapper: BaseOptimWrapper) -> None:
     )
 
 
-def check_one_hook(hook: str, count: int) -> None:
-    """Check that a run has one hook of a kind.
-
-    Args:
-        hook: Name of the hook.
-        count: Number of such hooks.
+def check_one_hook(count: int) -> None:
+    """Check that a run has one hook of AGVM at most.
 
     Raises:
         ValueError: If there are several.
     """
     if count > 1:
         raise ValueError(
-            f'there are {count} hooks {hook}, and each would measure; keep one, in '
-            f"default_hooks=dict(agvm=dict(type='{hook}', ...)) or in custom_hooks"
+            f'there are {count} hooks VarianceSyncHook, and each would measure; keep '
+            "one, in default_hooks=dict(agvm=dict(type='VarianceSyncHook', ...)) or in "
+            'custom_hooks'
         )
-
-
-def check_model(model: nn.Module, accumulation: int) -> None:
-    """Check that AGVM can see the gradients of a model.
-
-    Args:
-        model: As the runner trains it.
-        accumulation: Micro-batches of one update on each rank.
-
-    Raises:
-        TypeError: If it is wrapped in anything but DistributedDataParallel, or not
-            wrapped on several ranks.
-        ValueError: If DDP has static_graph and gradients are accumulated.
-    """
-    if any(is_sharded(module) for module in model.modules()):
-        raise TypeError(
-            'AGVM does not support FSDP: no rank holds the whole gradient of a '
-            'module. Use MMDistributedDataParallel'
-        )
-    # MMSeparateDistributedDataParallel is a subclass of DDP, but wraps several.
-    separate = isinstance(model, MMSeparateDistributedDataParallel)
-    if isinstance(model, DistributedDataParallel) and not separate:
-        if model.static_graph and accumulation > 1:
-            raise ValueError(
-                f'static_graph=True with {accumulation} accumulated micro-batches '
-                'fails inside DDP; remove static_graph from model_wrapper_cfg'
-            )
-    elif is_model_wrapper(model) or isinstance(model, nn.DataParallel):
-        raise TypeError(
-            f'AGVM does not support models wrapped in {type(model).__name__}; use '
-            'MMDistributedDataParallel'
-        )
-    elif get_world_size() > 1:
-        raise TypeError(
-            f'{get_world_size()} ranks, but the model is not wrapped in '
-            'DistributedDataParallel: each rank would train its own model. Set '
-            "launcher='pytorch' (or slurm, mpi)"
-        )
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Return whether FSDP (either version) holds the parameters of a module."""
-    if not dist.is_available():
-        return False
-    from torch.distributed import fsdp
-
-    # fully_shard and its FSDPModule became public in torch 2.6.
-    kinds = (fsdp.FullyShardedDataParallel, getattr(fsdp, 'FSDPModule', ()))
-    return isinstance(module, kinds)
 
 
 def check_ranks_agree(fingerprint: Mapping[str, object]) -> None:

@@ -14,7 +14,6 @@ from agvm_mm.report.figures.style import (
     module_style,
     set_up_panel,
 )
-from agvm_mm.report.gradient_noise.intervals import Estimate
 
 CURVES = (VERMILION, BLUE, BLACK)
 LARGEST = 1e6
@@ -57,11 +56,11 @@ def plot_predictions(rows: list[dict]) -> Figure:
     return figure
 
 
-def _bars(found: Sequence[Estimate]) -> list[list[float]]:
+def _bars(found: Sequence[dict]) -> list[list[float]]:
     """Return the distances of both ends of intervals, as ``errorbar`` takes them."""
     return [
-        [each.value - each.low for each in found],
-        [min(each.high, LARGEST) - each.value for each in found],
+        [each['value'] - each['low'] for each in found],
+        [min(each['high'] or LARGEST, LARGEST) - each['value'] for each in found],
     ]
 
 
@@ -70,7 +69,7 @@ def _draw_scales(panel: Axes, rows: list[dict], style: dict) -> None:
     found = [row['noise_scale'] for row in first]
     panel.errorbar(
         [row['update'] for row in first],
-        [each.value for each in found],
+        [each['value'] for each in found],
         yerr=_bars(found),
         capsize=2,
         **style,
@@ -85,8 +84,8 @@ def _draw_phi(panel: Axes, rows: list[dict], style: dict) -> None:
             for name in ('predicted', 'measured')
         )
         panel.errorbar(
-            [each.value for each in predicted],
-            [each.value for each in measured],
+            [each['value'] for each in predicted],
+            [each['value'] for each in measured],
             xerr=_bars(predicted),
             yerr=_bars(measured),
             linestyle='',

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from agvm_mm import cli
 
+pytestmark = pytest.mark.evidence
+
 DATA = Path('/data/study48')
 
 

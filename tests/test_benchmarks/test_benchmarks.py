@@ -17,6 +17,8 @@ from common.report import RESULTS
 from agvm_mm.estimators.reductions import CPU_PIECE
 from gpu_check import command
 
+pytestmark = pytest.mark.evidence
+
 ROOT = Path(__file__).parents[2]
 FLOAT32 = 4
 

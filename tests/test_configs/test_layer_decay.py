@@ -15,6 +15,8 @@ from torch import nn
 
 from agvm_mm.report import plan
 
+pytestmark = pytest.mark.evidence
+
 DECAYS = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 
 

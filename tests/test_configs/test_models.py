@@ -149,7 +149,16 @@ def small(leaf, tmp_path):
     return cfg
 
 
-@pytest.mark.parametrize('model', BY_MODEL)
+# The small ones stand for all others.
+@pytest.mark.parametrize(
+    'model',
+    [
+        pytest.param(
+            model, marks=() if model.startswith('digits/') else pytest.mark.evidence
+        )
+        for model in BY_MODEL
+    ],
+)
 def test_modules_and_one_update(model, tmp_path):
     """With the Runner and the config's own loop, wrapper, schedules and hooks."""
     leaf = BY_MODEL[model]

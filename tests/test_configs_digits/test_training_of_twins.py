@@ -9,6 +9,8 @@ from mmengine.runner import Runner
 from twins import METRICS, TWINS
 from zoo import load, name_of
 
+pytestmark = pytest.mark.evidence
+
 pytest.importorskip('panopticapi')
 MODULES = {
     'faster-rcnn': {'backbone', 'neck', 'rpn_head', 'bbox_head'},

@@ -10,6 +10,8 @@ from mmengine.config import Config
 
 from demo import pretrain, pretrain_backbone, scenes
 
+pytestmark = pytest.mark.evidence
+
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SHORT = dict(num_patches=128, epochs=1, batch_size=32, progress=False)
 

@@ -14,6 +14,8 @@ from gpu_check.__main__ import main
 from gpu_check.command import Outcome
 from gpu_check.ranks import Ranks
 
+pytestmark = pytest.mark.evidence
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = dict(model='digits', shape=(64, 96), images=1, rounds=2, warmup=1)
 

@@ -8,6 +8,8 @@ import torch
 from gpu_check import counts, waits
 from gpu_check.ranks import Ranks
 
+pytestmark = pytest.mark.evidence
+
 WARNING = 'called a synchronizing CUDA operation (Triggered internally)'
 
 

@@ -9,6 +9,8 @@ from gpu_check import golden, parity
 from gpu_check.command import compare, compare_golden, compare_parity
 from gpu_check.ranks import Ranks
 
+pytestmark = pytest.mark.evidence
+
 CPU_PAIR = Ranks(2, 0)
 
 

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from gpu_check import ranks as module
 from gpu_check.ranks import Ranks
 
+pytestmark = pytest.mark.evidence
+
 
 @pytest.mark.parametrize(
     'ranks, method, expected',

@@ -15,6 +15,8 @@ from demo import write_digits
 from gpu_check import training
 from gpu_check.ranks import Ranks
 
+pytestmark = pytest.mark.evidence
+
 UPDATES = 3
 
 

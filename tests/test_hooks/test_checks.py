@@ -8,7 +8,8 @@ from ranks import run_on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from toy import ToyDetector, make_wrapper
 
-from agvm_mm.training.variance_sync import check_model, check_optim_wrapper
+from agvm_mm.estimators import check_model
+from agvm_mm.training.variance_sync import check_optim_wrapper
 
 
 def test_optim_wrapper_dict_is_refused():

@@ -234,7 +234,11 @@ def test_compression_without_ranks_is_refused(tmp_path):
     [
         (dict(interval=0), ValueError, 'interval must be at least 1, got 0'),
         (dict(begin=-5), ValueError, 'begin must be'),
-        (dict(begin='warm-up'), ValueError, "begin must be an update or 'warmup'"),
+        (
+            dict(begin='warm-up'),
+            ValueError,
+            "begin must be one of 'warmup', got 'warm-up'",
+        ),
         (dict(begin=1.5), TypeError, 'begin must be a whole number'),
         (dict(act=1), TypeError, 'act must be True or False'),
         (dict(begin=5, end=3), ValueError, 'end must be at least 5'),

@@ -11,6 +11,8 @@ from benchmarks.paper.accuracy_figure import METHOD_STYLES, METRIC_NAMES, plot_a
 from benchmarks.paper.points import folder_points, paper_hours, table_points
 from benchmarks.paper.tables import METHODS
 
+pytestmark = pytest.mark.evidence
+
 ROOT = Path(__file__).parents[2]
 PAPER = json.loads((ROOT / 'configs/paper_results.json').read_text())['tables']
 

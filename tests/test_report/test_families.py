@@ -10,6 +10,8 @@ from stock import families, images, stock, zoo_page
 
 from agvm_mm.estimators import ModuleStatistics
 
+pytestmark = pytest.mark.evidence
+
 PAGE = Path(__file__).resolve().parents[2] / 'docs/zoo.md'
 SSD = 'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py'
 # Models that differ in kind: two stages, a cascade, one stage, a transformer, a mask

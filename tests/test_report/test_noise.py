@@ -141,6 +141,7 @@ def test_signal_that_may_be_zero_is_not_resolved():
     assert row.phi['backbone'] and row.mu['backbone']
 
 
+@pytest.mark.evidence
 def test_unbiased_and_intervals_cover_at_their_rate():
     """Intervals of 95% cover in 92% to 99.5% of 300 draws: the jackknife is a bit wide.
 

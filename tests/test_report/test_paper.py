@@ -12,6 +12,8 @@ from zoo import load
 
 from benchmarks.paper import tables as paper
 
+pytestmark = pytest.mark.evidence
+
 ROOT = Path(__file__).parents[2]
 PAPER = json.loads((ROOT / 'configs/paper_results.json').read_text())['tables']
 

@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.paper.sensitivity_figure import plot_sensitivity
 
+pytestmark = pytest.mark.evidence
+
 
 def results(batch_size: int, method: str, values: dict[float, list]) -> list[dict]:
     """Return a result for each value, those of a rate with the seeds 0, 1, ..."""

@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+from cases import for_each
 from mmengine.optim import build_optim_wrapper
 from scripts import run_script
 from stock import stock
 from toy import ToyDetector
+
+pytestmark = pytest.mark.evidence
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / 'docs/zoo.md').read_text(encoding='utf-8')
@@ -27,7 +30,7 @@ REASONS = rows('## Not the same')
 OUTCOMES = {row[0]: (int(row[1]), int(row[2])) for row in rows('# Stock configs')}
 
 
-@pytest.mark.parametrize('row', FAMILIES, ids=lambda row: f'{row[0]}-{row[3]}')
+@for_each(FAMILIES)
 def test_model_has_the_documented_modules_and_the_stock_optimizer(row):
     family, modules, _, config, _ = row
     (result,) = stock.examine_all([config.strip('`')])

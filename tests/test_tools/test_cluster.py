@@ -161,7 +161,10 @@ class Runs:
         assert first['optimizer']['agvm'] == second['optimizer']['agvm']
 
 
-@pytest.fixture(scope='module', params=LOOPS)
+@pytest.fixture(
+    scope='module',
+    params=['epochs', pytest.param('MMEngine', marks=pytest.mark.evidence)],
+)
 def runs(request, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Return runs of a config, one of which was not interrupted."""
     made = Runs(tmp_path_factory.mktemp('runs'), request.param)
@@ -170,7 +173,9 @@ def runs(request, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return made
 
 
-@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
+@pytest.mark.parametrize(
+    'name', ['SIGTERM', pytest.param('SIGUSR1', marks=pytest.mark.evidence)]
+)
 def test_signal_to_the_launcher_stops_all_ranks(runs: Runs, name: str):
     process = runs.start(name, fault="dict(type='AwaitSignal', at=4)", MAX_RESTARTS='3')
     runs.await_files(process, name, 'fault-0', 'fault-1')
@@ -199,6 +204,7 @@ def test_killed_rank_is_restarted(runs: Runs):
     runs.assert_same('through', 'killed')
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize('runs', ['epochs'], indirect=True)
 def test_killed_rank_of_two_nodes_is_restarted(runs: Runs):
     name, fault = 'two nodes', "dict(type='KillRank1', at=5)"

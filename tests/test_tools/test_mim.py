@@ -118,11 +118,16 @@ def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('ranks', [1, 2])
-def test_mim_installs_and_trains(site: Path, tmp_path: Path, ranks: int):
-    data = tmp_path / 'digits'
-    write_digits(data, num_train=16, num_val=4, progress=False)
-    pretrain_backbone(data, num_patches=64, epochs=1, progress=False)
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('data') / 'digits'
+    write_digits(folder, num_train=16, num_val=4, progress=False)
+    pretrain_backbone(folder, num_patches=64, epochs=1, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize('ranks', [1, pytest.param(2, marks=pytest.mark.evidence)])
+def test_mim_installs_and_trains(site: Path, data: Path, tmp_path: Path, ranks: int):
     settings = {
         'train_dataloader.dataset.data_root': f'{data}/',
         'val_dataloader.dataset.data_root': f'{data}/',

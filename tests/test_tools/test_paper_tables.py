@@ -7,6 +7,8 @@ import pytest
 from logfiles import write_log
 from scripts import run_script
 
+pytestmark = pytest.mark.evidence
+
 SCRIPT = '../benchmarks/paper_tables.py'
 
 

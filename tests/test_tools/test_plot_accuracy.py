@@ -6,6 +6,8 @@ import pytest
 from logfiles import write_timed_run
 from scripts import run_script
 
+pytestmark = pytest.mark.evidence
+
 SCRIPT = '../benchmarks/plot_accuracy.py'
 
 

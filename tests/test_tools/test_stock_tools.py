@@ -19,6 +19,8 @@ import pytest
 from agvm_mm.doctor import packages
 from demo import write_digits
 
+pytestmark = pytest.mark.evidence
+
 CONFIG = """\
 _base_ = '{base}'
 

@@ -147,6 +147,7 @@ def test_two_ranks_train_and_test(data: Path, tmp_path: Path):
     assert re.findall(r'coco/bbox_\w+: [-\d.]+', output) == evaluated
 
 
+@pytest.mark.evidence
 def test_segmenter_on_two_ranks_and_on_one(data: Path, tmp_path: Path):
     more = {
         'default_hooks.agvm.begin': 0,

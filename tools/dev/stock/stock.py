@@ -159,7 +159,7 @@ def _examine(cfg: Config) -> Result:
     add_agvm(cfg)
     try:
         _check_wrapper_arguments(cfg.optim_wrapper)
-        check_one_hook('VarianceSyncHook', len(variance_hooks(cfg)))
+        check_one_hook(len(variance_hooks(cfg)))
         wrapper = build_optim_wrapper(model, in_float32(cfg.optim_wrapper))
         wrapper.make_agvm(model)
     except Exception as error:
