@@ -184,7 +184,7 @@ def train(runner: Runner) -> None:
         if PREEMPTED_FILE in os.environ:
             Path(os.environ[PREEMPTED_FILE]).touch()
             stop.code = 0
-        # A launcher may now send signals to ranks that end a bit later than others.
+        # A launcher may now send signals to ranks that end slightly later than others.
         end_at_once(hooks[0].signals, stop.code)
         raise
     finally:

@@ -50,7 +50,7 @@ GPU_CHECK = (
 
 
 class Finding(NamedTuple):
-    """Result of one examination: of what, its state, what was found, what fixes it."""
+    """Result of one examination: its subject, state, finding and fix."""
 
     name: str
     state: str

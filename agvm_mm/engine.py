@@ -1,6 +1,6 @@
-"""Every private attribute of MMEngine that this package touches.
+"""All private attributes of MMEngine that this package uses.
 
-MMEngine has no public way to do what is done here. Nothing else in this package uses a
+MMEngine has no public way to do this. Nothing else in this package uses a
 private name of MMEngine, or overrides one but those of ``PRIVATE_OVERRIDES``;
 ``tests/test_engine.py`` checks that, and names the attribute that a new release of
 MMEngine drops.
@@ -108,7 +108,7 @@ def is_resuming(runner: Runner) -> bool:
 
 
 def has_rank_seeds(runner: Runner) -> bool:
-    """Return whether each rank has a seed of its own (``diff_rank_seed``)."""
+    """Return whether each rank has its own seed (``diff_rank_seed``)."""
     return runner._randomness_cfg.get('diff_rank_seed', False)
 
 
@@ -198,7 +198,7 @@ class OpenCheckpointHook(CheckpointHook):
 def save_extra(
     hook: CheckpointHook, runner: Runner, template: str, step: int, meta: dict
 ) -> str:
-    """Save a checkpoint like a hook, which does not count it as one of its own.
+    """Save a checkpoint like a hook, which does not count it as its own.
 
     It is complete, whatever parts the hook leaves out.
 

@@ -1,4 +1,4 @@
-"""Does the noise scale predict what it says? On the embedded digits.
+"""Test the predictions of the noise scale on the embedded digits.
 
     python benchmarks/noise_scale.py
 
@@ -163,7 +163,7 @@ def exponentials(logs: Tensor) -> list[Interval]:
 def compare(sums: GradientSums) -> list[dict]:
     """Compare Phi predicted from batch 64 with Phi measured, for each module.
 
-    The ratio of both has an interval of its own: they are of the same images, so their
+    The ratio of both has its own interval: they are of the same images, so their
     errors go together.
 
     Returns:
@@ -287,7 +287,7 @@ def search_all(
 
     The first seed searches, the others run the best. The first learning rate of a batch
     is the best of the one before, times the square root of their ratio, rounded to a
-    power of 2. A training gives up after 1.5 times the updates of the batch before: a
+    power of 2. A training stops after 1.5 times the updates of the batch before: a
     larger batch does not need more.
     """
     common = {key: value for key, value in settings.items() if key != 'max_updates'}
@@ -541,7 +541,7 @@ def write_updates(args: argparse.Namespace, found: dict, environment: dict) -> N
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, print the tables, write them and the figures."""
     args = parse_args(arguments)
-    # Results shall not depend on the machine's number of cores.
+    # Results must not depend on the machine's number of cores.
     torch.set_num_threads(1)
     environment = report.environment(1)
     if 'predictions' in args.parts:

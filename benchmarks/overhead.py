@@ -213,7 +213,7 @@ def describe(result: dict) -> str:
     """Return the result as Markdown."""
     machine, settings = result['environment'], result['settings']
     size = settings['size']
-    memory = 'Memory: not measured, this torch does not tell when it is freed.'
+    memory = 'Memory: not measured, this torch does not report when it is freed.'
     if result['memory_targets']:
         memory = tables.table(MEMORY_COLUMNS, result['memory_targets'])
     return '\n\n'.join(

@@ -1,4 +1,4 @@
-"""Growth of AGVM's cost with ranks, parameters and modules, and on paper to 640 GPUs.
+"""Growth of AGVM's cost with ranks, parameters and modules, and computed to 640 GPUs.
 
     python benchmarks/scaling.py --rounds 8
 

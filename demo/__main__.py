@@ -146,7 +146,7 @@ def last_values(records: Sequence[logs.Record], prefix: str) -> dict[str, float]
 
 
 def explain_noise_scale(noise_scale: float, batch: int) -> str:
-    """Return in a sentence what the noise scale says of a batch; NaN: not resolved."""
+    """Return a sentence on the noise scale and a batch; NaN: not resolved."""
     if math.isnan(noise_scale):
         return (
             'The noise scale of the network is not resolved: its gradient is too noisy '

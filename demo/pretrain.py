@@ -86,7 +86,7 @@ def pretrain_backbone(
     if trained:
         model, accuracy = _train(seed, num_patches, progress=progress, **options)
         record = dict(settings=settings, accuracy=accuracy)
-        # The record vouches for the checkpoint: remove it first, write it last.
+        # A record means a complete checkpoint: remove it first, write it last.
         record_file.unlink(missing_ok=True)
         with replaced_when_whole(checkpoint) as path:
             torch.save(model.backbone.state_dict(), path)

@@ -12,7 +12,7 @@ import agvm_mm
 
 
 def missing_requirements() -> list[str]:
-    """Return what the check needs and this installation or machine does not have."""
+    """Return what the check needs but this installation or machine lacks."""
     missing = []
     if not torch.cuda.is_available():
         missing.append(f'a GPU that torch can use (torch {torch.__version__} has none)')

@@ -26,7 +26,7 @@ OPTIMIZERS = dict(
 )
 
 VARIANTS = ('plain', *ESTIMATORS)
-# How far the ratios of two plain variants are from 1 is the noise of the machine.
+# The distance of the ratios of two plain variants from 1 is the noise of the machine.
 VARIANTS_AND_NOISE = ('plain', 'plain again', *ESTIMATORS)
 
 Cell = tuple[str, bool]

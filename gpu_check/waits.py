@@ -1,6 +1,6 @@
 """Host synchronizations of an update with AGVM, against a plain one.
 
-A detector waits for the GPU by itself, where it samples boxes for example. The small
+A detector itself waits for the GPU, for example where it samples boxes. The small
 network here does not.
 """
 

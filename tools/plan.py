@@ -4,8 +4,8 @@
     python tools/plan.py CONFIG --gpus 64 --log work_dirs/NAME --images-per-second 900
 
 Prints updates, accumulation, the learning rate over the run, the updates at which AGVM
-measures, and memory and traffic of an update. It warns of settings that deserve a
-second look, and exits with status 1 if something cannot work. It trains nothing and
+measures, and memory and traffic of an update. It warns about questionable
+settings, and exits with status 1 if something cannot work. It trains nothing and
 needs neither the data nor a GPU.
 
 With the noise scales of an earlier run of the model (--log) or of tools/noise_scale.py

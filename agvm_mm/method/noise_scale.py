@@ -2,9 +2,9 @@
 
 The gradient of B images is the gradient of the whole data set, the signal g, and noise
 whose squared norm is s^2 / B. The noise scale s^2 / |g|^2, in images, is the batch at
-which both are equally large: much smaller batches mostly average noise, much larger
-ones repeat what they know. Source: McCandlish et al., "An Empirical Model of
-Large-Batch Training", 2018 (arXiv 1812.06162). The derivation of each formula is in
+which both are equally large: at much smaller batches the gradient is mostly
+noise, and much larger ones add little. Source: McCandlish et al., "An Empirical Model
+of Large-Batch Training", 2018 (arXiv 1812.06162). The derivation of each formula is in
 ``docs/noise_scale.md``.
 
 Everything here is plain arithmetic: no network, no optimizer, no communication.

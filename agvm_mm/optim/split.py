@@ -74,7 +74,7 @@ def _split(
 
 
 def _write_back(group: dict[str, Any], parts: list[dict], optimizer: str) -> None:
-    """Take over what a step has changed in the parts of a group."""
+    """Copy what a step has changed in the parts of a group."""
     # A schedule, not a step, keeps initial_lr.
     skipped = [*LISTS, 'lr', 'initial_lr']
     for key in {key for part in parts for key in part}.difference(skipped):

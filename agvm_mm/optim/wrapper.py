@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
@@ -126,7 +127,7 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
             yield
 
     def backward(
-        self, loss: Tensor, *, micro_batch: MicroBatch | None = None, **kwargs
+        self, loss: Tensor, *, micro_batch: MicroBatch | None = None, **kwargs: Any
     ) -> None:
         """Back-propagate; the estimator sees the gradients of a measured update.
 

@@ -25,7 +25,7 @@ class NoiseScales(NamedTuple):
     Attributes:
         modules: Noise scale of each module.
         whole: Noise scale of the whole network.
-        source: Where they are from, for people.
+        source: Where they are from, as text.
     """
 
     modules: dict[str, float]

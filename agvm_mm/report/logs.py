@@ -191,8 +191,8 @@ def total_batch(records: Iterable[Record]) -> int | None:
     """Return the images of a full update, which a large-batch loop logs.
 
     Returns:
-        None if the log does not tell: it is that of another loop, or has only the last
-        update of each epoch, which may be smaller.
+        None if the log does not contain it: it is that of another loop, or has only
+        the last update of each epoch, which may be smaller.
     """
     logged = [record for record in records if 'batch_size' in record]
     epochs = [record['epoch'] for record in logged if 'epoch' in record]

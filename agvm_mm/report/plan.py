@@ -95,7 +95,7 @@ class Plan:
         noise: Measured noise scales, None without.
         settled: See :func:`~agvm_mm.report.forecast.settled_multipliers`.
         images_per_second: Throughput of all GPUs together, None if not known.
-        warnings: Settings that deserve a second look.
+        warnings: Questionable settings.
         problems: Settings that cannot work.
     """
 
@@ -439,7 +439,7 @@ def _errors(check: Callable, *arguments: object) -> list[str]:
 
 
 def find_warnings(plan: Plan) -> list[str]:
-    """Return what deserves a second look in a plan."""
+    """Return the questionable settings of a plan."""
     warnings = []
     warmup = plan.warmup
     if warmup > plan.updates / 4:
@@ -456,8 +456,9 @@ def find_warnings(plan: Plan) -> list[str]:
     reach = 1 - plan.momentum**plan.measurements
     if reach < 0.5:
         warnings.append(
-            f'{plan.measurements} measurements take mu only {reach:.0%} of the way; '
-            'lower the interval (the replicas estimator makes that cheap)'
+            f'{plan.measurements} measurements move mu only {reach:.0%} of the '
+            'distance to its target; lower the interval (the replicas estimator makes '
+            'that cheap)'
         )
     return warnings
 
@@ -480,7 +481,7 @@ def describe(plan: Plan) -> str:
             for module, count in plan.modules.items()
         ),
         f'memory      on each GPU, float32: parameters {gradient}, gradient '
-        f'{gradient}, moments {state}; activations come on top',
+        f'{gradient}, moments {state}; plus activations',
         f'traffic     plain update: {gradient} reduced',
     ]
     if plan.schedule is not None:
@@ -514,12 +515,15 @@ def _agvm_lines(plan: Plan, schedule: MeasurementSchedule, gradient: str) -> lis
     ]
     if plan.acts:
         half = half_way(plan.momentum)
-        lines.append(f'            mu goes half of its way in {half} measurement(s)')
+        lines.append(
+            f'            mu covers half the distance to its target in {half} '
+            'measurement(s)'
+        )
     return lines
 
 
 def half_way(momentum: float) -> int:
-    """Return the measurements after which mu is half of the way to a fixed target."""
+    """Return the measurements in which mu covers half the distance to its target."""
     return math.ceil(math.log(0.5) / math.log(momentum)) if momentum > 0.5 else 1
 
 

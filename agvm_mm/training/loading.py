@@ -61,7 +61,7 @@ def runner_types() -> list[type | tuple[object, str]]:
 
     The log history and its statistics, NumPy numbers, strings and arrays of these,
     configs, and the methods that parameter schedulers keep. Not among them are NumPy's
-    objects and structures, whose memory a file describes by itself.
+    objects and structures, whose memory layout a file describes.
     """
     try:
         from numpy._core import multiarray

@@ -121,7 +121,7 @@ class LargeBatchMixin:
                 :class:`UpdateWindow`.
         """
         *index, window = args
-        if self._last_time is None:  # A subclass has a `run` of its own.
+        if self._last_time is None:  # A subclass has its own `run`.
             self._prepare()
         runner, batch_idx = self.runner, index[0] if index else self.iter
         seed_update(runner.seed, get_rank(), self.iter)

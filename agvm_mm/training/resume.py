@@ -86,7 +86,7 @@ class ResumeHook(Hook):
         allow_mismatch: Whether to resume a checkpoint of another training, or without
             the state of the optimizer or its schedules.
         checks_batch: Whether the run knows its total batch.
-        replays: Whether schedules have to be brought to where the run has got.
+        replays: Whether schedules have to be advanced to the update of the run.
     """
 
     # After the hooks that register it when the run begins.

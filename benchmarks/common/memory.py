@@ -36,7 +36,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        # Freeing a tensor may interrupt the very thread that counts.
+        # Freeing a tensor may interrupt the thread that counts.
         self._lock = threading.RLock()
 
     def add(self, count: int) -> None:

@@ -54,7 +54,7 @@ class Course:
 
         Args:
             run: The run.
-            limit: Updates after which it gives up, besides half a window.
+            limit: Updates after which it stops, besides half a window.
             save: File for the weights at the target.
         """
         load_weights(self.model, run['start'])
@@ -97,7 +97,7 @@ def crossing(losses: Sequence[float], target: float, window: int) -> float | Non
     before = None
     for last in range(window, len(losses) + 1):
         mean = sum(losses[last - window : last]) / window
-        # The first loss is that after no update.
+        # The first loss is before any update.
         middle = last - 1 - (window - 1) / 2
         if mean <= target:
             return middle - (0 if before is None else (target - mean) / (before - mean))

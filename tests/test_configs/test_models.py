@@ -1,16 +1,15 @@
 """Models of all configs: they build, split into modules and take one update."""
 
 import copy
-import importlib
 import math
 
 import pytest
-import synthetic  # noqa: F401  registers SyntheticDataset
 import torch
 from cases import for_each
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from synthetic import scope_ready, shrink, without_downloads
 from zoo import LEAVES, ZOO, folder_of, load, name_of
 
 TWO_STAGE = {'backbone', 'neck', 'rpn_head', 'bbox_head'}
@@ -33,28 +32,6 @@ def model_of(leaf):
 
 # One leaf for each model, with AGVM.
 BY_MODEL = {model_of(leaf): leaf for leaf in LEAVES if '_agvm-' in leaf}
-
-
-def without_downloads(cfg):
-    """Remove pretrained weights from a model config."""
-    if isinstance(cfg, dict):
-        init = cfg.get('init_cfg')
-        if isinstance(init, dict) and init.get('type') == 'Pretrained':
-            cfg['init_cfg'] = None
-        if 'pretrained' in cfg:
-            cfg['pretrained'] = None
-        for value in cfg.values():
-            without_downloads(value)
-    elif isinstance(cfg, list):
-        for value in cfg:
-            without_downloads(value)
-    return cfg
-
-
-def scope_ready(scope):
-    utils = importlib.import_module(f'{scope}.utils')
-    utils.register_all_modules(init_default_scope=False)
-    init_default_scope(scope)
 
 
 def module_of(name):
@@ -101,50 +78,13 @@ def test_large_model_has_a_billion_parameters(monkeypatch):
 def small(leaf, tmp_path):
     """Return the leaf's config for one update on random images."""
     cfg = copy.deepcopy(load(leaf))
-    without_downloads(cfg.model)
     if leaf == BILLION:
         # The same network with a backbone that fits in memory.
         cfg.model.backbone.update(
             embed_dims=96, depths=[2, 2, 2, 2], num_heads=[3, 6, 12, 24], window_size=7
         )
         cfg.model.neck.in_channels = [96, 192, 384, 768]
-    is_seg = cfg.default_scope == 'mmseg'
-    if 'size' in cfg.model.data_preprocessor:
-        cfg.model.data_preprocessor.size = (64, 64)
-    heads = [cfg.model.get(key, {}) for key in ('bbox_head', 'decode_head')]
-    heads.append(cfg.model.get('roi_head', {}).get('bbox_head', {}))
-    heads = [head[0] if isinstance(head, list) else head for head in heads]
-    classes = next(head['num_classes'] for head in heads if 'num_classes' in head)
-    stuff = cfg.model.get('semantic_head', {}).get('num_stuff_classes', 0)
-    cfg.train_dataloader = dict(
-        # Normalization after pooling to one pixel needs two images.
-        batch_size=2 if is_seg else 1,
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        collate_fn=dict(type='pseudo_collate'),
-        dataset=dict(
-            type='SyntheticDataset',
-            scope=cfg.default_scope,
-            images=4 if is_seg else 2,
-            size=64,
-            num_classes=classes,
-            num_seg_classes=classes + stuff,
-        ),
-    )
-    cfg.train_cfg.total_batch_size = 4 if is_seg else 2
-    for length in ('max_epochs', 'max_iters'):
-        if length in cfg.train_cfg:
-            cfg.train_cfg[length] = 1
-    for key in ('val', 'test'):
-        for part in ('cfg', 'dataloader', 'evaluator'):
-            cfg[f'{key}_{part}'] = None
-    cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
-    cfg.default_hooks.logger.interval = 1
-    for hook in cfg.default_hooks.values():
-        if hook.type == 'VarianceSyncHook':
-            hook.update(begin=0, interval=1)
-    cfg.env_cfg.mp_cfg = dict(mp_start_method='fork', opencv_num_threads=0)
-    cfg.work_dir = str(tmp_path)
+    shrink(cfg, str(tmp_path))
     cfg.experiment_name = leaf.replace('/', '-')
     return cfg
 

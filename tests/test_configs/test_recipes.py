@@ -178,7 +178,7 @@ def test_agvm_begins_after_warmup(leaf):
         # With few updates, at every one and without traffic of gradients.
         name.batch > 2048 and hook.interval == 1 and hook.estimator == 'replicas'
     )
-    # mu covers at least 80% of the way to the measured value.
+    # mu covers at least 80% of the distance to the measured value.
     assert 1 - 0.97 ** ((updates - hook.begin) / hook.interval) > 0.8
     # Anchor, momentum and bounds are the defaults, which are the authors' values.
     assert not {'anchor', 'momentum', 'ratio_bounds'} & wrapper.keys()

@@ -37,7 +37,7 @@ def test_batch_that_a_log_does_not_tell_is_reported(
     runs = tmp_path / 'with', tmp_path / 'without'
     assert run_script(SCRIPT, *runs, '--out', out) == 0
     assert capsys.readouterr().out.splitlines() == [
-        'without: no line at the total batch, which its log does not tell',
+        'without: no line at the total batch, which its log does not contain',
         str(out),
     ]
 

@@ -6,7 +6,7 @@
 Reads the JSON logs of one or several runs with VarianceSyncHook, and draws the runs
 side by side. Noise scales are in images, on a logarithmic axis, with a line at the
 batch of the run. They are gaps where they are not resolved. The logs of MMEngine's own
-loops do not tell the batch; the line is missing there.
+loops do not contain the batch; the line is missing there.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main() -> None:
         parser.error(str(error))
     for name, records in runs.items():
         if module_curves(records, NOISE_KEY) and total_batch(records) is None:
-            print(f'{name}: no line at the total batch, which its log does not tell')
+            print(f'{name}: no line at the total batch, which its log does not contain')
     print(*args.out)
 
 

@@ -136,7 +136,7 @@ if [ -n "${PYTHON:-}" ]; then
   find_python
   if "$PY" -c pass 2>/dev/null && [ "$(minor "$PY")" != "$(minor "$BASE")" ]; then
     die "$VENV has $("$PY" -V 2>&1), but PYTHON=$PYTHON is $("$BASE" -V 2>&1)." \
-      "Move or delete $VENV, or give the release a folder of its own:" \
+      "Move or delete $VENV, or use another folder for the release:" \
       "make install PYTHON=python$(minor "$BASE")"
   fi
 fi

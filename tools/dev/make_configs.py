@@ -255,7 +255,7 @@ def bases(run: Run) -> list[str]:
 
 
 def optim_wrapper(run: Run) -> dict:
-    """Return the optimizer wrapper, as far as that of ``_base_`` is different."""
+    """Return the settings of the optimizer wrapper that differ from ``_base_``."""
     optimizer = dict(lr=Code(learning_rate(run)[0]))
     if run.method in OPTIMIZERS:
         optimizer = dict(type=METHODS[run.method].optimizer) | optimizer
@@ -303,7 +303,7 @@ def variance_hook(run: Run) -> dict:
 
 
 def loop_and_hooks(run: Run) -> tuple[dict, dict]:
-    """Return ``train_cfg`` and ``default_hooks``, as far as ``_base_``'s differ."""
+    """Return what differs from ``_base_`` in ``train_cfg`` and ``default_hooks``."""
     loop, hooks = {}, {}
     if run.epochs:
         every = 1 if run.batch <= 1024 else 4

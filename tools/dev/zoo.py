@@ -3,8 +3,8 @@
     python tools/dev/zoo.py            # write docs/zoo.md, about 20 minutes
     python tools/dev/zoo.py --only detr --out zoo.md
 
-Exits with status 1 if the optimizer of a config is another one than without AGVM, or if
-one update of a family of models is not right.
+Exits with status 1 if AGVM changes the optimizer of a config, or if one update of a
+family of models is not right.
 """
 
 import argparse

@@ -133,7 +133,7 @@ def set_up(
             few images or more than the training set has, or there is no such anchor.
     """
     start_ranks(cfg, launcher)
-    # Each rank augments and samples with random numbers of its own.
+    # Each rank augments and samples with its own random numbers.
     set_random_seed(seed, diff_rank_seed=True)
     per_replica = images_per_replica or cfg.train_dataloader.get('batch_size')
     check_number('images per replica', per_replica, low=1, integer=True)

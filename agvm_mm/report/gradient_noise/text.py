@@ -101,7 +101,7 @@ def _count(images: float) -> str:
 
 
 def reading(report: NoiseReport) -> str:
-    """Return one sentence that a newcomer understands."""
+    """Return one sentence that explains the noise scale."""
     _, _, scale, low = report.modules[ALL]
     if scale is None:
         known = 'not known'

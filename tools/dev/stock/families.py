@@ -1,6 +1,6 @@
 """One update of each family of stock models, with AGVM and without.
 
-A family are the configs with the same type of model and the same modules. A small-made
+A family is the configs with the same type of model and the same modules. A reduced
 model of it is trained on two micro-batches of small random images, from random
 weights: the gradients must be those that MMEngine's own wrapper gets, and every
 module's variance Phi and multiplier mu must be finite.

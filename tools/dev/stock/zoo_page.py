@@ -17,7 +17,7 @@ from stock.stock import TOOLBOXES, Result
 PAGE = """\
 # Stock configs
 
-`make zoo` writes this page. It adds the lines of the [README](../README.md#usage) to
+`make zoo` writes this page. It adds the lines of the [README](../README.md) to
 each config of {versions} that trains something ({configs}),
 builds the model without memory for weights and compares its optimizer with the one that
 MMEngine builds without AGVM: for each parameter learning rate, weight decay, momentum

@@ -1,0 +1,146 @@
+"""Draw accuracy on the digits against the batch size, each method at its best rate.
+
+    python benchmarks/plot_batch_sizes.py --out docs/images/batch_sizes.png
+
+Reads the result of ``accuracy.py`` for Semantic FPN with AdamW and its repetition on
+another processor. Nothing is trained.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from agvm_mm import cli
+from agvm_mm.report.figures.style import (
+    BLACK,
+    GREEN,
+    SKY_BLUE,
+    VERMILION,
+    save_figure,
+    set_up_panel,
+)
+from benchmarks.paper.accuracy_figure import METRIC_NAMES
+
+RESULTS = Path(__file__).parent / 'results'
+STUDY = RESULTS / 'accuracy_sem-fpn_adamw.json'
+REPEATED = RESULTS / 'accuracy_sem-fpn_adamw_repeated.json'
+TITLE = 'Semantic FPN on the digits, one epoch, each method at its best learning rate'
+DODGE = 0.19
+"""Distance of two methods at the same batch, in distances of two batches."""
+
+
+class Look(NamedTuple):
+    """Label and look of a method."""
+
+    label: str
+    color: str
+    marker: str
+
+
+LOOKS = {
+    'adamw': Look('AdamW alone', BLACK, '^'),
+    'agvm-adamw': Look('AGVM + AdamW', VERMILION, 's'),
+    'adamw-x2': Look('AdamW, 2 x rate on neck and head', SKY_BLUE, 'D'),
+    'adamw-x2 decode_head': Look('AdamW, 2 x rate on the head', GREEN, 'o'),
+}
+
+
+def plot_batch_sizes(study: Mapping, repeated: Sequence[dict] = ()) -> Figure:
+    """Draw a marker for the mean over the seeds and a bar from lowest to highest.
+
+    Args:
+        study: A result of ``accuracy.py``.
+        repeated: Rows of ``best`` of the same runs on another processor, drawn hollow.
+
+    Returns:
+        The figure, which pyplot does not manage: there is nothing to close.
+
+    Raises:
+        ValueError: If the study has none of the methods.
+    """
+    rows = [row for row in study['best'] if row['method'] in LOOKS]
+    if not rows:
+        raise ValueError(f'there is nothing to draw: no run of {", ".join(LOOKS)}')
+    batches = sorted({row['batch_size'] for row in rows})
+    figure = Figure(figsize=(7.5, 4.2), layout='constrained')
+    panel = figure.subplots()
+    set_up_panel(panel)
+    panel.grid(visible=False, axis='x')
+    for number, (method, look) in enumerate(LOOKS.items()):
+        shift = DODGE * (number - (len(LOOKS) - 1) / 2)
+        own = [row for row in rows if row['method'] == method]
+        again = [row for row in repeated if row['method'] == method]
+        _draw_rows(panel, own, batches, shift, look)
+        _draw_rows(panel, again, batches, shift + DODGE / 4, look, hollow=True)
+    images = study['scenes'] * study['epochs']
+    labels = [f'{batch:,}\n({images // batch} updates)' for batch in batches]
+    panel.set_xticks(range(len(batches)), labels)
+    panel.set_xlim(-0.5, len(batches) - 0.5)
+    panel.set_xlabel('batch size (images)')
+    panel.set_ylabel(METRIC_NAMES[study['metric']])
+    figure.legend(loc='outside lower center', ncols=2, frameon=False)
+    return figure
+
+
+def _draw_rows(
+    panel: Axes,
+    rows: Sequence[dict],
+    batches: Sequence[int],
+    shift: float,
+    look: Look,
+    *,
+    hollow: bool = False,
+) -> None:
+    """Draw a method's means with their ranges."""
+    if not rows:
+        return
+    places = [batches.index(row['batch_size']) + shift for row in rows]
+    for place, row in zip(places, rows, strict=True):
+        ends = row['lowest'], row['highest']
+        panel.plot([place] * 2, ends, color=look.color, linewidth=4, alpha=0.3)
+        if not hollow:
+            panel.annotate(
+                f'{row["mean"]:.1f}',
+                (place, row['highest']),
+                xytext=(0, 5),
+                textcoords='offset points',
+                ha='center',
+                fontsize=9,
+            )
+    panel.plot(
+        places,
+        [row['mean'] for row in rows],
+        color=look.color,
+        marker=look.marker,
+        linestyle='none',
+        markersize=6,
+        markerfacecolor='white' if hollow else look.color,
+        label=None if hollow else look.label,
+        gid=f'{"repeated" if hollow else "study"} {look.label}',
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_figure_flags(parser, out='batch_sizes.png')
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the results and write the figure."""
+    args = make_parser().parse_args(arguments)
+    study, repeated = (json.loads(file.read_text()) for file in (STUDY, REPEATED))
+    figure = plot_batch_sizes(study, repeated['best'])
+    figure.suptitle(args.title or TITLE, fontsize=11)
+    save_figure(figure, args.out)
+    print(*args.out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,56 @@
+"""plot_batch_sizes.py: the figure shows the stored results."""
+
+from pathlib import Path
+
+import plot_batch_sizes
+import pytest
+
+
+def row(method: str, batch_size: int, mean: float) -> dict:
+    """Return a row of ``best`` of a study."""
+    return dict(
+        method=method,
+        batch_size=batch_size,
+        mean=mean,
+        lowest=mean - 1,
+        highest=mean + 2,
+    )
+
+
+def test_markers_are_at_the_means_and_bars_span_the_seeds():
+    best = [
+        row('adamw', 256, 58.0),
+        row('agvm-adamw', 64, 63.0),
+        row('adamw', 64, 62.0),
+        row('adamw-x1.4', 64, 99.0),  # Not drawn.
+    ]
+    study = dict(metric='mIoU', scenes=1024, epochs=2, best=best)
+    figure = plot_batch_sizes.plot_batch_sizes(study, [row('adamw', 256, 57.0)])
+    (panel,) = figure.axes
+    drawn = {
+        line.get_gid(): list(line.get_ydata()) for line in panel.lines if line.get_gid()
+    }
+    assert drawn == {
+        'study AdamW alone': [58.0, 62.0],
+        'study AGVM + AdamW': [63.0],
+        'repeated AdamW alone': [57.0],
+    }
+    spans = sorted(list(line.get_ydata()) for line in panel.lines if not line.get_gid())
+    assert spans == [[56.0, 59.0], [57.0, 60.0], [61.0, 64.0], [62.0, 65.0]]
+    assert [label.get_text() for label in panel.get_xticklabels()] == [
+        '64\n(32 updates)',
+        '256\n(8 updates)',
+    ]
+    assert panel.get_ylabel() == 'mIoU (%)'
+
+
+def test_study_without_the_methods_is_rejected():
+    study = dict(metric='mIoU', scenes=1024, epochs=2, best=[row('lamb', 64, 1.0)])
+    with pytest.raises(ValueError, match='no run of adamw, agvm-adamw'):
+        plot_batch_sizes.plot_batch_sizes(study)
+
+
+def test_command_draws_the_stored_results(tmp_path: Path):
+    out = tmp_path / 'figure.svg'
+    plot_batch_sizes.main(['--out', str(out)])
+    assert '<svg' in out.read_text()
