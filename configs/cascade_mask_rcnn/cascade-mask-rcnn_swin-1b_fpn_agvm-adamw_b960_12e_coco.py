@@ -2,8 +2,7 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/cascade-mask-rcnn_swin-1b_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/adamw_swin.py',
+    '../_base_/schedules/coco_adamw_swin.py',
 ]
 train_cfg = dict(total_batch_size=960)
 train_dataloader = dict(batch_size=2)

@@ -1,8 +1,7 @@
 # AdamW at total batch 1536. Ours: lr square root from 1e-4 at 16.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/adamw.py',
+    '../_base_/schedules/coco_adamw.py',
 ]
 train_cfg = dict(val_interval=4, total_batch_size=1536)
 train_dataloader = dict(batch_size=2)

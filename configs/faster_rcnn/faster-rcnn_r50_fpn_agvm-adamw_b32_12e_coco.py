@@ -2,8 +2,7 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/adamw.py',
+    '../_base_/schedules/coco_adamw.py',
 ]
 train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)

@@ -1,9 +1,5 @@
 # SGD + AGVM at total batch 512. Numbers of the authors' released recipe.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/sgd.py',
-]
+_base_ = ['../_base_/models/faster-rcnn_r50_fpn.py', '../_base_/schedules/coco_sgd.py']
 train_cfg = dict(max_epochs=16, total_batch_size=512)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(

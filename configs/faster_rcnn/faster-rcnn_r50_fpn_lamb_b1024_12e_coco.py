@@ -1,8 +1,7 @@
 # LAMB at total batch 1024. Ours: lr square root from 0.005 at 512.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/adamw.py',
+    '../_base_/schedules/coco_adamw.py',
 ]
 train_cfg = dict(total_batch_size=1024)
 train_dataloader = dict(batch_size=16)

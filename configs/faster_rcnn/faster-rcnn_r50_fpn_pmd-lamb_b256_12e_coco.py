@@ -2,8 +2,7 @@
 # updates of warm-up; the moments decay every epoch, or every 1000 updates.
 _base_ = [
     '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/adamw.py',
+    '../_base_/schedules/coco_adamw.py',
 ]
 train_cfg = dict(total_batch_size=256)
 train_dataloader = dict(batch_size=16)

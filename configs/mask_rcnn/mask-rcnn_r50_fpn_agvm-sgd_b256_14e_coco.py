@@ -1,10 +1,6 @@
 # SGD + AGVM at total batch 256. Numbers of the authors' released recipe, at the 14
 # epochs of the paper's table.
-_base_ = [
-    '../_base_/models/mask-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/sgd.py',
-]
+_base_ = ['../_base_/models/mask-rcnn_r50_fpn.py', '../_base_/schedules/coco_sgd.py']
 train_cfg = dict(max_epochs=14, total_batch_size=256)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(

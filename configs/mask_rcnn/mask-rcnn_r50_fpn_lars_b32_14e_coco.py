@@ -1,9 +1,5 @@
 # LARS at total batch 32. Ours: lr 0.075 times the square root.
-_base_ = [
-    '../_base_/models/mask-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/sgd.py',
-]
+_base_ = ['../_base_/models/mask-rcnn_r50_fpn.py', '../_base_/schedules/coco_sgd.py']
 train_cfg = dict(max_epochs=14, total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(

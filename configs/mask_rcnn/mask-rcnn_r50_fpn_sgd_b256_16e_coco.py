@@ -1,10 +1,6 @@
 # SGD at total batch 256. Ours: lr linear from 0.02 at 16; the authors' 920 updates of
 # warm-up.
-_base_ = [
-    '../_base_/models/mask-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/sgd.py',
-]
+_base_ = ['../_base_/models/mask-rcnn_r50_fpn.py', '../_base_/schedules/coco_sgd.py']
 train_cfg = dict(max_epochs=16, total_batch_size=256)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=0.02 * 256 / 16))

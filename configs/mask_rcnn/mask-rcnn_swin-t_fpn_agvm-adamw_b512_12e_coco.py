@@ -2,8 +2,7 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/mask-rcnn_swin-t_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/adamw_swin.py',
+    '../_base_/schedules/coco_adamw_swin.py',
 ]
 train_cfg = dict(total_batch_size=512)
 train_dataloader = dict(batch_size=4)

@@ -1,10 +1,6 @@
 # AdamW + AGVM at total batch 32. Ours: lr square root from 1e-4 at 16; AGVM begins 100
 # updates after the warm-up.
-_base_ = [
-    '../_base_/models/retinanet_r18_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/adamw.py',
-]
+_base_ = ['../_base_/models/retinanet_r18_fpn.py', '../_base_/schedules/coco_adamw.py']
 train_cfg = dict(total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(

@@ -1,10 +1,6 @@
 # AdamW + AGVM at total batch 4096. Ours: lr square root from 1e-4 at 16; AGVM begins 15
 # updates after the warm-up.
-_base_ = [
-    '../_base_/models/retinanet_r18_fpn.py',
-    '../_base_/schedules/coco.py',
-    '../_base_/optimizers/adamw.py',
-]
+_base_ = ['../_base_/models/retinanet_r18_fpn.py', '../_base_/schedules/coco_adamw.py']
 train_cfg = dict(val_interval=4, total_batch_size=4096)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(

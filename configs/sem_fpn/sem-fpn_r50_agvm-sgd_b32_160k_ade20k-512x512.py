@@ -1,10 +1,6 @@
 # SGD + AGVM at total batch 32. Ours: lr linear from 0.02 at 16 to 128, then square
 # root; AGVM begins 100 updates after the warm-up.
-_base_ = [
-    '../_base_/models/sem-fpn_r50.py',
-    '../_base_/schedules/ade20k.py',
-    '../_base_/optimizers/sgd.py',
-]
+_base_ = ['../_base_/models/sem-fpn_r50.py', '../_base_/schedules/ade20k_sgd.py']
 train_cfg = dict(max_iters=160000, val_interval=16000, total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(type='AGVMOptimWrapper', optimizer=dict(lr=0.02 * 32 / 16))

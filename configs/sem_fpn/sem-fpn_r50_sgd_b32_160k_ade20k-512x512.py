@@ -1,9 +1,5 @@
 # SGD at total batch 32. Ours: lr linear from 0.02 at 16.
-_base_ = [
-    '../_base_/models/sem-fpn_r50.py',
-    '../_base_/schedules/ade20k.py',
-    '../_base_/optimizers/sgd.py',
-]
+_base_ = ['../_base_/models/sem-fpn_r50.py', '../_base_/schedules/ade20k_sgd.py']
 train_cfg = dict(max_iters=160000, val_interval=16000, total_batch_size=32)
 train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(optimizer=dict(lr=0.02 * 32 / 16))

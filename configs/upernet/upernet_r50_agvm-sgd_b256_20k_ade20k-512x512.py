@@ -1,10 +1,6 @@
 # SGD + AGVM at total batch 256. Ours: lr linear from 0.02 at 16 to 128, then square
 # root; AGVM begins 79 updates after the warm-up.
-_base_ = [
-    '../_base_/models/upernet_r50.py',
-    '../_base_/schedules/ade20k.py',
-    '../_base_/optimizers/sgd.py',
-]
+_base_ = ['../_base_/models/upernet_r50.py', '../_base_/schedules/ade20k_sgd.py']
 train_cfg = dict(max_iters=20000, val_interval=2000, total_batch_size=256)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(

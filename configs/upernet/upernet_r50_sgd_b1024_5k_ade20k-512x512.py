@@ -1,9 +1,5 @@
 # SGD at total batch 1024. Ours: lr linear from 0.02 at 16.
-_base_ = [
-    '../_base_/models/upernet_r50.py',
-    '../_base_/schedules/ade20k.py',
-    '../_base_/optimizers/sgd.py',
-]
+_base_ = ['../_base_/models/upernet_r50.py', '../_base_/schedules/ade20k_sgd.py']
 train_cfg = dict(max_iters=5000, val_interval=500, total_batch_size=1024)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=0.02 * 1024 / 16))

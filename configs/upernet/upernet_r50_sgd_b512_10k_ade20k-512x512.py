@@ -1,9 +1,5 @@
 # SGD at total batch 512. Ours: lr linear from 0.02 at 16.
-_base_ = [
-    '../_base_/models/upernet_r50.py',
-    '../_base_/schedules/ade20k.py',
-    '../_base_/optimizers/sgd.py',
-]
+_base_ = ['../_base_/models/upernet_r50.py', '../_base_/schedules/ade20k_sgd.py']
 train_cfg = dict(max_iters=10000, val_interval=1000, total_batch_size=512)
 train_dataloader = dict(batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=0.02 * 512 / 16))

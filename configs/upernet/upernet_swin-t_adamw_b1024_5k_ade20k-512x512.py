@@ -1,8 +1,7 @@
 # AdamW at total batch 1024. Ours: lr square root from 1e-4 at 16.
 _base_ = [
     '../_base_/models/upernet_swin-t.py',
-    '../_base_/schedules/ade20k.py',
-    '../_base_/optimizers/adamw_swin.py',
+    '../_base_/schedules/ade20k_adamw_swin.py',
 ]
 train_cfg = dict(max_iters=5000, val_interval=500, total_batch_size=1024)
 train_dataloader = dict(batch_size=4)

@@ -2,8 +2,7 @@
 # updates after the warm-up.
 _base_ = [
     '../_base_/models/upernet_swin-t.py',
-    '../_base_/schedules/ade20k.py',
-    '../_base_/optimizers/adamw_swin.py',
+    '../_base_/schedules/ade20k_adamw_swin.py',
 ]
 train_cfg = dict(max_iters=5000, val_interval=500, total_batch_size=1024)
 train_dataloader = dict(batch_size=4)

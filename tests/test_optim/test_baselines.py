@@ -205,7 +205,8 @@ def test_agvm_refuses_baselines(name):
     with pytest.raises(TypeError, match='defined for Adam, AdamW, SGD'):
         from mmengine.optim import build_optim_wrapper
 
-        build_optim_wrapper(ToyDetector(), cfg)
+        model = ToyDetector()
+        build_optim_wrapper(model, cfg).make_agvm(model)
 
 
 @pytest.mark.parametrize('name', NAMES)

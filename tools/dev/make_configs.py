@@ -250,7 +250,7 @@ def bases(run: Run) -> list[str]:
     )
     if 'swin' in run.model:
         optimizer += '_swin'
-    names = f'models/{run.model}', f'schedules/{run.dataset}', f'optimizers/{optimizer}'
+    names = f'models/{run.model}', f'schedules/{run.dataset}_{optimizer}'
     return [f'../_base_/{name}.py' for name in names]
 
 

@@ -1,0 +1,1 @@
+_base_ = ['./ade20k.py', '../optimizers/adamw_swin.py']

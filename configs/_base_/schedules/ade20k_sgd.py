@@ -1,0 +1,1 @@
+_base_ = ['./ade20k.py', '../optimizers/sgd.py']

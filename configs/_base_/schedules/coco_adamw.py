@@ -1,0 +1,1 @@
+_base_ = ['./coco.py', '../optimizers/adamw.py']
