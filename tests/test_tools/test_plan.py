@@ -53,7 +53,7 @@ def test_overrides_are_planned(capsys: pytest.CaptureFixture):
     assert run_script('plan.py', AGVM_512, '--gpus', 8, '--cfg-options', *options) == 0
     printed = capsys.readouterr().out
     assert 'AGVM        from update 100,' in printed
-    assert 'half of its way in 1 measurement(s)' in printed
+    assert 'half the distance to its target in 1 measurement(s)' in printed
 
 
 def test_missing_config_suggests_the_nearest(capsys: pytest.CaptureFixture):

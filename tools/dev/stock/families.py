@@ -8,6 +8,7 @@ module's variance Phi and multiplier mu must be finite.
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from agvm_mm.estimators import build_estimator
 from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm import Measurement
 from agvm_mm.report.plan import in_float32, quiet, use_toolbox
-from agvm_mm.training.variance_sync import explain_rejected, not_finite
+from agvm_mm.training.variance_sync import explain_rejected
 from stock.images import make_images, take
 from stock.stock import Result, add_agvm, load, one_rank, reason_of
 
@@ -182,10 +183,10 @@ def _judge(
         return Update('', 'different', f'{len(different)}, such as {different[0]}')
     variances, multipliers = measured.variances, measured.multipliers
     if not measured.accepted:
-        return Update('', 'rejected', explain_rejected(variances, 'backbone'))
-    bad = not_finite(variances | multipliers)
-    if bad:
-        return Update('', 'rejected', f'not finite in {", ".join(bad)}')
+        reason, _ = explain_rejected(variances, 'backbone')
+        return Update('', 'rejected', reason)
+    if not all(map(math.isfinite, multipliers.values())):
+        return Update('', 'rejected', f'mu is not finite: {multipliers}')
     idle = tuple(name for name in multipliers if name not in variances)
     return Update('', 'equal', idle=idle)
 
