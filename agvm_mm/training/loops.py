@@ -59,7 +59,7 @@ class LargeBatchMixin:
     ) -> None:
         if isinstance(runner.optim_wrapper, dict):
             check_optimizer_type(runner.optim_wrapper.get('optimizer'))
-        resume_hook(runner, allow_mismatch=allow_resume_mismatch, checks_batch=True)
+        resume_hook(runner, allow_mismatch=allow_resume_mismatch, compares=True)
         self._last_time: float | None = None
         if isinstance(dataloader, dict):
             # As MMEngine's BaseLoop builds it.

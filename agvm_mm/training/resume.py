@@ -85,7 +85,8 @@ class ResumeHook(Hook):
     Attributes:
         allow_mismatch: Whether to resume a checkpoint of another training, or without
             the state of the optimizer or its schedules.
-        checks_batch: Whether the run knows its total batch.
+        compares: Whether the checkpoint must be complete and of the same training;
+            otherwise it must only be readable, as MMEngine has it.
         replays: Whether schedules have to be advanced to the update of the run.
     """
 
@@ -94,7 +95,7 @@ class ResumeHook(Hook):
 
     def __init__(self) -> None:
         self.allow_mismatch = False
-        self.checks_batch = False
+        self.compares = False
         self.replays = False
         self._fresh: list[dict] = []
 
@@ -117,7 +118,8 @@ class ResumeHook(Hook):
             ValueError: If it lacks state, without which the run would start over.
         """
         # A runner that only evaluates has a config there.
-        if is_resuming(runner) and isinstance(runner.optim_wrapper, BaseOptimWrapper):
+        trains = isinstance(runner.optim_wrapper, BaseOptimWrapper)
+        if self.compares and trains and is_resuming(runner):
             schedulers = len(built_schedulers(runner))
             missing = missing_parts(checkpoint, schedulers=schedulers)
             if missing:
@@ -191,7 +193,7 @@ class ResumeHook(Hook):
             ValueError: If the checkpoint has another batch size, or schedules without
                 their state follow a metric.
         """
-        if self.checks_batch:
+        if self.compares:
             self._check_batch(runner)
         if self._fresh and self.replays:
             replay_schedules(
@@ -223,21 +225,21 @@ class ResumeHook(Hook):
 
 
 def resume_hook(
-    runner: Runner, *, allow_mismatch: bool = False, checks_batch: bool = False
+    runner: Runner, *, allow_mismatch: bool = False, compares: bool = False
 ) -> ResumeHook:
     """Return the :class:`ResumeHook` of a run, which the first call registers.
 
     Args:
         runner: The runner.
         allow_mismatch: Sets the attribute of the hook if true.
-        checks_batch: Sets the attribute of the hook if true.
+        compares: Sets the attribute of the hook if true.
     """
     hook = next((each for each in runner.hooks if isinstance(each, ResumeHook)), None)
     if hook is None:
         hook = ResumeHook()
         runner.register_hook(hook)
     hook.allow_mismatch |= allow_mismatch
-    hook.checks_batch |= checks_batch
+    hook.compares |= compares
     return hook
 
 
