@@ -123,9 +123,7 @@ class VarianceSyncHook(Hook):
         """
         hooks = [hook for hook in runner.hooks if isinstance(hook, VarianceSyncHook)]
         check_one_hook(len(hooks))
-        resume_hook(
-            runner, allow_mismatch=self.allow_resume_mismatch, compares=True
-        )
+        resume_hook(runner, allow_mismatch=self.allow_resume_mismatch, compares=True)
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, BaseOptimWrapper):  # In a run that evaluates.
             return

@@ -83,7 +83,7 @@ def make_scheduler(kind, **changes):
     if 'eta_min_ratio' in known:
         known = known.keys() - {'eta_min_ratio'}
     arguments = {name: arguments[name] for name in known if name in arguments}
-    return kind(OptimWrapper(optimizer), **arguments), optimizer
+    return kind(optimizer=OptimWrapper(optimizer), **arguments), optimizer
 
 
 def step(scheduler, steps):

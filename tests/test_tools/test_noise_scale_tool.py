@@ -1,5 +1,6 @@
 """noise_scale.py from the command line, on the digits."""
 
+import copy
 import json
 import os
 import re
@@ -36,7 +37,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Weights of random models, by leaf."""
     files = {}
     for leaf in (SEGMENTER, PLAIN):
-        cfg = load(leaf)
+        cfg = copy.deepcopy(load(leaf))
         init_default_scope(cfg.default_scope)
         torch.manual_seed(0)
         files[leaf] = tmp_path_factory.mktemp('weights') / f'{Path(leaf).name}.pth'
@@ -124,7 +125,7 @@ def test_adamw_without_its_state_measures_the_plain_gradient_and_says_so(
 def test_adamw_with_its_state_measures_what_it_steps_along(
     data: Path, checkpoints: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    cfg = load(PLAIN)
+    cfg = copy.deepcopy(load(PLAIN))
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
     saved = torch.load(checkpoints[PLAIN])
