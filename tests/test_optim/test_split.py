@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from runners import make_runner
 from toy import ToyDetector, make_images
 
 from agvm_mm.method.modules import assign_modules
@@ -171,25 +172,63 @@ class BiasConstructor:
         optimizer = dict(self.settings.pop('optimizer'))
         kind = getattr(torch.optim, optimizer.pop('type'))
         groups = [dict(params=weights, weight_decay=1e-3), dict(params=biases)]
-        from mmengine.registry import OPTIM_WRAPPERS
-
         return OPTIM_WRAPPERS.build(
             dict(self.settings, optimizer=kind(groups, **optimizer))
         )
 
 
-@pytest.mark.parametrize('kind', ['OptimWrapper', 'AGVMOptimWrapper'])
-def test_groups_of_any_constructor_stay_where_hooks_look_for_them(kind):
-    model = ToyDetector()
-    wrapper = build_optim_wrapper(
-        model,
+@HOOKS.register_module(force=True)
+class BiasWarmupHook(Hook):
+    """Hook that warms up the second group, by its position."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        weights, biases = runner.optim_wrapper.optimizer.param_groups
+        assert all(p.dim() > 1 for p in weights['params'])
+        assert all(p.dim() == 1 for p in biases['params'])
+        biases['lr'] = 0.1 / (1 + runner.iter)
+        self.seen = [weights['lr'], biases['lr']]
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        groups = runner.optim_wrapper.optimizer.param_groups
+        assert [group['lr'] for group in groups] == self.seen
+
+
+def train_with_bias_warmup(work_dir, kind, hooks):
+    runner = make_runner(
+        work_dir,
         dict(
             type=kind,
             constructor='BiasConstructor',
-            optimizer=dict(type='SGD', lr=0.1),
+            optimizer=dict(type='SGD', lr=0.002, momentum=0.9),
         ),
+        images=48,
+        batch_size=4,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=2, total_batch_size=8),
+        hooks=[dict(type='BiasWarmupHook'), *hooks],
     )
-    weights, biases = wrapper.optimizer.param_groups
-    assert all(p.dim() > 1 for p in weights['params'])
-    assert all(p.dim() == 1 for p in biases['params'])
-    assert isinstance(wrapper, OptimWrapper)
+    runner.train()
+    return runner
+
+
+def test_hook_that_addresses_groups_by_position_finds_those_of_the_config(tmp_path):
+    plain = train_with_bias_warmup(tmp_path / 'plain', 'OptimWrapper', [])
+    late = train_with_bias_warmup(
+        tmp_path / 'late',
+        'AGVMOptimWrapper',
+        [dict(type='VarianceSyncHook', interval=1, begin=11)],
+    )
+    acting = train_with_bias_warmup(
+        tmp_path / 'acting',
+        'AGVMOptimWrapper',
+        [dict(type='VarianceSyncHook', interval=1, begin=0)],
+    )
+    # AGVM acts at the last update only: the anchor's weights stay those of a plain run.
+    expected, found = plain.model.backbone, late.model.backbone
+    for p, q in zip(expected.parameters(), found.parameters(), strict=True):
+        assert torch.equal(p, q)
+    different = zip(
+        expected.parameters(), acting.model.backbone.parameters(), strict=True
+    )
+    assert not all(torch.equal(p, q) for p, q in different)
+    assert late.optim_wrapper.agvm.num_measurements == 1
+    assert set(acting.optim_wrapper.agvm.multipliers.values()) != {1.0}
