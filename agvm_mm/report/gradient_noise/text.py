@@ -130,9 +130,9 @@ def write_json(path: Path, report: NoiseReport, **context: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return dicts in place of estimates, and None for numbers without an end."""
-    if isinstance(value, Estimate):
-        value = dict(value=value.value, low=value.low, high=value.high)
+    """Return dicts in place of named tuples, and None for numbers without an end."""
+    if hasattr(value, '_asdict'):
+        value = value._asdict()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
