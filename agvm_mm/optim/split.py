@@ -41,11 +41,17 @@ def scaled_learning_rates(
         return
     groups = optimizer.param_groups
     parts = [_split(group, module_of, multipliers) for group in groups]
-    optimizer.param_groups = [part for own in parts for part in own]
+    optimizer.param_groups = split = [part for own in parts for part in own]
+    rates = [part['lr'] for part in split]
     try:
         yield
     finally:
         optimizer.param_groups = groups
+    if any(part['lr'] is not rate for part, rate in zip(split, rates, strict=True)):
+        raise RuntimeError(
+            f'{type(optimizer).__name__} changes the learning rate of its groups while '
+            'it steps, which AGVM cannot keep; use a param_scheduler'
+        )
     for group, own in zip(groups, parts, strict=True):
         _write_back(group, own, type(optimizer).__name__)
 

@@ -104,6 +104,7 @@ class VarianceSyncHook(Hook):
         self.allow_resume_mismatch = allow_resume_mismatch
         # Raises for settings out of range.
         self.schedule = self.make_schedule(0 if begin == WARMUP else begin)
+        self._found_begin = False
         self._attached_to: nn.Module | None = None
         self._measurement: Measurement | None = None
         self._rejected_in_a_row = 0
@@ -132,13 +133,13 @@ class VarianceSyncHook(Hook):
             check_model(runner.model, batch_size_of(runner).micro_batches)
             model = getattr(runner.model, 'module', runner.model)
             wrapper.make_agvm(model, act=self.act)
+        if not self._found_begin:  # Before schedules step or a checkpoint sets them.
             self._find_begin(runner)
+            self._found_begin = True
 
     def _find_begin(self, runner: Runner) -> None:
-        wrapper, counts = (
-            runner.optim_wrapper,
-            accumulative_counts(runner.optim_wrapper),
-        )
+        wrapper = runner.optim_wrapper
+        counts = accumulative_counts(wrapper)
         updates = runner.train_loop.max_iters // counts
         if self.begin == WARMUP:
             rates = learning_rates(

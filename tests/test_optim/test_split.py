@@ -148,6 +148,24 @@ def test_state_in_groups_survives():
     assert (group['steps'], group['total'].item(), len(group['rates'])) == (3, 6, 3)
 
 
+class DecayingSGD(torch.optim.SGD):
+    """SGD that lowers its learning rate itself."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group['lr'] *= 0.5
+
+
+def test_step_that_changes_the_learning_rate_is_refused():
+    model = ToyDetector()
+    optimizer = DecayingSGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match='DecayingSGD changes the learning rate'):
+        with scaled_learning_rates(optimizer, modules_of(model), MULTIPLIERS):
+            optimizer.step()
+    assert [group['lr'] for group in optimizer.param_groups] == [0.1]
+
+
 def test_state_that_differs_by_learning_rate_is_refused():
     model = ToyDetector()
     optimizer = RateSGD(model.parameters(), lr=0.1)

@@ -119,7 +119,7 @@ def reading(report: NoiseReport) -> str:
 
 
 def write_json(path: Path, report: NoiseReport, **context: Any) -> None:
-    """Write the report and further entries; what is not resolved is null.
+    """Write the report and further entries; null where nothing is resolved.
 
     Missing folders are created.
     """
