@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -105,6 +106,7 @@ class AGVM:
         self.num_updates = 0
         self.num_measurements = 0
         self.num_skipped_measurements = 0
+        self._skipped: int | None = None
         self.estimator: VarianceEstimator | None = None
         self.schedule: MeasurementSchedule | None = None
         self.images_per_pass = 1
@@ -143,7 +145,22 @@ class AGVM:
     @property
     def is_measured(self) -> bool:
         """Whether this update is measured."""
-        return self.schedule.is_measured(self.num_updates)
+        skipped = self._skipped == self.num_updates
+        return not skipped and self.schedule.is_measured(self.num_updates)
+
+    def skip_measurement(self, reason: str) -> None:
+        """Do not measure this update.
+
+        Args:
+            reason: For the log.
+        """
+        if self.is_measured:
+            self._skipped = self.num_updates
+            self.estimator.cancel()
+            print_log(
+                f'AGVM: update {self.num_updates} is not measured: {reason}',
+                logger='current',
+            )
 
     def before_backward(self, micro_batch: MicroBatch, scaler: Any = None) -> None:
         """Begin to measure at the first backward pass of a measured update.

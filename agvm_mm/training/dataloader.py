@@ -1,12 +1,15 @@
 """Dataloader that is iterated by optimizer updates."""
 
 import math
-from collections.abc import Iterator
-from fractions import Fraction
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from inspect import signature
-from itertools import chain, islice, tee
+from itertools import accumulate, chain, islice, tee
+from typing import Any
 
+import torch
+from mmengine.dist import all_gather_object
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from agvm_mm.engine import is_endless
@@ -17,8 +20,12 @@ REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
 
 
-class UpdateWindow:
-    """Micro-batches of one optimizer update on this rank, loaded one by one.
+class UpdateWindow(MutableMapping):
+    """Images of one optimizer update on this rank, loaded one micro-batch at a time.
+
+    Hooks get it as ``data_batch`` and use it like a batch of MMEngine: each entry holds
+    the images of all micro-batches, which are loaded when a hook asks for the first
+    one. What a hook changes before the update is what the model gets.
 
     Args:
         batches: Yields micro-batches.
@@ -27,6 +34,8 @@ class UpdateWindow:
 
     def __init__(self, batches: Iterator, sizes: list[int]) -> None:
         self._batches = islice(batches, len(sizes))
+        self._loaded: list = []
+        self._joined: dict | list | None = None
         self.sizes = tuple(sizes)
 
     @property
@@ -34,16 +43,99 @@ class UpdateWindow:
         """Images of this update on this rank."""
         return sum(self.sizes)
 
-    @property
-    def weights(self) -> list[Fraction]:
-        """Share of each micro-batch in the images of this update."""
-        return [Fraction(size, self.images) for size in self.sizes]
+    def micro_batches(self) -> Iterator:
+        """Yield the micro-batches."""
+        if self._joined is not None:
+            yield from split_batch(self._joined, self._loaded)
+            return
+        for batch in self._batches:
+            self._loaded.append(batch)
+            yield batch
 
-    def __len__(self) -> int:
-        return len(self.sizes)
+    def _all(self) -> dict | list:
+        if self._joined is None:
+            self._loaded.extend(self._batches)
+            self._joined = join_batches(self._loaded)
+        return self._joined
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._all()[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._all()[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._all()[key]
 
     def __iter__(self) -> Iterator:
-        return self._batches
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+def join_batches(batches: Sequence) -> dict | list:
+    """Return one batch with the images of several.
+
+    Args:
+        batches: Each is a mapping or sequence of lists or tensors with an entry for
+            each image, as the functions that collate them make it.
+    """
+    if isinstance(batches[0], Mapping):
+        return _join(batches)
+    return [_join(column) for column in zip(*batches, strict=True)]
+
+
+def _join(values: Sequence) -> Any:
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: _join([value[key] for value in values]) for key in first}
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    joined = chain.from_iterable(values)
+    return tuple(joined) if isinstance(first, tuple) else list(joined)
+
+
+def split_batch(joined: dict | list, batches: Sequence) -> list:
+    """Return the images of :func:`join_batches` in batches of the same sizes.
+
+    Raises:
+        ValueError: If there are other entries or another number of images.
+    """
+    if isinstance(batches[0], Mapping):
+        return _split(joined, batches, 'data_batch')
+    columns = [
+        _split(values, own, f'data_batch[{index}]')
+        for index, (values, own) in enumerate(
+            zip(joined, zip(*batches, strict=True), strict=True)
+        )
+    ]
+    return [list(batch) for batch in zip(*columns, strict=True)]
+
+
+def _split(joined: Any, values: Sequence, name: str) -> list:
+    first = values[0]
+    if isinstance(first, Mapping):
+        if joined.keys() != first.keys():
+            raise ValueError(
+                f'a hook changed the entries of {name} from {", ".join(first)} to '
+                f'{", ".join(joined)}, which cannot be divided into micro-batches'
+            )
+        columns = {
+            key: _split(joined[key], [value[key] for value in values], f'{name}.{key}')
+            for key in first
+        }
+        return [
+            {key: column[index] for key, column in columns.items()}
+            for index in range(len(values))
+        ]
+    ends = list(accumulate(map(len, values)))
+    if len(joined) != ends[-1]:
+        raise ValueError(
+            f'a hook changed the number of images in {name} from {ends[-1]} to '
+            f'{len(joined)}, which cannot be divided into micro-batches'
+        )
+    return [joined[end - len(own) : end] for end, own in zip(ends, values, strict=True)]
 
 
 class UpdatePlan(Sampler):
@@ -141,7 +233,7 @@ class UpdateDataLoader(DataLoader):
         for update in self.plan.updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
-            for _ in window:  # Those that were not taken.
+            for _ in window.micro_batches():  # Those that were not taken.
                 pass
 
     def _seed_workers(self, number: int) -> None:
@@ -176,6 +268,27 @@ def check_plain(dataloader: DataLoader) -> None:
             f'train_dataloader, and that of {type(dataloader.dataset).__name__} has '
             'none; use a map-style dataset with a batch_size'
         )
+
+
+def has_uneven_ranks(dataloader: UpdateDataLoader) -> bool:
+    """Return whether some ranks have more images in an epoch than others.
+
+    Raises:
+        ValueError: If they also have more updates.
+    """
+    if dataloader.endless:
+        return False
+    images, updates = zip(
+        *all_gather_object((len(dataloader.plan.sampler), len(dataloader))),
+        strict=True,
+    )
+    if len(set(updates)) > 1:
+        raise ValueError(
+            f'the ranks have {min(updates)} to {max(updates)} updates in an epoch, of '
+            f'{min(images)} to {max(images)} images; give them the same number by '
+            'train_dataloader.sampler.round_up=True'
+        )
+    return len(set(images)) > 1
 
 
 def set_seed(

@@ -2,9 +2,10 @@
 
 import math
 import time
+from fractions import Fraction
 from typing import Any
 
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -14,7 +15,11 @@ from torch.utils.data import DataLoader
 from agvm_mm import engine
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.training.batch import check_accumulation, check_auto_scaling
-from agvm_mm.training.dataloader import UpdateDataLoader, UpdateWindow, set_seed
+from agvm_mm.training.dataloader import (
+    UpdateDataLoader,
+    has_uneven_ranks,
+    set_seed,
+)
 from agvm_mm.training.resume import resume_hook
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.update import Update, reset_update, seed_update
@@ -61,6 +66,7 @@ class LargeBatchMixin:
             check_optimizer_type(runner.optim_wrapper.get('optimizer'))
         resume_hook(runner, allow_mismatch=allow_resume_mismatch, compares=True)
         self._last_time: float | None = None
+        self._uneven = False
         if isinstance(dataloader, dict):
             # As MMEngine's BaseLoop builds it.
             dataloader = runner.build_dataloader(
@@ -103,6 +109,7 @@ class LargeBatchMixin:
         hub = runner.message_hub
         if self.iter == 0:  # An earlier run of this process may have left images here.
             hub.update_info(IMAGES_OF_EPOCH, 0)
+        self._uneven = has_uneven_ranks(self.dataloader)
         # An interrupted update of this process may have left gradients.
         reset_update(wrapper)
         # A resumed run has the seeds of its checkpoint.
@@ -125,28 +132,29 @@ class LargeBatchMixin:
             self._prepare()
         runner, batch_idx = self.runner, index[0] if index else self.iter
         seed_update(runner.seed, get_rank(), self.iter)
-        micro_batches = iter(window)
-        data_batch = next(micro_batches)
-        runner.call_hook(
-            'before_train_iter', batch_idx=batch_idx, data_batch=data_batch
+        ranks = get_world_size()
+        images = [window.images] * ranks
+        if self._uneven:
+            images = all_gather_object(window.images)
+        weights = [Fraction(size * ranks, sum(images)) for size in window.sizes]
+        update = Update(
+            runner.model,
+            runner.optim_wrapper,
+            weights,
+            sum(images),
+            even=len(set(images)) == 1,
         )
-        outputs: dict = {}
-        images = window.images * get_world_size()
-        update = Update(runner.model, runner.optim_wrapper, len(window), images)
-        for weight in window.weights:
-            losses = update.train_step(data_batch, weight)
-            # A model may skip a micro-batch and return nothing.
-            for name, value in (losses or {}).items():
-                outputs[name] = outputs.get(name, 0) + value * float(weight)
-            data_batch = next(micro_batches, data_batch)
-        update.step()
-        self._report(window)
+        runner.call_hook('before_train_iter', batch_idx=batch_idx, data_batch=window)
+        for data_batch in window.micro_batches():
+            update.train_step(data_batch)
+        outputs = update.finish()
+        self._report(sum(images), len(window.sizes))
         if index:
-            self._count_images_of_epoch(index[0], window.images)
+            self._count_images_of_epoch(index[0], sum(images))
         runner.call_hook(
             'after_train_iter',
             batch_idx=batch_idx,
-            data_batch=data_batch,
+            data_batch=window,
             outputs=outputs,
         )
         engine.count_iteration(self)
@@ -163,16 +171,15 @@ class LargeBatchMixin:
     def _count_images_of_epoch(self, index: int, images: int) -> None:
         hub = self.runner.message_hub
         before = hub.runtime_info.get(IMAGES_OF_EPOCH, 0) if index else 0
-        hub.update_info(IMAGES_OF_EPOCH, before + images * get_world_size())
+        hub.update_info(IMAGES_OF_EPOCH, before + images)
 
-    def _report(self, window: UpdateWindow) -> None:
+    def _report(self, images: int, micro_batches: int) -> None:
         """Add an update's size and speed to the log, without waiting for a device."""
-        images = window.images * get_world_size()
         now = time.perf_counter()
         seconds, self._last_time = now - self._last_time, now
         hub = self.runner.message_hub
         hub.update_scalar('train/batch_size', images)
-        hub.update_scalar('train/micro_batches', len(window))
+        hub.update_scalar('train/micro_batches', micro_batches)
         hub.update_scalar('train/images_per_second', images / seconds)
 
 

@@ -2,14 +2,16 @@
 
 import logging
 import random
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
-from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
+from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -78,37 +80,129 @@ class RandomStream:
         torch.set_rng_state(state[2])
 
 
-class WeightedOptimWrapper:
-    """Optimizer wrapper as a model sees it during one micro-batch of an update.
-
-    An update follows the mean over its images, so a micro-batch with fewer of them has
-    a smaller weight. All other attributes are those of the wrapped optimizer wrapper.
-
-    Args:
-        optim_wrapper: The optimizer wrapper of the run.
-        weight: Share of the micro-batch in the images of the update.
-        backward: Back-propagates the weighted loss.
+class RankReport(NamedTuple):
+    """What a rank knows before the gradients of an update are reduced.
 
     Attributes:
-        step_kwargs: Arguments of ``step`` that the model asked for; None before the
-            backward pass.
-        zero_kwargs: Arguments of ``zero_grad`` that the model asked for.
+        planned: Share of its images in the update, times the number of ranks.
+        came: Share of those that the model did not skip.
+        last_came: Whether its last micro-batch has a backward pass.
+        failed: Whether the model caught an error of an earlier backward pass.
     """
 
+    planned: Fraction
+    came: Fraction
+    last_came: bool
+    failed: bool
+
+
+class Update(OptimWrapper):
+    """One update, and the optimizer wrapper as the model sees it meanwhile.
+
+    A model calls ``update_params`` once for each micro-batch, and the loop steps at
+    the end. It may skip a micro-batch, on a loss that is not finite for example: the
+    update then follows the mean over the images that came, on all ranks. Attributes
+    that are not defined here are those of the wrapped optimizer wrapper.
+
+    Args:
+        model: As the runner trains it.
+        optim_wrapper: The optimizer wrapper of the run, which accumulates nothing.
+        weights: Share of each micro-batch in the images of the update on all ranks,
+            times the number of ranks.
+        images: Images of the update over all ranks.
+        even: Whether all ranks have the same number of them. Defaults to True.
+    """
+
+    # The state is that of the wrapped object: see __getattr__.
     def __init__(
         self,
+        model: nn.Module,
         optim_wrapper: OptimWrapper,
-        weight: Fraction,
-        backward: Callable[[Tensor], None],
+        weights: list[Fraction],
+        images: int,
+        *,
+        even: bool = True,
     ) -> None:
-        self._optim_wrapper = optim_wrapper
-        self._weight = weight
-        self._backward = backward
-        self.step_kwargs: dict | None = None
-        self.zero_kwargs: dict = {}
+        self._model = model
+        self._wrapped = optim_wrapper
+        self._weights = weights
+        self._images = images
+        self._is_ddp = isinstance(model, DistributedDataParallel)
+        # That of MMEngine skips nothing, so no rank has to ask the others.
+        own_train_step = (
+            self._is_ddp
+            and type(model).train_step is not MMDistributedDataParallel.train_step
+        )
+        self._asks = own_train_step or not even
+        self._index = -1
+        self._came: list[bool] = []
+        self._failed = False
+        self._values: list[Mapping] = []
+        self._reports: list[RankReport] = []
+        self._step_kwargs: dict = {}
+        self._zero_kwargs: dict = {}
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._optim_wrapper, name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    # What the loop calls
+
+    def train_step(self, data_batch: object) -> None:
+        """Run ``train_step`` of the model on the next micro-batch.
+
+        Only the last one reduces the gradients over the ranks.
+
+        Args:
+            data_batch: The micro-batch.
+
+        Raises:
+            RuntimeError: If the model steps by itself, or only some ranks have the
+                last micro-batch.
+        """
+        self._index += 1
+        self._came.append(False)
+        # As OptimWrapper.optim_context, which knows nothing of this loop's updates.
+        syncs = self.should_sync() or not hasattr(self._model, 'no_sync')
+        with nullcontext() if syncs else self._model.no_sync():
+            values = self._model.train_step(data_batch, optim_wrapper=self)
+        # Without the graph, which would stay in memory until the update ends.
+        self._values.append(
+            {
+                name: value.detach() if isinstance(value, Tensor) else value
+                for name, value in (values or {}).items()
+            }
+        )
+        if self.should_sync() and not self._came[-1]:
+            self._agree()
+
+    def finish(self) -> dict[str, Any]:
+        """Step on the gradients of this update, or drop it.
+
+        Returns:
+            Values to log: the mean of each over the micro-batches that have it.
+        """
+        wrapper = self._wrapped
+        reason = self._reason_to_drop()
+        if reason:
+            print_log(
+                f'dropped an update: {reason}', logger='current', level=logging.WARNING
+            )
+            reset_update(wrapper, dropped=True)
+            return self._means()
+        came = sum(each.came for each in self._reports)
+        came /= sum(each.planned for each in self._reports)
+        if came != 1:
+            if isinstance(wrapper, AGVMOptimWrapper):
+                wrapper.agvm.finish_measurement()
+            for group in wrapper.optimizer.param_groups:
+                for parameter in group['params']:
+                    if parameter.grad is not None:
+                        parameter.grad /= float(came)
+        wrapper.step(**self._step_kwargs)
+        wrapper.zero_grad(**self._zero_kwargs)
+        return self._means()
+
+    # What the model calls
 
     def update_params(
         self,
@@ -116,98 +210,116 @@ class WeightedOptimWrapper:
         step_kwargs: dict | None = None,
         zero_kwargs: dict | None = None,
     ) -> None:
-        """Back-propagate the weighted loss; the loop steps at the end of the update."""
-        # As OptimWrapper.scale_loss: k micro-batches of the same size divide by k.
-        self._backward(loss / float(1 / self._weight))
-        self.step_kwargs, self.zero_kwargs = step_kwargs or {}, zero_kwargs or {}
+        """Back-propagate the weighted loss; the loop steps at the end of the update.
 
-
-class Update:
-    """The micro-batches of one update and its step.
-
-    A model may skip a micro-batch, on a loss that is not finite for example. The update
-    then follows the mean over the images of the others.
-
-    Args:
-        model: As the runner trains it.
-        optim_wrapper: The optimizer wrapper of the run, which accumulates nothing.
-        micro_batches: Micro-batches of the update on this rank.
-        images: Images of the update over all ranks.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optim_wrapper: OptimWrapper,
-        micro_batches: int,
-        images: int,
-    ) -> None:
-        self._model = model
-        self._optim_wrapper = optim_wrapper
-        self._planned = self._left = micro_batches
-        self._images = images
-        self._weight = Fraction(0)
-        self._last: WeightedOptimWrapper | None = None
-        self._last_came = False
-
-    def train_step(self, data_batch: object, weight: Fraction) -> dict | None:
-        """Run ``train_step`` of the model on one micro-batch.
-
-        Only the last one reduces the gradients over the ranks.
-
-        Args:
-            data_batch: The micro-batch.
-            weight: Its share in the images of the update.
-
-        Returns:
-            Losses to log.
+        Raises:
+            RuntimeError: If this is the second call for a micro-batch.
         """
-        wrapper, backward = self._optim_wrapper, self._optim_wrapper.backward
-        if isinstance(wrapper, AGVMOptimWrapper):
-            micro_batch = MicroBatch(float(weight), self._planned, self._images)
-            backward = partial(backward, micro_batch=micro_batch)
-        self._left -= 1
-        view = WeightedOptimWrapper(wrapper, weight, backward)
-        # As OptimWrapper.optim_context, which knows nothing of this loop's updates.
-        syncs = self._left == 0 or not hasattr(self._model, 'no_sync')
-        with nullcontext() if syncs else self._model.no_sync():
-            losses = self._model.train_step(data_batch, optim_wrapper=view)
-        self._last_came = view.step_kwargs is not None
-        if self._last_came:
-            self._last = view
-            self._weight += weight
-        return losses
-
-    def step(self) -> None:
-        """Step on the gradients of this update, or drop it."""
-        wrapper = self._optim_wrapper
-        if self._last is None or (self._is_ddp and not self._last_came):
-            print_log(
-                'dropped an update: '
-                + (
-                    'none of its micro-batches had a backward pass'
-                    if self._last is None
-                    else 'its last micro-batch, which reduces the gradients of all '
-                    'ranks, had no backward pass'
-                ),
-                logger='current',
-                level=logging.WARNING,
+        if self._came[-1]:
+            raise RuntimeError(
+                'train_step called update_params twice for one micro-batch, but an '
+                'update of a large-batch loop is one step: add the losses and call it '
+                'once, or use a loop of MMEngine'
             )
-            reset_update(wrapper, dropped=True)
-            return
-        if self._weight != 1:
-            if isinstance(wrapper, AGVMOptimWrapper):
-                wrapper.agvm.finish_measurement()
-            for group in wrapper.optimizer.param_groups:
-                for parameter in group['params']:
-                    if parameter.grad is not None:
-                        parameter.grad /= float(self._weight)
-        wrapper.step(**self._last.step_kwargs)
-        wrapper.zero_grad(**self._last.zero_kwargs)
+        self._came[-1] = True
+        if self.should_sync():
+            self._agree()
+        loss, weight = self.scale_loss(loss), self._weights[self._index]
+        own = {}
+        if isinstance(self._wrapped, AGVMOptimWrapper):
+            passes = len(self._weights)
+            own = dict(micro_batch=MicroBatch(float(weight), passes, self._images))
+        try:
+            self._wrapped.backward(loss, **own)
+        except Exception:  # The model may catch it, out of memory for example.
+            self._failed = True
+            raise
+        self._step_kwargs, self._zero_kwargs = step_kwargs or {}, zero_kwargs or {}
 
-    @property
-    def _is_ddp(self) -> bool:
-        return isinstance(self._model, DistributedDataParallel)
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """Return a loss times the share of its micro-batch in the update."""
+        # As OptimWrapper: k micro-batches of the same size divide by k.
+        return loss / float(1 / self._weights[self._index])
+
+    def should_sync(self) -> bool:
+        """Return whether this micro-batch is the last one."""
+        return self._index == len(self._weights) - 1
+
+    should_update = should_sync
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return the context of the wrapped optimizer wrapper."""
+        return self._wrapped.optim_context(model)
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> NoReturn:
+        """Refuse: the update would not know of this pass."""
+        self._refuse('backward')
+
+    def step(self, **kwargs: Any) -> NoReturn:
+        """Refuse: the loop steps."""
+        self._refuse('step')
+
+    def zero_grad(self, **kwargs: Any) -> NoReturn:
+        """Refuse: the gradients of earlier micro-batches would be lost."""
+        self._refuse('zero_grad')
+
+    def _agree(self) -> None:
+        """Learn what came on all ranks, before the last backward pass reduces it."""
+        pairs = list(zip(self._weights, self._came, strict=True))
+        report = RankReport(
+            planned=sum(self._weights),
+            came=sum((weight for weight, came in pairs if came), Fraction(0)),
+            last_came=self._came[-1],
+            failed=self._failed,
+        )
+        self._reports = all_gather_object(report) if self._asks else [report]
+        without = [n for n, each in enumerate(self._reports) if not each.last_came]
+        if 0 < len(without) < len(self._reports):
+            raise RuntimeError(
+                'the last micro-batch of an update reduces the gradients of all ranks, '
+                f'but the model skipped it on rank(s) {", ".join(map(str, without))} '
+                'only: return a loss times 0 there instead'
+            )
+        unequal = len({each.came for each in self._reports}) > 1
+        if unequal and isinstance(self._wrapped, AGVMOptimWrapper):
+            self._wrapped.agvm.skip_measurement('the ranks have different shares of it')
+
+    def _reason_to_drop(self) -> str | None:
+        failed_before = any(each.failed for each in self._reports)
+        if self._failed and self._is_ddp and not failed_before:
+            raise RuntimeError(
+                'train_step caught an error of the backward pass that reduces the '
+                'gradients of all ranks, and the others wait for it'
+            )
+        if self._failed or failed_before:
+            return 'a backward pass failed and left a part of its gradient'
+        if not any(each.came for each in self._reports):
+            return 'none of its micro-batches had a backward pass'
+        if self._is_ddp and not self._came[-1]:
+            return (
+                'its last micro-batch, which reduces the gradients of all ranks, had '
+                'no backward pass'
+            )
+        return None
+
+    def _means(self) -> dict[str, Any]:
+        """Return the mean of each logged value over the micro-batches that came."""
+        rows = list(zip(self._weights, self._values, self._came, strict=True))
+        rows = [row for row in rows if row[2]] or rows
+        shares: dict[str, Fraction] = {}
+        means: dict[str, Any] = {}
+        for weight, values, _ in rows:
+            for name, value in values.items():
+                shares[name] = shares.get(name, 0) + weight
+                means[name] = means.get(name, 0) + value * float(weight)
+        return {name: mean / float(shares[name]) for name, mean in means.items()}
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise RuntimeError(
+            f'{type(self._model).__name__}.train_step called {name} of the optimizer '
+            'wrapper, but in a large-batch loop an update is several micro-batches and '
+            'one step: call update_params(loss) once, or use a loop of MMEngine'
+        )
 
 
 def reset_update(optim_wrapper: OptimWrapper, *, dropped: bool = False) -> None:

@@ -355,7 +355,7 @@ def test_sampler_learns_the_epoch_from_mmengine(tmp_path, options):
 def test_collate_function_set_by_a_hook_reaches_the_loader():
     loader = UpdateDataLoader(DataLoader(ImageDataset(8), batch_size=2), 4, 0)
     loader.collate_fn = len
-    assert [list(window) for window in loader] == [[2, 2], [2, 2]]
+    assert [list(one.micro_batches()) for one in loader] == [[2, 2], [2, 2]]
 
 
 @pytest.mark.parametrize('optim_wrapper', [PLAIN, AGVM], ids=['plain', 'agvm'])

@@ -30,7 +30,7 @@ def test_windows_know_their_images(images, sizes):
     seen = list(loader)
     assert [window.sizes for window in seen] == sizes
     for window in loader:
-        assert tuple(len(batch[0]) for batch in window) == window.sizes
+        assert tuple(len(batch[0]) for batch in window.micro_batches()) == window.sizes
 
 
 def test_drop_last_is_respected():
@@ -39,10 +39,12 @@ def test_drop_last_is_respected():
 
 
 def test_unread_window_is_skipped():
-    first = [[b[0][:, 0].tolist() for b in w] for w in windows(24, 4, 12)]
+    first = [
+        [b[0][:, 0].tolist() for b in w.micro_batches()] for w in windows(24, 4, 12)
+    ]
     loader = iter(windows(24, 4, 12))
     next(loader)
-    assert [b[0][:, 0].tolist() for b in next(loader)] == first[1]
+    assert [b[0][:, 0].tolist() for b in next(loader).micro_batches()] == first[1]
 
 
 def test_indivisible_total_names_nearest_multiples():
