@@ -99,9 +99,10 @@ def check_model(model: nn.Module, accumulation: int) -> None:
 
     Raises:
         TypeError: If it is wrapped in anything but DistributedDataParallel, or not
-            wrapped on several ranks.
+            wrapped on several ranks, has sparse gradients or lies on several devices.
         ValueError: If DDP has static_graph and gradients are accumulated.
     """
+    check_gradients(model)
     if any(is_sharded(module) for module in model.modules()):
         raise TypeError(
             'AGVM does not support FSDP: no rank holds the whole gradient of a '
@@ -125,6 +126,30 @@ def check_model(model: nn.Module, accumulation: int) -> None:
             f'{get_world_size()} ranks, but the model is not wrapped in '
             'DistributedDataParallel: each rank would train its own model. Set '
             "launcher='pytorch' (or slurm, mpi)"
+        )
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Check that the gradients of a model are dense and on one device.
+
+    Raises:
+        TypeError: If they are not.
+    """
+    sparse = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    ]
+    if sparse:
+        raise TypeError(
+            f'AGVM does not measure sparse gradients, and {sparse[0]} has them; set '
+            'sparse=False there'
+        )
+    devices = {str(p.device) for p in model.parameters() if p.requires_grad}
+    if len(devices) > 1:
+        raise TypeError(
+            'AGVM measures a model on one device for each rank; this one lies on '
+            f'{", ".join(sorted(devices))}'
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agvm_mm.estimators.preconditioner import Preconditioner
+from agvm_mm.estimators.reductions import as_real
 from agvm_mm.estimators.statistics import (
     HalvesStatistics,
     ModuleStatistics,
@@ -146,7 +147,7 @@ class VarianceEstimator(ABC):
             per_parameter: Whether the table has a row per parameter instead of one
                 per module.
         """
-        wide = torch.promote_types(like.dtype, torch.float32)
+        wide = torch.promote_types(as_real(like).dtype, torch.float32)
         count = len(self.rows.parameters if per_parameter else self.rows.by_module)
         return torch.zeros(
             (count, self.statistics.columns), dtype=wide, device=like.device

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.preconditioner import Preconditioner
-from agvm_mm.estimators.reductions import inner_products
+from agvm_mm.estimators.reductions import as_real, inner_products
 from agvm_mm.estimators.statistics import (
     HalvesStatistics,
     ModuleStatistics,
@@ -171,20 +171,23 @@ class DDPEstimator(VarianceEstimator):
         """
 
     def _segments(self, bucket: dist.GradBucket) -> list[Segment]:
-        start = bucket.buffer().storage_offset()
-        segments = []
+        segments, offset = [], 0
         for parameter, gradient in zip(
             bucket.parameters(), bucket.gradients(), strict=True
         ):
+            # torch 2.13 gives a wrong part of the bucket as the gradient of a complex
+            # parameter.
+            layout = as_real(parameter) if parameter.is_complex() else gradient
             rows = self.rows.of(parameter)
-            if rows is None:  # Frozen after DDP was built: in a bucket, in no module.
-                continue
-            # Elementwise rescaling needs the shape of the parameter, sums do not.
-            shaped = self.preconditioner.elementwise_state
-            size = tuple(gradient.shape) if shaped else (gradient.numel(),)
-            stride = gradient.stride() if shaped else (1,)
-            offset = gradient.storage_offset() - start
-            segments.append(Segment(rows.parameter, parameter, offset, size, stride))
+            if rows is not None:  # Else frozen after DDP was built: in no module.
+                # Elementwise rescaling needs the shape of the parameter, sums do not.
+                shaped = self.preconditioner.elementwise_state
+                size = tuple(layout.shape) if shaped else (layout.numel(),)
+                stride = layout.stride() if shaped else (1,)
+                segments.append(
+                    Segment(rows.parameter, parameter, offset, size, stride)
+                )
+            offset += layout.numel()
         return segments
 
     def _reduced_table(self) -> Tensor:

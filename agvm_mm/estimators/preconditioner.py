@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agvm_mm.estimators.reductions import CPU_PIECE
+from agvm_mm.estimators.reductions import CPU_PIECE, as_real
 
 # An index into a parameter: a range of its first dimension, or all of it.
 Block = slice | EllipsisType
@@ -119,9 +119,11 @@ class AdamPreconditioner:
         moment = self._optimizer.state.get(parameter, {}).get(name)
         if moment is None:
             moment = parameter.new_zeros(()).expand_as(parameter)
-        return moment[block]
+        return as_real(moment[block])
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
+        # torch's Adam treats a complex number as two reals.
+        gradient = as_real(gradient)
         if self.loss_scale is None:
             return gradient
         # In float32 or wider: a gradient that was scaled up may vanish in half

@@ -15,13 +15,18 @@ CPU_PIECE = 65536
 CPU_ALIGNMENT = 64
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as pairs of reals, any other as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
     """Yield flat pieces of a tensor in float32 or wider.
 
     Half precision is widened before it is multiplied: its squares overflow at 256 and
     vanish below 2e-4.
     """
-    flat = tensor.reshape(-1)
+    flat = as_real(tensor).reshape(-1)
     wide = torch.promote_types(flat.dtype, torch.float32)
     if flat.device.type != 'cpu':
         yield flat.to(wide)

@@ -107,6 +107,7 @@ class AGVM:
         self.num_measurements = 0
         self.num_skipped_measurements = 0
         self._skipped: int | None = None
+        self._count = count_parameters(optimizer)
         self.estimator: VarianceEstimator | None = None
         self.schedule: MeasurementSchedule | None = None
         self.images_per_pass = 1
@@ -193,10 +194,11 @@ class AGVM:
         """Return a context in which the optimizer steps with each module's rate.
 
         Raises:
-            RuntimeError: If a parameter that was frozen, and so is in no module, is
-                trained now.
+            RuntimeError: If a parameter that was frozen or new, and so is in no
+                module, is trained now.
         """
         self._check_still_frozen()
+        self._check_none_added()
         return scaled_learning_rates(self.optimizer, self._module_of, self.multipliers)
 
     def reset_update(self, *, dropped: bool) -> None:
@@ -279,6 +281,21 @@ class AGVM:
                 'module in optim_wrapper.modules, or unfreeze them in a second run '
                 'with load_from'
             )
+
+    def _check_none_added(self) -> None:
+        added = count_parameters(self.optimizer) - self._count
+        if added:
+            raise RuntimeError(
+                f'the optimizer got {added} parameters after the training began '
+                '(add_param_group). They are in no module, so AGVM would neither '
+                'measure them nor scale their learning rate: add them when the model '
+                'is built, or in a second run with load_from'
+            )
+
+
+def count_parameters(optimizer: Optimizer) -> int:
+    """Return the number of parameter tensors in the groups of an optimizer."""
+    return sum(len(group['params']) for group in optimizer.param_groups)
 
 
 def parameters_by_module(
