@@ -92,6 +92,8 @@ class ConditionalClipping:
     def _clip_grad(self) -> None:
         if self.clips_now():
             super()._clip_grad()
+        else:  # MMEngine would repeat the last norm in each line of its log.
+            self.message_hub.log_scalars.pop(f'train/{self.grad_name}', None)
 
 
 # Runner

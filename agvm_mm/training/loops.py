@@ -65,7 +65,7 @@ class LargeBatchMixin:
         if isinstance(runner.optim_wrapper, dict):
             check_optimizer_type(runner.optim_wrapper.get('optimizer'))
         resume_hook(runner, allow_mismatch=allow_resume_mismatch, compares=True)
-        self._last_time: float | None = None
+        self._is_prepared = False
         self._uneven = False
         if isinstance(dataloader, dict):
             # As MMEngine's BaseLoop builds it.
@@ -118,7 +118,7 @@ class LargeBatchMixin:
         if not isinstance(wrapper, AGVMOptimWrapper):
             # Otherwise VarianceSyncHook prints it.
             runner.logger.info(describe_run(runner, self.batch))
-        self._last_time = time.perf_counter()
+        self._is_prepared = True
 
     def run_iter(self, *args: Any) -> None:
         """Run one optimizer update.
@@ -128,7 +128,7 @@ class LargeBatchMixin:
                 :class:`UpdateWindow`.
         """
         *index, window = args
-        if self._last_time is None:  # A subclass has its own `run`.
+        if not self._is_prepared:  # A subclass has its own `run`.
             self._prepare()
         runner, batch_idx = self.runner, index[0] if index else self.iter
         seed_update(runner.seed, get_rank(), self.iter)
@@ -145,10 +145,14 @@ class LargeBatchMixin:
             even=len(set(images)) == 1,
         )
         runner.call_hook('before_train_iter', batch_idx=batch_idx, data_batch=window)
-        for data_batch in window.micro_batches():
+        micro_batches, waited = window.micro_batches(), 0.0
+        for _ in weights:
+            start = time.perf_counter()
+            data_batch = next(micro_batches)
+            waited += time.perf_counter() - start
             update.train_step(data_batch)
         outputs = update.finish()
-        self._report(sum(images), len(window.sizes))
+        self._report(sum(images), waited)
         if index:
             self._count_images_of_epoch(index[0], sum(images))
         runner.call_hook(
@@ -173,14 +177,21 @@ class LargeBatchMixin:
         before = hub.runtime_info.get(IMAGES_OF_EPOCH, 0) if index else 0
         hub.update_info(IMAGES_OF_EPOCH, before + images)
 
-    def _report(self, images: int, micro_batches: int) -> None:
-        """Add an update's size and speed to the log, without waiting for a device."""
-        now = time.perf_counter()
-        seconds, self._last_time = now - self._last_time, now
+    def _report(self, images: int, waited: float) -> None:
+        """Add an update's size, the speed so far and the time of loading to the log."""
         hub = self.runner.message_hub
         hub.update_scalar('train/batch_size', images)
-        hub.update_scalar('train/micro_batches', micro_batches)
-        hub.update_scalar('train/images_per_second', images / seconds)
+        if 'train/data_time' in hub.log_scalars:
+            # IterTimerHook has seen none of the micro-batches.
+            values, _ = hub.get_scalar('train/data_time').data
+            values[-1] += waited
+        if 'train/time' not in hub.log_scalars:  # No IterTimerHook, or no update yet.
+            return
+        recent = [
+            hub.get_scalar(f'train/{name}').mean(self.runner.log_processor.window_size)
+            for name in ('batch_size', 'time')
+        ]
+        hub.update_scalar('train/images_per_second', recent[0] / recent[1])
 
 
 @LOOPS.register_module()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mmengine.dist import all_gather_object
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper
 from mmengine.registry import HOOKS
@@ -41,10 +41,12 @@ class VarianceSyncHook(Hook):
     """Hook that measures each module's gradient variance and noise scale.
 
     Under DDP the replicas are the ranks, also with gradient accumulation. In one
-    process they are the micro-batches of an accumulated update. Each measurement logs
-    ``train/agvm/phi/<module>``, ``train/agvm/mu/<module>`` and, in images,
-    ``train/agvm/noise_scale/<module>`` and ``train/agvm/noise_scale/all``. A noise
-    scale that the measurements so far do not resolve is NaN.
+    process they are the micro-batches of an accumulated update. The backends of the
+    visualizer (JSON, TensorBoard) get ``agvm/phi_<module>``, ``agvm/mu_<module>`` and,
+    in images, ``agvm/noise_scale_<module>`` and ``agvm/noise_scale_all`` of each
+    measured update, without noise scales that the measurements so far do not resolve.
+    The text log has Phi and mu of the last measurement before each line of
+    ``LoggerHook``.
 
     Args:
         interval: Optimizer updates from one measurement to the next. Defaults to 10.
@@ -107,6 +109,7 @@ class VarianceSyncHook(Hook):
         self._found_begin = False
         self._attached_to: nn.Module | None = None
         self._measurement: Measurement | None = None
+        self._for_next_line: Measurement | None = None
         self._rejected_in_a_row = 0
 
     def make_schedule(self, begin: int) -> MeasurementSchedule:
@@ -272,27 +275,36 @@ class VarianceSyncHook(Hook):
                 used.
         """
         measurement, self._measurement = self._measurement, None
-        if measurement is None:
-            return
-        if not measurement.accepted:
+        if measurement is not None and measurement.accepted:
+            self._rejected_in_a_row = 0
+            self._for_next_line = measurement
+            self._log(runner, scalars_of(measurement))
+        elif measurement is not None:
             self._rejected_in_a_row += 1
             self._report_rejected(runner, measurement)
-            return
-        self._rejected_in_a_row = 0
-        for module, variance in measurement.variances.items():
-            runner.message_hub.update_scalar(f'train/agvm/phi/{module}', variance)
-            if measurement.multipliers:
-                multiplier = measurement.multipliers[module]
-                runner.message_hub.update_scalar(f'train/agvm/mu/{module}', multiplier)
-        for module, scale in measurement.noise_scales.items():
-            runner.message_hub.update_scalar(f'train/agvm/noise_scale/{module}', scale)
+        if self._for_next_line is not None and any(
+            hook.every_n_inner_iters(batch_idx, hook.interval)
+            for hook in runner.hooks
+            if isinstance(hook, LoggerHook)
+        ):
+            runner.logger.info(describe_measurement(self._for_next_line))
+            self._for_next_line = None
+
+    def _log(self, runner: Runner, scalars: Mapping[str, float]) -> None:
+        # Not as scalars of the training, which MMEngine repeats in each line of its
+        # log until there are new ones.
+        for name, value in scalars.items():
+            runner.message_hub.update_scalar(name, value)
+        runner.visualizer.add_scalars(
+            scalars, step=runner.iter + 1, file_path=f'{runner.timestamp}.json'
+        )
 
     def _report_rejected(self, runner: Runner, measurement: Measurement) -> None:
         wrapper = runner.optim_wrapper
         count, update = wrapper.agvm.num_skipped_measurements, measurement.update
         anchor = wrapper.anchor if self.act else None
         reason, advice = explain_rejected(measurement.variances, anchor)
-        runner.message_hub.update_scalar('train/agvm/rejected', count)
+        self._log(runner, {'agvm/rejected': count})
         runner.logger.warning(
             f'AGVM: skipped the measurement at update {update} ({count} so far): '
             f'{reason}'
@@ -303,6 +315,30 @@ class VarianceSyncHook(Hook):
                 f'{update}, could not be used: {reason}. {advice}; '
                 'VarianceSyncHook(max_rejected=None) continues anyway'
             )
+
+
+def scalars_of(measurement: Measurement) -> dict[str, float]:
+    """Return the values of a measurement by their names in logs."""
+    values = {f'agvm/phi_{name}': phi for name, phi in measurement.variances.items()}
+    values |= {f'agvm/mu_{name}': mu for name, mu in measurement.multipliers.items()}
+    return values | {
+        f'agvm/noise_scale_{name}': scale
+        for name, scale in measurement.noise_scales.items()
+        if math.isfinite(scale)
+    }
+
+
+def describe_measurement(measurement: Measurement) -> str:
+    """Describe Phi and mu of a measurement in one line."""
+    text = f'AGVM at update {measurement.update}'
+    for name, values in (
+        ('Phi', measurement.variances),
+        ('mu', measurement.multipliers),
+    ):
+        if values:
+            parts = (f'{module} {value:.4g}' for module, value in values.items())
+            text += f'  {name}: {", ".join(parts)}'
+    return text
 
 
 def explain_rejected(
