@@ -160,13 +160,13 @@ def module_medians(results: Sequence[dict]) -> list[dict]:
             if same.items()
             <= dict(each['run'], method=each['method'], lr=each['lr']).items()
         ]
-        prefix = 'agvm/mu/'
+        prefix = 'agvm/mu_'
         for key in runs[0]:
             if not key.startswith(prefix):
                 continue
             row = dict(same, module=key.removeprefix(prefix))
             for name in ('phi', 'mu', 'noise_scale'):
-                value = f'agvm/{name}/{row["module"]}'
+                value = f'agvm/{name}_{row["module"]}'
                 found = [run[value] for run in runs if value in run]
                 row[name] = median(found) if found else None
             rows.append(row)

@@ -198,9 +198,9 @@ def test_modules_have_the_medians_over_seeds_at_the_best_rate():
         [(0, 50, 1.0), (0, 50, 2.0), (1, 10, 9.0)]
     ):
         result = make_result(make_run('agvm', step=step, seed=seed), value)
-        values = {'agvm/mu/backbone': 1.0, 'agvm/mu/neck': mu}
-        values |= {'agvm/phi/backbone': 0.5, 'agvm/phi/neck': 0.25}
-        results.append(result | dict(agvm=values | {'agvm/noise_scale/neck': 64 * mu}))
+        values = {'agvm/mu_backbone': 1.0, 'agvm/mu_neck': mu}
+        values |= {'agvm/phi_backbone': 0.5, 'agvm/phi_neck': 0.25}
+        results.append(result | dict(agvm=values | {'agvm/noise_scale_neck': 64 * mu}))
     backbone, neck = sensitivity.module_medians(results)
     assert (neck['module'], neck['lr']) == ('neck', make_run().lr)
     assert (neck['phi'], neck['mu'], neck['noise_scale']) == (0.25, 1.5, 96)
@@ -208,8 +208,8 @@ def test_modules_have_the_medians_over_seeds_at_the_best_rate():
 
 
 def test_medians_of_a_log_skip_values_that_are_not_finite():
-    log = [{'agvm/mu/neck': value, 'lr': 0.1} for value in (1.0, 3.0, 4.0, math.inf)]
-    assert twins.agvm_medians([{'lr': 0.1}, *log]) == {'agvm/mu/neck': 3}
+    log = [{'agvm/mu_neck': value, 'lr': 0.1} for value in (1.0, 3.0, 4.0, math.inf)]
+    assert twins.agvm_medians([{'lr': 0.1}, *log]) == {'agvm/mu_neck': 3}
 
 
 def test_finished_runs_are_not_trained_again(
@@ -304,7 +304,7 @@ def test_run_trains_and_writes_its_result(small_data: Path, tmp_path: Path):
     run = make_run('agvm', batch_size=64, epochs=2, scenes=64)
     result = train(run, small_data, tmp_path)
     assert 0 <= result['value'] <= 100
-    assert result['agvm']['agvm/mu/backbone'] == 1
+    assert result['agvm']['agvm/mu_backbone'] == 1
 
 
 def test_multiplier_of_a_module_that_does_not_exist_is_refused(

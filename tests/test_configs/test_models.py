@@ -132,5 +132,5 @@ def test_modules_and_one_update(model, tmp_path):
     assert set(wrapper.agvm.variances) == set(wrapper.agvm.multipliers)
     assert any(mu != 1 for mu in wrapper.agvm.multipliers.values())
     for module, mu in wrapper.agvm.multipliers.items():
-        logged = runner.message_hub.get_scalar(f'train/agvm/mu/{module}')
+        logged = runner.message_hub.get_scalar(f'agvm/mu_{module}')
         assert logged.current() == mu

@@ -11,7 +11,7 @@ from demo import __main__ as demo
 TRAIN = (
     '01/01 00:00:00 - mmengine - INFO - Epoch(train)  [3][ 4/16]  '
     'base_lr: 2.9797e-02 lr: 2.9797e-02  eta: 0:08:26  time: 2.0440  '
-    'grad_norm: 1.4508  loss: 1.6566  loss_cls: 1.0  agvm/phi/neck: 0.2\n'
+    'grad_norm: 1.4508  loss: 1.6566  loss_cls: 1.0  agvm/phi_neck: 0.2\n'
 )
 VAL = (
     '01/01 00:00:00 - mmengine - INFO - Epoch(val) [3][8/8]    '
@@ -33,10 +33,10 @@ def record(step: int, phi: float, mu: float, noise: float, whole: float) -> Reco
         'step': step,
         'epoch': 1,
         'batch_size': 256,
-        'agvm/phi/backbone': phi,
-        'agvm/mu/backbone': mu,
-        'agvm/noise_scale/backbone': noise,
-        'agvm/noise_scale/all': whole,
+        'agvm/phi_backbone': phi,
+        'agvm/mu_backbone': mu,
+        'agvm/noise_scale_backbone': noise,
+        'agvm/noise_scale_all': whole,
     }
 
 

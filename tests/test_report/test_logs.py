@@ -11,11 +11,11 @@ from agvm_mm.report import logs
 
 RECORDS = [
     {'step': 1, 'lr': 0.1, 'loss': 3.0},
-    {'step': 2, 'lr': 0.1, 'agvm/phi/backbone': 0.5, 'agvm/mu/backbone': 1.0}
-    | {'agvm/phi/head': 0.1, 'agvm/mu/head': 1.2},
+    {'step': 2, 'lr': 0.1, 'agvm/phi_backbone': 0.5, 'agvm/mu_backbone': 1.0}
+    | {'agvm/phi_head': 0.1, 'agvm/mu_head': 1.2},
     {'step': 2, 'coco/bbox_mAP': 0.4},
-    {'step': 3, 'lr': 0.01, 'agvm/phi/backbone': 0.6, 'agvm/mu/backbone': 1.0}
-    | {'agvm/phi/head': 0.2, 'agvm/mu/head': 1.3},
+    {'step': 3, 'lr': 0.01, 'agvm/phi_backbone': 0.6, 'agvm/mu_backbone': 1.0}
+    | {'agvm/phi_head': 0.2, 'agvm/mu_head': 1.3},
 ]
 
 
@@ -105,7 +105,7 @@ def test_training_hours_count_each_update_once(tmp_path: Path):
 
 def test_repeated_measurement_counts_once():
     records = [
-        {'step': step, 'agvm/phi/head': phi, 'agvm/mu/head': 1.0}
+        {'step': step, 'agvm/phi_head': phi, 'agvm/mu_head': 1.0}
         for step, phi in enumerate([0.5, 0.5, 0.5, 0.2, 0.2, 0.5])
     ]
     measured = logs.drop_repeats([{'step': 9}, *records])
@@ -116,18 +116,18 @@ def test_repeated_measurement_counts_once_with_an_unresolved_noise_scale(
     tmp_path: Path,
 ):
     """NaN differs from itself, so each record seems to have a new value."""
-    values = {'agvm/phi/head': 0.5, 'agvm/noise_scale/head': math.nan}
+    values = {'agvm/phi_head': 0.5, 'agvm/noise_scale_head': math.nan}
     log = write_log(
         tmp_path,
         {'step': 1} | values,
         {'step': 2} | values,
-        {'step': 3} | values | {'agvm/noise_scale/head': 40.0},
+        {'step': 3} | values | {'agvm/noise_scale_head': 40.0},
         {'step': 4} | values,
     )
     assert 'NaN' in log.read_text()
     records = logs.read_scalars(log)
     # Two NaN of their own, as from two computations.
-    records[1]['agvm/noise_scale/head'] = float('nan')
+    records[1]['agvm/noise_scale_head'] = float('nan')
     measured = logs.drop_repeats(records)
     assert [record['step'] for record in measured] == [1, 3, 4]
     updates, scales = logs.module_curves(measured, logs.NOISE_KEY)['head']

@@ -11,11 +11,11 @@ from agvm_mm.report.logs import MU_KEY, PHI_KEY, Record, module_curves
 
 RECORDS = [
     {'step': 1, 'lr': 0.1, 'loss': 3.0},
-    {'step': 2, 'lr': 0.1, 'agvm/phi/backbone': 0.5, 'agvm/mu/backbone': 1.0}
-    | {'agvm/phi/head': 0.1, 'agvm/mu/head': 1.2},
+    {'step': 2, 'lr': 0.1, 'agvm/phi_backbone': 0.5, 'agvm/mu_backbone': 1.0}
+    | {'agvm/phi_head': 0.1, 'agvm/mu_head': 1.2},
     {'step': 2, 'coco/bbox_mAP': 0.4},
-    {'step': 3, 'lr': 0.01, 'agvm/phi/backbone': 0.6, 'agvm/mu/backbone': 1.0}
-    | {'agvm/phi/head': 0.2, 'agvm/mu/head': 1.3},
+    {'step': 3, 'lr': 0.01, 'agvm/phi_backbone': 0.6, 'agvm/mu_backbone': 1.0}
+    | {'agvm/phi_head': 0.2, 'agvm/mu_head': 1.3},
 ]
 NAN = math.nan
 
@@ -27,9 +27,9 @@ def noisy_records(*, batch: int | None = 256, mu: bool = True) -> list[Record]:
     """
     heads, wholes = [NAN, 800.0, NAN, NAN, 50.0], [90.0, 70.0, NAN, 60.0, 55.0]
     return [
-        {'step': 10 * i, 'agvm/phi/head': 0.1 * i}
-        | ({'agvm/mu/head': 1.0} if mu else {})
-        | {'agvm/noise_scale/head': head, 'agvm/noise_scale/all': whole}
+        {'step': 10 * i, 'agvm/phi_head': 0.1 * i}
+        | ({'agvm/mu_head': 1.0} if mu else {})
+        | {'agvm/noise_scale_head': head, 'agvm/noise_scale_all': whole}
         | ({'batch_size': batch} if batch else {})
         for i, (head, whole) in enumerate(zip(heads, wholes, strict=True))
     ]
@@ -69,7 +69,7 @@ def test_running_mean():
 def test_running_mean_is_drawn_over_measurements():
     values = [0.1, 0.4, 0.1, 0.4, 0.1, 0.4]
     records = [
-        {'step': step, 'lr': 0.1, 'agvm/phi/head': value, 'agvm/mu/head': value}
+        {'step': step, 'lr': 0.1, 'agvm/phi_head': value, 'agvm/mu_head': value}
         for step, value in enumerate(values)
     ]
     above, below = plot_variance(records, window=3).axes
@@ -167,7 +167,7 @@ def test_only_panels_with_values_are_shown():
 
 def test_panel_in_which_nothing_is_resolved_says_so():
     records = [
-        record | {'agvm/noise_scale/head': NAN, 'agvm/noise_scale/all': NAN}
+        record | {'agvm/noise_scale_head': NAN, 'agvm/noise_scale_all': NAN}
         for record in noisy_records()
     ]
     for given, texts in ((noisy_records(), []), (records, ['not resolved'])):

@@ -163,7 +163,7 @@ def test_mim_installs_and_trains(site: Path, data: Path, tmp_path: Path, ranks: 
     assert f'batch     8 images = {ranks} rank(s)' in done.stdout
     (log,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert sum('agvm/phi/backbone' in row for row in rows) == 2
+    assert sum('agvm/phi_backbone' in row for row in rows) == 2
     assert 'coco/bbox_mAP' in rows[-1]
 
 

@@ -73,10 +73,10 @@ def test_unregistered_loop_is_a_problem_without_quotes(capsys: pytest.CaptureFix
 def run(tmp_path: Path) -> Path:
     """Return the work folder of a run of Faster R-CNN with noise scales."""
     scales = dict(backbone=1024.0, neck=math.nan, rpn_head=64.0, bbox_head=1024.0)
-    values = {f'agvm/noise_scale/{name}': value for name, value in scales.items()}
+    values = {f'agvm/noise_scale_{name}': value for name, value in scales.items()}
     write_log(
         tmp_path / 'run',
-        {'step': 20, 'lr': 0.1, 'agvm/noise_scale/all': 512.0} | values,
+        {'step': 20, 'lr': 0.1, 'agvm/noise_scale_all': 512.0} | values,
     )
     return tmp_path / 'run'
 

@@ -13,7 +13,7 @@ SCRIPT = 'analysis/plot_variance.py'
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    values = {'agvm/phi/backbone': 0.5, 'agvm/mu/backbone': 1.0}
+    values = {'agvm/phi_backbone': 0.5, 'agvm/mu_backbone': 1.0}
     records = [{'step': step, 'lr': 0.1} | values for step in (2, 4)]
     write_log(tmp_path / 'run', *records)
     return tmp_path / 'run'
@@ -30,7 +30,7 @@ def test_pictures_are_written(run: Path, tmp_path: Path):
 def test_batch_that_a_log_does_not_tell_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    values = {'agvm/phi/head': 0.5, 'agvm/noise_scale/head': 9.0}
+    values = {'agvm/phi_head': 0.5, 'agvm/noise_scale_head': 9.0}
     for name, batch in (('with', {'batch_size': 8}), ('without', {})):
         write_log(tmp_path / name, {'step': 2, 'lr': 0.1} | values | batch)
     out = tmp_path / 'variance.png'

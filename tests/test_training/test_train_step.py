@@ -3,6 +3,7 @@
 import gc
 import weakref
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, MODEL_WRAPPERS, MODELS
+from mmengine.registry import FUNCTIONS, HOOKS, MODEL_WRAPPERS, MODELS
 from ranks import run_on_ranks
 from runners import ImageDataset, make_runner
+from torch.utils.data import default_collate
 from toy import ToyDetector
 
 LR = 0.1
@@ -334,6 +336,26 @@ def test_logged_value_is_the_mean_of_those_that_have_it(tmp_path):
     hub = runner.message_hub
     assert hub.get_scalar('train/loss').current() == pytest.approx((0 + 1 + 3) / 3)
     assert hub.get_scalar('train/acc').current() == 80
+
+
+def test_data_time_is_that_of_all_micro_batches(tmp_path):
+    clock = [0]
+
+    def load(samples):
+        clock[0] += 100
+        return default_collate(samples)
+
+    FUNCTIONS.register_module(module=load, name='slow_collate', force=True)
+    with mock.patch('agvm_mm.training.loops.time.perf_counter', lambda: clock[0]):
+        runner = train(
+            tmp_path,
+            plain_step,
+            updates=3,
+            loader=dict(collate_fn=dict(type='slow_collate')),
+        )
+    values, counts = runner.message_hub.get_scalar('train/data_time').data
+    assert counts.tolist() == [1, 1, 1]
+    assert [value // 100 for value in values] == [4, 4, 4]
 
 
 # Hooks around it

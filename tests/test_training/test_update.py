@@ -149,7 +149,7 @@ def test_update_is_the_mean_over_the_micro_batches_that_came(
     )
     assert wrapper.agvm.num_skipped_measurements == 0
     if measured:
-        logged = runner.message_hub.get_scalar('train/agvm/phi/backbone').data[0]
+        logged = runner.message_hub.get_scalar('agvm/phi_backbone').data[0]
         assert logged[0] == pytest.approx(expected_phi(kept, estimator), abs=1e-12)
 
 
