@@ -13,6 +13,7 @@ find_configs_of_forks()
 from agvm_mm.optim import AGVMAmpOptimWrapper, AGVMOptimWrapper  # noqa: E402
 from agvm_mm.optim.baselines import PMDLAMB  # noqa: E402
 from agvm_mm.training.atomic import AtomicCheckpointHook  # noqa: E402
+from agvm_mm.training.loading import allow_runner_checkpoints  # noqa: E402
 from agvm_mm.training.loops import (  # noqa: E402
     LargeBatchIterTrainLoop,
     LargeBatchTrainLoop,
@@ -20,6 +21,9 @@ from agvm_mm.training.loops import (  # noqa: E402
 from agvm_mm.training.preemption import PreemptionHook  # noqa: E402
 from agvm_mm.training.variance_sync import VarianceSyncHook  # noqa: E402
 from agvm_mm.training.warmup import ExponentialWarmupLR  # noqa: E402
+
+# Functions for inference load checkpoints by torch.load as it is.
+allow_runner_checkpoints()
 
 __all__ = [
     'AGVMAmpOptimWrapper',

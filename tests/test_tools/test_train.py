@@ -85,6 +85,39 @@ def updates(output: str) -> list[tuple[str, str]]:
     return re.findall(r'Epoch\(train\) +\[(\d+)\]\[ *(\d+)/2\]', output)
 
 
+INFERENCE = """
+import sys
+import numpy as np
+config, checkpoint, kind = sys.argv[1:]
+image = np.zeros((64, 64, 3), np.uint8)
+if kind == 'detector':
+    from mmdet.apis import DetInferencer, inference_detector, init_detector
+    model = init_detector(config, checkpoint, device='cpu')
+    assert 'bboxes' in inference_detector(model, image).pred_instances
+    inferencer = DetInferencer(config, checkpoint, device='cpu', show_progress=False)
+    assert 'bboxes' in inferencer(image)['predictions'][0]
+else:
+    from mmseg.apis import MMSegInferencer, inference_model, init_model
+    model = init_model(config, checkpoint, device='cpu')
+    assert inference_model(model, image).pred_sem_seg.shape == (64, 64)
+    inferencer = MMSegInferencer(config, checkpoint, device='cpu')
+    assert inferencer(image)['predictions'].shape == (64, 64)
+print('inference works')
+"""
+
+
+def check_inference(config: Path, checkpoint: Path, kind: str) -> None:
+    """Load a checkpoint by the functions for inference, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', INFERENCE, config, checkpoint, kind],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert 'inference works' in done.stdout, done.stderr[-4000:]
+
+
 def test_one_process_trains_resumes_and_tests(data: Path, tmp_path: Path):
     begin = {'default_hooks.agvm.begin': 0}
     run_script(
@@ -92,7 +125,7 @@ def test_one_process_trains_resumes_and_tests(data: Path, tmp_path: Path):
     )
     log = read_log(tmp_path)
     assert updates(log) == [('1', '1'), ('1', '2')]
-    assert len(re.findall(r'agvm/mu_rpn_head: ', log)) == 2
+    assert len(re.findall(r'AGVM at update .* mu: .*rpn_head ', log)) == 2
     assert 'coco/bbox_mAP: ' in log
     first = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
 
@@ -119,6 +152,7 @@ def test_one_process_trains_resumes_and_tests(data: Path, tmp_path: Path):
     assert 'coco/bbox_mAP: ' in read_log(tmp_path / 'test')
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
     assert len(list((tmp_path / 'test').glob('*/pictures/*'))) == 4
+    check_inference(tmp_path / Path(AGVM).name, tmp_path / 'epoch_2.pth', 'detector')
 
 
 def test_two_ranks_train_and_test(data: Path, tmp_path: Path):
@@ -129,7 +163,7 @@ def test_two_ranks_train_and_test(data: Path, tmp_path: Path):
         'dist_train.sh', AGVM, 2, *folder, *detector_options(data, **more)
     )
     assert updates(output) == [('1', '1'), ('1', '2')]
-    assert len(re.findall(r'agvm/mu_rpn_head: ', output)) == 2
+    assert len(re.findall(r'AGVM at update .* mu: .*rpn_head ', output)) == 2
     evaluated = re.findall(r'coco/bbox_\w+: [-\d.]+', output)
     assert len(evaluated) == 6
 
@@ -156,8 +190,10 @@ def test_segmenter_on_two_ranks_and_on_one(data: Path, tmp_path: Path):
     }
     folder = ['--work-dir', tmp_path]
     output = run_ranks('dist_train.sh', SEGMENTER, 2, *folder, *options(data, **more))
-    assert len(re.findall(r'agvm/mu_decode_head: ', output)) == 2
+    assert len(re.findall(r'AGVM at update .* mu: .*decode_head ', output)) == 2
     (evaluated,) = re.findall(r'mIoU: [.\d]+', output)
+    config = tmp_path / Path(SEGMENTER).name
+    check_inference(config, tmp_path / 'epoch_1.pth', 'segmenter')
 
     run_script(
         'test.py',
