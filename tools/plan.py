@@ -19,7 +19,7 @@ import sys
 
 from agvm_mm import cli
 from agvm_mm.report.forecast import NoiseScales, noise_of_file, noise_of_run
-from agvm_mm.report.plan import describe, make_plan
+from agvm_mm.report.plan import Plan, describe
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,7 +74,7 @@ def main() -> int:
     args = parse_args()
     try:
         cfg = cli.load_config(args.config, args.cfg_options)
-        plan = make_plan(
+        plan = Plan(
             cfg,
             args.gpus,
             args.images_per_gpu,
