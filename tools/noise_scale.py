@@ -13,17 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from tqdm import tqdm
 
 from agvm_mm import cli
 from agvm_mm.report.figures import plot_gradient_noise, save_figure
 from agvm_mm.report.gradient_noise.intervals import make_report
-from agvm_mm.report.gradient_noise.replicas import (
-    drop_without_gradient,
-    measure,
-    set_up,
-)
+from agvm_mm.report.gradient_noise.replicas import measure, set_up
 from agvm_mm.report.gradient_noise.text import describe, write_json
 
 
@@ -74,11 +70,9 @@ def run(args: argparse.Namespace) -> None:
     with tqdm(
         total=setup.images, unit='image', disable=not first, file=sys.stderr
     ) as bar:
-        per_step = setup.images // setup.replicas_per_rank
+        per_step = setup.images_per_replica * get_world_size()
         sums = measure(setup, lambda: bar.update(per_step))
-    report = make_report(
-        drop_without_gradient(sums, setup.anchor), setup.anchor, setup.ratio_bounds
-    )
+    report = make_report(sums, setup.anchor, setup.ratio_bounds)
     if not first:
         return
     print(describe(report, setup.gradient, setup.notes))

@@ -127,10 +127,11 @@ def test_model_with_its_own_train_step_and_a_module_without_gradient():
 
     model.train_step = train_step
     sums = replicas.measure(setup)
-    kept = replicas.drop_without_gradient(sums, 'backbone')
-    assert set(sums.modules) - set(kept.modules) == {'mask_head'}
+    assert set(setup.by_module) - set(sums.modules) == {'mask_head'}
+    assert len(sums.group_sq) == len(sums.gram) == len(sums.modules)
+    setup.anchor = 'mask_head'
     with pytest.raises(ValueError, match="no loss reaches the anchor 'mask_head'"):
-        replicas.drop_without_gradient(sums, 'mask_head')
+        replicas.measure(setup)
 
 
 def test_gradient_that_is_not_finite_is_refused():

@@ -122,38 +122,34 @@ class GradientSums:
             without: Block that is left out, also of its group. Defaults to None.
         """
         kept = [block for block in range(self.blocks) if block != without]
-        if group is not None and group <= self.block_size:
-            mean_sq = self.group_sq[:, group.bit_length() - 1, kept].mean(1)
-            return self._estimate(kept, mean_sq, group)
-        width = self.blocks if group is None else group // self.block_size
-        found, weights = [], []
-        for start in range(0, self.blocks - width + 1, width):
-            members = [block for block in kept if start <= block < start + width]
-            replicas = len(members) * self.block_size
-            if replicas >= 2:
-                mean_sq = self.gram[:, members][:, :, members].mean((1, 2))
-                found.append(torch.stack(self._estimate(members, mean_sq, replicas)))
-                weights.append(replicas)
-        shares = torch.tensor(weights).double() / sum(weights)
-        signal, noise = torch.stack(found, 2) @ shares
+        size = self.block_size
+        if group is not None and group <= size:
+            level = group.bit_length() - 1
+            parts = [(kept, group, self.group_sq[:, level, kept].mean(1))]
+        else:
+            width = self.blocks if group is None else group // size
+            starts = range(0, self.blocks - width + 1, width)
+            spans = ([b for b in kept if s <= b < s + width] for s in starts)
+            parts = [
+                (span, len(span) * size, self.gram[:, span][:, :, span].mean((1, 2)))
+                for span in spans
+                if len(span) * size >= 2
+            ]
+        found = []
+        for blocks, replicas, mean_sq in parts:
+            local_sq = self.group_sq[:, 0, blocks].mean(1)
+            images = replicas * self.images_per_replica
+            pair = signal_and_noise_from_replicas(local_sq, mean_sq, replicas, images)
+            found.append(torch.stack(pair))
+        weights = torch.tensor([replicas for _, replicas, _ in parts]).double()
+        signal, noise = torch.stack(found, 2) @ (weights / weights.sum())
         return signal, noise
-
-    def _estimate(
-        self, blocks: list[int], mean_sq: Tensor, replicas: int
-    ) -> tuple[Tensor, Tensor]:
-        local_sq = self.group_sq[:, 0, blocks].mean(1)
-        images = replicas * self.images_per_replica
-        return signal_and_noise_from_replicas(local_sq, mean_sq, replicas, images)
 
     def ratios(self, group: int | None = None) -> Tensor:
         """Return signal / noise of all blocks, and without each of them.
 
-        Args:
-            group: See :meth:`signal_and_noise`.
-
-        Returns:
-            Shape (modules, 1 + blocks), or (modules, 1) if nothing is left to compare
-            without a block.
+        Shape (modules, 1 + blocks), or (modules, 1) if nothing is left to compare
+        without a block.
         """
         # With two replicas nothing is left to compare.
         parts = range(self.blocks) if self.replicas - self.block_size >= 2 else ()
@@ -315,28 +311,19 @@ def _phi(ratio: Tensor, batch: int) -> Tensor:
 
 
 def interval(values: Tensor) -> Estimate:
-    """Return a statistic of all blocks with its interval.
-
-    Args:
-        values: Of all blocks, and without each of them, as :meth:`GradientSums.ratios`.
-    """
-    return jackknife(values[0].item(), values[1:] if len(values) > 1 else None)
-
-
-def jackknife(value: float, deleted: Tensor | None) -> Estimate:
     """Return a statistic with its jackknife interval.
 
     The squared standard error is (J - 1) / J times the sum of the squared deviations
     of the J statistics without a block from their mean.
 
     Args:
-        value: The statistic of all blocks.
-        deleted: The statistics without each block, shape (J,). None if they cannot be
-            computed, which gives an infinite interval.
+        values: Of all blocks, and without each of them, shape (1 + J,). Shape (1,) if
+            these cannot be computed, which gives an infinite interval.
     """
-    if deleted is None:
-        return Estimate(value, -math.inf, math.inf)
+    value, deleted = values[0].item(), values[1:]
     count = len(deleted)
+    if not count:
+        return Estimate(value, -math.inf, math.inf)
     error = math.sqrt((count - 1) * deleted.var(correction=0).item())
     half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error  # Student's t.
     return Estimate(value, value - half, value + half)

@@ -7,15 +7,21 @@ gradients for each block in the memory of its host.
 import io
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import all_gather, get_rank, get_world_size, init_dist
+from mmengine.dist import (
+    all_gather,
+    get_comm_device,
+    get_rank,
+    get_world_size,
+    init_dist,
+)
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -39,7 +45,7 @@ from agvm_mm.report.gradient_noise.intervals import (
     GradientSums,
     divide_replicas,
 )
-from agvm_mm.report.plan import in_float32, quiet
+from agvm_mm.report.plan import in_float32, modulator_settings, quiet
 from agvm_mm.training.loading import allow_runner_checkpoints
 from agvm_mm.validation import check_number, type_name
 
@@ -82,11 +88,6 @@ class Setup:
         return RESCALED if rescaled else PLAIN
 
     @property
-    def replicas_per_rank(self) -> int:
-        """Replicas that this rank runs."""
-        return self.blocks.replicas // get_world_size()
-
-    @property
     def images(self) -> int:
         """Images of all replicas."""
         return self.blocks.replicas * self.images_per_replica
@@ -95,10 +96,9 @@ class Setup:
 class BackwardOnly:
     """Optimizer wrapper as a model's ``train_step`` sees it, without any step."""
 
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
+    def optim_context(self, model: nn.Module) -> AbstractContextManager:
         """Change nothing: the forward pass is in float32."""
-        yield
+        return nullcontext()
 
     def update_params(self, loss: Tensor, *args: object, **kwargs: object) -> None:
         """Back-propagate."""
@@ -137,20 +137,26 @@ def set_up(
     set_random_seed(seed, diff_rank_seed=True)
     per_replica = images_per_replica or cfg.train_dataloader.get('batch_size')
     check_number('images per replica', per_replica, low=1, integer=True)
-    blocks = check_images(images, per_replica, get_world_size())
+    ranks = get_world_size()
+    needed = max(2, ranks)
+    if images < needed * per_replica:
+        raise ValueError(
+            f'--images {images} make {images // per_replica} replica(s) of '
+            f'{per_replica} images, and {ranks} rank(s) need at least {needed} '
+            f'replicas, {needed * per_replica} images; raise --images or lower '
+            '--images-per-replica'
+        )
+    blocks = divide_replicas(images // per_replica, ranks)
     model = build_model(cfg)
     settings = cfg.get('optim_wrapper') or {}
     by_module = trainable_by_module(model, settings.get('modules'))
-    modulator = Modulator(
-        list(by_module),
-        anchor=anchor or settings.get('anchor', 'backbone'),
-        ratio_bounds=settings.get('ratio_bounds', (0.5, 10.0)),
-    )
+    chosen = dict(anchor=anchor) if anchor else {}
+    modulator = Modulator(list(by_module), **modulator_settings(settings) | chosen)
     saved = load_weights(model, checkpoint)
     model.to(get_device())
     preconditioner, note = make_preconditioner(cfg, model, saved, checkpoint)
     notes = [note] if note else []
-    if get_world_size() > 1 and has_sync_bn(model):
+    if ranks > 1 and has_sync_bn(model):
         notes.append(
             'SyncBN couples the replicas of the ranks: noise scales are biased. '
             'Measure on one process, where it becomes BN.'
@@ -174,23 +180,6 @@ def start_ranks(cfg: Config, launcher: str) -> None:
     if launcher != 'none' and not torch.distributed.is_initialized():
         init_dist(launcher, **(cfg.get('env_cfg') or {}).get('dist_cfg', {}))
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-
-
-def check_images(images: int, per_replica: int, ranks: int) -> Blocks:
-    """Return the blocks of replicas that so many images make.
-
-    Raises:
-        ValueError: If they make fewer than two replicas, or fewer than the ranks.
-    """
-    needed = max(2, ranks)
-    if images < needed * per_replica:
-        raise ValueError(
-            f'--images {images} make {images // per_replica} replica(s) of '
-            f'{per_replica} images, and {ranks} rank(s) need at least {needed} '
-            f'replicas, {needed * per_replica} images; raise --images or lower '
-            '--images-per-replica'
-        )
-    return divide_replicas(images // per_replica, ranks)
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -256,10 +245,9 @@ def make_preconditioner(
         raise ValueError(
             f'{path} has the state of another optimizer than {name}: no exp_avg_sq'
         )
+    state = {key: saved[key] for key in ('state', 'param_groups')}
     try:
-        optimizer.load_state_dict(
-            {key: saved[key] for key in ('state', 'param_groups')}
-        )
+        optimizer.load_state_dict(state)
     except ValueError as error:
         raise ValueError(
             f'{path}: its optimizer state has other parameter groups than the config '
@@ -310,8 +298,8 @@ def load_batches(
     )
 
 
-def gradients_of(setup: Setup) -> Iterator[list[Tensor | None]]:
-    """Yield the rescaled gradients of each replica of this rank.
+def gradients_of(setup: Setup, advance: Callable[[], None]) -> Iterator[list[Tensor]]:
+    """Yield the rescaled gradients of each replica of this rank; see :func:`measure`.
 
     Raises:
         FloatingPointError: If a gradient is not finite.
@@ -323,20 +311,20 @@ def gradients_of(setup: Setup) -> Iterator[list[Tensor | None]]:
         gradients = []
         for module, parameters in setup.by_module.items():
             own = [_rescaled(setup.preconditioner, p) for p in parameters]
-            total = sum(each.abs().sum() for each in own if each is not None)
-            if not torch.isfinite(torch.as_tensor(total)):
+            if not torch.isfinite(sum(each.abs().sum() for each in own)):
                 raise FloatingPointError(
                     f'the gradient of {module} is not finite on an image batch: the '
                     'checkpoint may be that of a run that diverged'
                 )
             gradients += own
+        advance()
         yield gradients
 
 
-def _rescaled(preconditioner: Preconditioner, parameter: nn.Parameter) -> Tensor | None:
+def _rescaled(preconditioner: Preconditioner, parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad
     if gradient is None:
-        return None
+        return torch.zeros_like(parameter)
     parts = [
         preconditioner.replica(parameter, block, gradient[block])
         for block in preconditioner.blocks(parameter)
@@ -344,59 +332,34 @@ def _rescaled(preconditioner: Preconditioner, parameter: nn.Parameter) -> Tensor
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class BlockSums:
-    """Sums of one block of replicas, added like bits of a counter.
-
-    For each power of two below the size it holds at most one sum of gradients.
+def sum_replicas(
+    gradients: Iterator[list[Tensor]], level: int, owners: Tensor, squares: Tensor
+) -> list[Tensor]:
+    """Return the sum of the next 2^level replicas, and measure all sums on the way.
 
     Args:
+        gradients: Yields the gradients of each replica.
+        level: Halves are added first, so at most one sum of each level is in memory.
         owners: Index of the module of each parameter.
-        size: Replicas of the block, a power of two.
-
-    Attributes:
-        group_sq: Sums over the groups of 2^i replicas of |mean of the group|^2, shape
+        squares: Table to which |mean|^2 of each group of 2^i replicas is added; shape
             (modules, levels).
     """
-
-    def __init__(self, owners: list[int], size: int) -> None:
-        self._owners = torch.tensor(owners)
-        self._waiting: list[list[Tensor | None] | None] = [None] * size.bit_length()
-        shape = max(owners) + 1, size.bit_length()
-        self.group_sq = torch.zeros(shape, dtype=torch.float64)
-
-    def add(self, gradients: list[Tensor | None]) -> None:
-        """Add a replica."""
-        level, total = 0, gradients
-        self._measure(level, total)
-        while (other := self._waiting[level]) is not None:
-            self._waiting[level] = None
-            total = [_add(a, b) for a, b in zip(other, total, strict=True)]
-            level += 1
-            self._measure(level, total)
-        self._waiting[level] = total
-
-    @property
-    def total(self) -> list[Tensor | None]:
-        """Sum of the gradients of a full block."""
-        return self._waiting[-1]
-
-    def _measure(self, level: int, total: list[Tensor | None]) -> None:
-        known = [index for index, each in enumerate(total) if each is not None]
-        if known:
-            # One transfer to the host for all parameters.
-            norms = torch.stack([squared_norm(total[index]) for index in known])
-            norms = norms.cpu().double() / 4**level
-            self.group_sq[:, level].index_add_(0, self._owners[known], norms)
-
-
-def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
+    if level == 0:
+        total = next(gradients)
+    else:
+        first = sum_replicas(gradients, level - 1, owners, squares)
+        second = sum_replicas(gradients, level - 1, owners, squares)
+        total = [one + other for one, other in zip(first, second, strict=True)]
+    # One transfer to the host for all parameters.
+    norms = torch.stack([squared_norm(each) for each in total]).cpu().double()
+    squares[:, level].index_add_(0, owners, norms / 4**level)
+    return total
 
 
 def measure(setup: Setup, advance: Callable[[], None] = lambda: None) -> GradientSums:
     """Run all replicas and return their sums, the same on every rank.
+
+    Modules that had no gradient are left out.
 
     Args:
         setup: From :func:`set_up`.
@@ -404,38 +367,33 @@ def measure(setup: Setup, advance: Callable[[], None] = lambda: None) -> Gradien
 
     Raises:
         FloatingPointError: If a gradient is not finite.
+        ValueError: If the anchor had no gradient.
     """
-    sizes = [len(parameters) for parameters in setup.by_module.values()]
-    owners = [module for module, size in enumerate(sizes) for _ in range(size)]
-    size = setup.blocks.size
-    gradients = gradients_of(setup)
+    names, (count, size) = list(setup.by_module), setup.blocks
+    sizes = [len(group) for group in setup.by_module.values()]
+    owners = torch.arange(len(names)).repeat_interleave(torch.tensor(sizes))
+    groups = torch.tensor([size >> i for i in range(size.bit_length())])
+    gradients = gradients_of(setup, advance)
     tables, totals = [], []
-    for _ in range(setup.blocks.count // get_world_size()):
-        block = BlockSums(owners, size)
-        for replica in islice(gradients, size):
-            block.add(replica)
-            advance()
-        groups = torch.tensor([size >> i for i in range(size.bit_length())])
-        tables.append(block.group_sq / groups)
-        totals.append([None if x is None else x.cpu() for x in block.total])
-    parameters = [p for group in setup.by_module.values() for p in group]
-    gram = torch.zeros(
-        len(sizes), setup.blocks.count, setup.blocks.count, dtype=torch.float64
-    )
-    for index, (module, parameter) in enumerate(zip(owners, parameters, strict=True)):
-        zeros = torch.zeros_like(parameter, device='cpu')
-        own = [zeros if t[index] is None else t[index] for t in totals]
-        # Blocks are not needed any more.
-        for total in totals:
-            total[index] = None
-        gram[module] += products(_from_all_ranks(torch.stack(own).flatten(1))) / size**2
-    return GradientSums(
-        tuple(setup.by_module),
-        setup.images_per_replica,
-        size,
-        _from_all_ranks(torch.stack(tables)).permute(1, 2, 0),
-        gram,
-    )
+    for _ in range(count // get_world_size()):
+        squares = torch.zeros(len(names), len(groups), dtype=torch.float64)
+        total = sum_replicas(gradients, len(groups) - 1, owners, squares)
+        tables.append(squares / groups)
+        totals.append([each.cpu() for each in total])
+    gram = torch.zeros(len(names), count, count, dtype=torch.float64)
+    for module in owners:
+        # Frees the sums of a parameter once they are used.
+        own = torch.stack([total.pop(0).flatten() for total in totals])
+        gram[module] += products(_from_all_ranks(own)) / size**2
+    group_sq = _from_all_ranks(torch.stack(tables)).permute(1, 2, 0)
+    kept = [index for index in range(len(names)) if group_sq[index, 0].any()]
+    modules = tuple(names[index] for index in kept)
+    if setup.anchor not in modules:
+        raise ValueError(
+            f"no loss reaches the anchor '{setup.anchor}': it had no gradient"
+        )
+    images = setup.images_per_replica
+    return GradientSums(modules, images, size, group_sq[kept], gram[kept])
 
 
 def products(rows: Tensor) -> Tensor:
@@ -448,20 +406,4 @@ def _from_all_ranks(own: Tensor) -> Tensor:
     """Return the rows of all ranks, rank by rank, on the CPU."""
     if get_world_size() == 1:
         return own
-    backend = torch.distributed.get_backend()
-    device = 'cpu' if backend == 'gloo' else get_device()
-    return torch.cat(all_gather(own.to(device))).cpu()
-
-
-def drop_without_gradient(sums: GradientSums, anchor: str) -> GradientSums:
-    """Return the sums without modules that had no gradient.
-
-    Raises:
-        ValueError: If the anchor had none.
-    """
-    kept = [i for i in range(len(sums.modules)) if sums.group_sq[i, 0].any()]
-    modules = tuple(sums.modules[i] for i in kept)
-    if anchor not in modules:
-        raise ValueError(f"no loss reaches the anchor '{anchor}': it had no gradient")
-    gram, group_sq = sums.gram[kept], sums.group_sq[kept]
-    return replace(sums, modules=modules, group_sq=group_sq, gram=gram)
+    return torch.cat(all_gather(own.to(get_comm_device()))).cpu()
