@@ -21,7 +21,7 @@ RECORDS = [
 
 def test_curves_and_learning_rate_steps_are_read(tmp_path: Path):
     write_log(tmp_path / 'run', *RECORDS)
-    records = logs.read_scalars(logs.find_log(tmp_path / 'run'))
+    records = logs.read_scalars(logs.find_logs(tmp_path / 'run')[-1])
     assert records == RECORDS
     assert logs.module_curves(records, logs.PHI_KEY) == {
         'backbone': ([2, 3], [0.5, 0.6]),
@@ -34,15 +34,15 @@ def test_latest_log_of_a_folder_is_found(tmp_path: Path):
     first = write_log(tmp_path, *RECORDS)
     other = write_log(tmp_path, name='20260102_000000')
     os.utime(other, (0, 0))
-    assert logs.find_log(tmp_path) == first
+    assert logs.find_logs(tmp_path)[-1] == first
     os.utime(other)
-    assert logs.find_log(tmp_path) == other
-    assert logs.find_log(other) == other
+    assert logs.find_logs(tmp_path)[-1] == other
+    assert logs.find_logs(other)[-1] == other
 
 
 def test_folder_without_log_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match='scalars.json'):
-        logs.find_log(tmp_path)
+        logs.find_logs(tmp_path)
 
 
 def test_log_of_resumed_run_is_joined(tmp_path: Path):
