@@ -168,16 +168,14 @@ def examine_toolboxes() -> Finding:
 def examine_registries() -> Finding:
     """Look up the names that configs use."""
     expected = {
-        registry.OPTIM_WRAPPERS: ('AGVMOptimWrapper', 'AGVMAmpOptimWrapper'),
-        registry.HOOKS: ('VarianceSyncHook', 'AtomicCheckpointHook'),
-        registry.LOOPS: ('LargeBatchTrainLoop', 'LargeBatchIterTrainLoop'),
+        'AGVMOptimWrapper': registry.OPTIM_WRAPPERS,
+        'AGVMAmpOptimWrapper': registry.OPTIM_WRAPPERS,
+        'VarianceSyncHook': registry.HOOKS,
+        'AtomicCheckpointHook': registry.HOOKS,
+        'LargeBatchTrainLoop': registry.LOOPS,
+        'LargeBatchIterTrainLoop': registry.LOOPS,
     }
-    wrong = [
-        name
-        for where, names in expected.items()
-        for name in names
-        if where.get(name) is not getattr(agvm_mm, name)
-    ]
+    wrong = [n for n in expected if expected[n].get(n) is not getattr(agvm_mm, n)]
     if wrong:
         found = f'another class is registered as {", ".join(wrong)}'
         fix = 'remove the other package from custom_imports'

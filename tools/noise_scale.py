@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     if first and setup.images != args.images:
         print(
             f'--images {args.images}: rounded down to {setup.images}, whole blocks of '
-            f'{setup.blocks.size} x {setup.images_per_replica} images'
+            f'{setup.block_size} x {setup.images_per_replica} images'
         )
     with tqdm(
         total=setup.images, unit='image', disable=not first, file=sys.stderr

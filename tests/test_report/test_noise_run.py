@@ -31,9 +31,9 @@ def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> replicas
         model(*make_images(8, seed))['loss'].backward()
         built.step()
         built.zero_grad()
-    blocks = divide_replicas(REPLICAS, ranks)
+    blocks, size = divide_replicas(REPLICAS, ranks)
     inputs, targets = make_images(REPLICAS * IMAGES, seed=7)
-    own = blocks.replicas * IMAGES // ranks
+    own = blocks * size * IMAGES // ranks
     part = slice(rank * own, (rank + 1) * own)
     return replicas.Setup(
         model=model,
@@ -41,6 +41,7 @@ def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> replicas
         preconditioner=build_preconditioner(built),
         batches=DataLoader(TensorDataset(inputs[part], targets[part]), IMAGES),
         blocks=blocks,
+        block_size=size,
         images_per_replica=IMAGES,
         anchor='backbone',
         ratio_bounds=(0.5, 10.0),
@@ -105,7 +106,7 @@ def test_two_ranks_equal_one_process():
     setup = make_setup('AdamW', False, 2, 0)
     whole = make_setup('AdamW', False, 1, 0)
     # One process on the same blocks.
-    whole.blocks = setup.blocks
+    whole.blocks, whole.block_size = setup.blocks, setup.block_size
     expected = replicas.measure(whole)
     assert (expected.blocks, expected.replicas) == (16, 64)
     for result in results:

@@ -38,24 +38,15 @@ BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 10240)
 CONFIDENCE = 0.95
 
 
-class Blocks(NamedTuple):
-    """Blocks of replicas: their number, and replicas of each, a power of two."""
+def divide_replicas(replicas: int, ranks: int = 1) -> tuple[int, int]:
+    """Return the number of blocks, as many on each rank, and the replicas of each.
 
-    count: int
-    size: int
-
-    @property
-    def replicas(self) -> int:
-        """Replicas of all blocks."""
-        return self.count * self.size
-
-
-def divide_replicas(replicas: int, ranks: int = 1) -> Blocks:
-    """Return the blocks of at most so many replicas; each rank has as many blocks."""
+    They make at most so many replicas.
+    """
     size = 1
     while 2 * size * max(BLOCKS, ranks) <= replicas:
         size *= 2
-    return Blocks(replicas // size // ranks * ranks, size)
+    return replicas // size // ranks * ranks, size
 
 
 class Estimate(NamedTuple):

@@ -40,11 +40,7 @@ from agvm_mm.estimators.reductions import squared_norm
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.optim.wrapper import check_one_optimizer
-from agvm_mm.report.gradient_noise.intervals import (
-    Blocks,
-    GradientSums,
-    divide_replicas,
-)
+from agvm_mm.report.gradient_noise.intervals import GradientSums, divide_replicas
 from agvm_mm.report.plan import in_float32, modulator_settings, quiet
 from agvm_mm.training.loading import allow_runner_checkpoints
 from agvm_mm.validation import check_number, type_name
@@ -64,7 +60,8 @@ class Setup:
         by_module: Trainable parameters by module.
         preconditioner: Turns a gradient into the measured quantity.
         batches: Yields this rank's replicas.
-        blocks: Blocks of all ranks.
+        blocks: Number of blocks of all ranks.
+        block_size: Replicas of each, a power of two.
         images_per_replica: Images of a replica.
         anchor: Module that the others are compared with.
         ratio_bounds: Smallest and largest ratio of variances.
@@ -75,7 +72,8 @@ class Setup:
     by_module: dict[str, list[nn.Parameter]]
     preconditioner: Preconditioner
     batches: Iterable
-    blocks: Blocks
+    blocks: int
+    block_size: int
     images_per_replica: int
     anchor: str
     ratio_bounds: tuple[float, float]
@@ -90,7 +88,7 @@ class Setup:
     @property
     def images(self) -> int:
         """Images of all replicas."""
-        return self.blocks.replicas * self.images_per_replica
+        return self.blocks * self.block_size * self.images_per_replica
 
 
 class BackwardOnly:
@@ -146,7 +144,7 @@ def set_up(
             f'replicas, {needed * per_replica} images; raise --images or lower '
             '--images-per-replica'
         )
-    blocks = divide_replicas(images // per_replica, ranks)
+    blocks, block_size = divide_replicas(images // per_replica, ranks)
     model = build_model(cfg)
     settings = cfg.get('optim_wrapper') or {}
     by_module = trainable_by_module(model, settings.get('modules'))
@@ -154,8 +152,7 @@ def set_up(
     modulator = Modulator(list(by_module), **modulator_settings(settings) | chosen)
     saved = load_weights(model, checkpoint)
     model.to(get_device())
-    preconditioner, note = make_preconditioner(cfg, model, saved, checkpoint)
-    notes = [note] if note else []
+    preconditioner, notes = make_preconditioner(cfg, model, saved, checkpoint)
     if ranks > 1 and has_sync_bn(model):
         notes.append(
             'SyncBN couples the replicas of the ranks: noise scales are biased. '
@@ -165,8 +162,9 @@ def set_up(
         model=model,
         by_module=by_module,
         preconditioner=preconditioner,
-        batches=load_batches(cfg, blocks, per_replica, seed),
+        batches=load_batches(cfg, blocks * block_size, per_replica, seed),
         blocks=blocks,
+        block_size=block_size,
         images_per_replica=per_replica,
         anchor=modulator.anchor,
         ratio_bounds=modulator.ratio_bounds,
@@ -214,8 +212,8 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
 
 def make_preconditioner(
     cfg: Config, model: nn.Module, checkpoint: Mapping[str, Any], path: str
-) -> tuple[Preconditioner, str]:
-    """Return what rescales gradients as the optimizer of a config does, and a note.
+) -> tuple[Preconditioner, list[str]]:
+    """Return what rescales gradients as the optimizer of a config does, and notes.
 
     Raises:
         TypeError: If the config has several optimizers.
@@ -223,7 +221,7 @@ def make_preconditioner(
     """
     plain = IdentityPreconditioner()
     if not cfg.get('optim_wrapper'):
-        return plain, 'The config has no optimizer: plain gradient.'
+        return plain, ['The config has no optimizer: plain gradient.']
     settings = in_float32(cfg.optim_wrapper)
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
@@ -232,15 +230,16 @@ def make_preconditioner(
     try:
         preconditioner = build_preconditioner(optimizer)
     except TypeError:
-        return plain, f'{name} steps by trust ratios or its own rules: plain gradient.'
+        rules = 'trust ratios or its own rules'
+        return plain, [f'{name} steps by {rules}: plain gradient.']
     if not isinstance(preconditioner, AdamPreconditioner):
-        return preconditioner, ''
+        return preconditioner, []
     saved = checkpoint.get('optimizer')
     if not saved or not saved.get('state'):
-        return plain, (
+        return plain, [
             'The checkpoint has no optimizer state, so the gradient is not divided by '
             f"{name}'s sqrt(v) + eps: plain gradient, not what {name} steps along."
-        )
+        ]
     if not any('exp_avg_sq' in each for each in saved['state'].values()):
         raise ValueError(
             f'{path} has the state of another optimizer than {name}: no exp_avg_sq'
@@ -253,11 +252,11 @@ def make_preconditioner(
             f'{path}: its optimizer state has other parameter groups than the config '
             f'({error}); use the config that it was trained with'
         ) from error
-    return preconditioner, ''
+    return preconditioner, []
 
 
 def load_batches(
-    cfg: Config, blocks: Blocks, images_per_replica: int, seed: int
+    cfg: Config, replicas: int, images_per_replica: int, seed: int
 ) -> DataLoader:
     """Build a dataloader of this rank's replicas, drawn by the config's own samplers.
 
@@ -273,10 +272,10 @@ def load_batches(
             f'{type(loader.dataset).__name__} has no batch sampler that draws indices; '
             'use a map-style dataset'
         )
-    images, found = blocks.replicas * images_per_replica, len(loader.dataset)
+    images, found = replicas * images_per_replica, len(loader.dataset)
     if images > found:
         raise ValueError(f'--images {images}, but the training set has {found} images')
-    count = blocks.replicas // get_world_size()
+    count = replicas // get_world_size()
     whole = (list(b) for b in loader.batch_sampler if len(b) == images_per_replica)
     indices = list(islice(whole, count))
     if len(indices) < count:
@@ -286,15 +285,14 @@ def load_batches(
             f'images on rank {get_rank()}, and --images {images} needs {count}; lower '
             '--images'
         )
-    workers = loader.num_workers
     return DataLoader(
         loader.dataset,
         batch_sampler=indices,
-        num_workers=workers,
+        num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn,
         pin_memory=loader.pin_memory,
-        multiprocessing_context=loader.multiprocessing_context if workers else None,
+        multiprocessing_context=loader.multiprocessing_context,
     )
 
 
@@ -369,7 +367,7 @@ def measure(setup: Setup, advance: Callable[[], None] = lambda: None) -> Gradien
         FloatingPointError: If a gradient is not finite.
         ValueError: If the anchor had no gradient.
     """
-    names, (count, size) = list(setup.by_module), setup.blocks
+    names, count, size = list(setup.by_module), setup.blocks, setup.block_size
     sizes = [len(group) for group in setup.by_module.values()]
     owners = torch.arange(len(names)).repeat_interleave(torch.tensor(sizes))
     groups = torch.tensor([size >> i for i in range(size.bit_length())])
