@@ -1,7 +1,6 @@
 """Reader of MMEngine's JSON logs, the files ``vis_data/scalars.json`` of a run."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -77,23 +76,6 @@ def read_run(path: str | Path) -> list[Record]:
     return joined
 
 
-def last_result(path: str | Path, key: str) -> float | None:
-    """Return the last validation result of a run, a JSON log or a work folder.
-
-    It is NaN if the last loss is not finite, None if there is no log; otherwise as
-    :func:`validation_result`.
-    """
-    try:
-        logs = find_logs(path)
-    except FileNotFoundError:
-        return None
-    records = [record for log in logs for record in read_scalars(log)]
-    losses = [record['loss'] for record in records if 'loss' in record]
-    if losses and not math.isfinite(losses[-1]):
-        return math.nan
-    return validation_result(records, key)
-
-
 def validation_result(records: Sequence[Record], key: str) -> float | None:
     """Return a result of the last validation.
 
@@ -112,24 +94,6 @@ def validation_result(records: Sequence[Record], key: str) -> float | None:
         if 'time' in record and 'lr' not in record:
             return None if record.keys() - TIMES else 0.0
     return None
-
-
-def training_hours(path: str | Path) -> float | None:
-    """Return the hours that a run has spent on training, without validation.
-
-    Updates that a resumed run has repeated count once. There is None without a log.
-    """
-    try:
-        records = read_run(path)
-    except FileNotFoundError:
-        return None
-    steps = [0, *(record['step'] for record in records)]
-    # 'time' is the mean over the iterations since the last record.
-    seconds = sum(
-        record.get('time', 0.0) * (step - before)
-        for record, (before, step) in zip(records, pairwise(steps), strict=True)
-    )
-    return seconds / 3600 or None
 
 
 def module_curves(records: Iterable[Record], prefix: str) -> Curves:
