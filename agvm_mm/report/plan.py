@@ -167,9 +167,10 @@ class Plan:
     def _find_problems(self, has_wrapper: bool) -> list[str]:
         checks = [(check_total_batch_size, self.total, self.gpus, self.images_per_gpu)]
         if self.hook is not None:
-            begin = self.schedule.begin
-            checks.append((check_replicas, self.gpus, self.micro_batches, None))
-            checks.append((check_begin_is_reached, begin, self.updates))
+            checks += [
+                (check_replicas, self.gpus, self.micro_batches, None),
+                (check_begin_is_reached, self.schedule.begin, self.updates),
+            ]
         problems = []
         for check, *arguments in checks:
             try:
@@ -225,8 +226,7 @@ def check_loop(cfg: Config) -> None:
     if loop is None:
         near = did_you_mean(name, LOOPS.module_dict)
         raise KeyError(f'train_cfg.type={kind!r} is not registered.{near}')
-    known = argument_names(loop) - {'runner', 'dataloader'}
-    check_arguments(name, settings, known)
+    check_arguments(name, settings, argument_names(loop) - {'runner', 'dataloader'})
     if issubclass(loop, LargeBatchMixin):
         if 'total_batch_size' not in settings:
             raise ValueError(f'train_cfg: {name} needs total_batch_size')

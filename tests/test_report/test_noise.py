@@ -153,7 +153,7 @@ def test_unbiased_and_intervals_cover_at_their_rate():
         sums = sums_of(dict(backbone=draw(rng, replicas, signal, variance)), 1, 4)
         groups = (2, 4, 16, 64, None)
         found.append([torch.cat(sums.signal_and_noise(k)).tolist() for k in groups])
-        report = make_report(sums, 'backbone', BOUNDS, batches=[256])
+        report = make_report(sums, 'backbone', BOUNDS)
         scale = report.modules['backbone'].noise_scale
         # Of a noise scale that is not resolved the lower end is known.
         high = scale.high if scale else math.inf
@@ -193,3 +193,12 @@ def test_two_replicas_have_no_interval():
     for each in report.modules.values():
         assert each.noise_scale is None and each.lower_bound is None
     assert report.batches[0].phi['backbone'].value < 0.2
+
+
+def test_two_of_three_replicas_have_no_interval():
+    g = draw(np.random.default_rng(7), 3, 100.0, 1.0)
+    report = make_report(sums_of(dict(backbone=g), 8, 1), 'backbone', BOUNDS)
+    (row,) = [row for row in report.batches if row.measured]
+    assert row.batch == 16
+    # A pair of replicas has no pair left without one of them.
+    assert row.phi['backbone'][1:] == (0, 2)

@@ -15,7 +15,6 @@ Everything here is plain arithmetic in float64: no network, no communication.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -142,8 +141,10 @@ class GradientSums:
         Shape (modules, 1 + blocks), or (modules, 1) if nothing is left to compare
         without a block.
         """
-        # With two replicas nothing is left to compare.
-        parts = range(self.blocks) if self.replicas - self.block_size >= 2 else ()
+        # A single group may have nothing left to compare without one of its blocks.
+        whole = group or self.replicas
+        left = whole - self.block_size if self.replicas < 2 * whole else whole
+        parts = range(self.blocks) if left >= 2 else ()
         pairs = (self.signal_and_noise(group, block) for block in (None, *parts))
         return torch.stack([signal / noise for signal, noise in pairs], 1)
 
@@ -211,19 +212,12 @@ class NoiseReport(NamedTuple):
 
 
 def make_report(
-    sums: GradientSums,
-    anchor: str,
-    ratio_bounds: tuple[float, float],
-    batches: Sequence[int] = BATCHES,
+    sums: GradientSums, anchor: str, ratio_bounds: tuple[float, float]
 ) -> NoiseReport:
     """Return what the sums say about the modules and about batches of any size.
 
-    Args:
-        sums: Of a measurement, without modules that had no gradient.
-        anchor: Module that the others are compared with.
-        ratio_bounds: Smallest and largest ratio of variances.
-        batches: Batches to predict where they cannot be measured. All batches that can
-            be measured are reported.
+    Batches are all that can be measured, and :data:`BATCHES`. The ratio bounds are the
+    smallest and largest ratio of the anchor's variance to that of a module.
     """
     sums = sums.with_all()
     of_all = sums.ratios()
@@ -233,17 +227,16 @@ def make_report(
     powers = [2**i for i in range(1, sums.replicas.bit_length())]
     measured = {group * sums.images_per_replica: group for group in powers}
     rows = []
-    for batch in sorted({*batches, *measured}):
+    for batch in sorted({*BATCHES, *measured}):
         group = measured.get(batch)
         ratios = sums.ratios(group) if group else of_all
         known = {
             name: ratios if group or modules[name].noise_scale else None
             for name, ratios in zip(sums.modules[:-1], ratios, strict=False)
         }
-        costs = (
-            cost(batch, scale.value) if scale else None
-            for cost in (saved_updates, extra_images)
-        )
+        costs = None, None
+        if scale:
+            costs = saved_updates(batch, scale.value), extra_images(batch, scale.value)
         phi = {name: _phi_at(batch, own) for name, own in known.items()}
         mu = {
             name: _mu_at(batch, known[anchor], own, ratio_bounds)
