@@ -34,7 +34,7 @@ from torch import Tensor
 from agvm_mm.method.noise_scale import relative_updates
 from agvm_mm.report.figures import save_figure
 from agvm_mm.report.gradient_noise.intervals import Estimate, GradientSums, interval
-from agvm_mm.report.gradient_noise.replicas import measure, set_up
+from agvm_mm.report.gradient_noise.replicas import Setup, measure
 from agvm_mm.validation import check_number
 from gpu_check.tables import table
 
@@ -118,7 +118,7 @@ def measured_sums(cfg: Config, path: Path, images: int, replica: int) -> Gradien
     """Return the sums over the gradients at a checkpoint, measured once."""
     file = path.with_name(f'{path.stem}_{images}x{replica}.sums.pt')
     if not file.exists():
-        setup = set_up(cfg, str(path), images=images, images_per_replica=replica)
+        setup = Setup(cfg, str(path), images=images, images_per_replica=replica)
         torch.save(vars(measure(setup)), file)
     return GradientSums(**torch.load(file))
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from agvm_mm import cli
 from agvm_mm.report.figures import plot_gradient_noise, save_figure
 from agvm_mm.report.gradient_noise.intervals import make_report
-from agvm_mm.report.gradient_noise.replicas import measure, set_up
+from agvm_mm.report.gradient_noise.replicas import Setup, measure
 from agvm_mm.report.gradient_noise.text import describe, write_json
 
 
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Measure, print, and write the files."""
     cfg = cli.load_config(args.config, args.cfg_options)
-    setup = set_up(
+    setup = Setup(
         cfg,
         args.checkpoint,
         images=args.images,

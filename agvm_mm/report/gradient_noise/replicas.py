@@ -6,9 +6,8 @@ gradients for each block in the memory of its host.
 
 import io
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -47,73 +46,10 @@ from agvm_mm.validation import check_number, type_name
 
 # Elements of a parameter whose inner products are computed at a time in float64.
 PIECE = 2**18
-PLAIN = 'gradient'
-RESCALED = 'gradient / (sqrt(v) + eps)'
 
 
-@dataclass
 class Setup:
-    """All that a measurement needs.
-
-    Args:
-        model: In training mode, with the weights of the checkpoint.
-        by_module: Trainable parameters by module.
-        preconditioner: Turns a gradient into the measured quantity.
-        batches: Yields this rank's replicas.
-        blocks: Number of blocks of all ranks.
-        block_size: Replicas of each, a power of two.
-        images_per_replica: Images of a replica.
-        anchor: Module that the others are compared with.
-        ratio_bounds: Smallest and largest ratio of variances.
-        notes: What a reader of the result must know.
-    """
-
-    model: nn.Module
-    by_module: dict[str, list[nn.Parameter]]
-    preconditioner: Preconditioner
-    batches: Iterable
-    blocks: int
-    block_size: int
-    images_per_replica: int
-    anchor: str
-    ratio_bounds: tuple[float, float]
-    notes: list[str]
-
-    @property
-    def gradient(self) -> str:
-        """Name of the measured quantity."""
-        rescaled = isinstance(self.preconditioner, AdamPreconditioner)
-        return RESCALED if rescaled else PLAIN
-
-    @property
-    def images(self) -> int:
-        """Images of all replicas."""
-        return self.blocks * self.block_size * self.images_per_replica
-
-
-class BackwardOnly:
-    """Optimizer wrapper as a model's ``train_step`` sees it, without any step."""
-
-    def optim_context(self, model: nn.Module) -> AbstractContextManager:
-        """Change nothing: the forward pass is in float32."""
-        return nullcontext()
-
-    def update_params(self, loss: Tensor, *args: object, **kwargs: object) -> None:
-        """Back-propagate."""
-        loss.backward()
-
-
-def set_up(
-    cfg: Config,
-    checkpoint: str,
-    *,
-    images: int,
-    images_per_replica: int | None = None,
-    anchor: str | None = None,
-    launcher: str = 'none',
-    seed: int = 0,
-) -> Setup:
-    """Build model and data of a measurement, and check everything before the work.
+    """All that a measurement needs, built and checked before the work.
 
     Args:
         cfg: Any config that trains; changed in place.
@@ -124,52 +60,70 @@ def set_up(
         launcher: Program that started the ranks. Defaults to 'none'.
         seed: Of the images and all random numbers. Defaults to 0.
 
+    Attributes:
+        model: In training mode, with the weights of the checkpoint.
+        by_module: Trainable parameters by module.
+        preconditioner: Turns a gradient into the measured quantity.
+        gradient: Name of the measured quantity.
+        notes: What a reader of the result must know.
+        batches: Yields this rank's replicas.
+        blocks: Number of blocks of all ranks.
+        block_size: Replicas of each, a power of two.
+        ratio_bounds: Smallest and largest ratio of variances.
+
     Raises:
         FileNotFoundError: If the checkpoint or the data do not exist.
         TypeError: If the data have no fixed batches, or there are several optimizers.
         ValueError: If the checkpoint is of another model or optimizer, there are too
             few images or more than the training set has, or there is no such anchor.
     """
-    start_ranks(cfg, launcher)
-    # Each rank augments and samples with its own random numbers.
-    set_random_seed(seed, diff_rank_seed=True)
-    per_replica = images_per_replica or cfg.train_dataloader.get('batch_size')
-    check_number('images per replica', per_replica, low=1, integer=True)
-    ranks = get_world_size()
-    needed = max(2, ranks)
-    if images < needed * per_replica:
-        raise ValueError(
-            f'--images {images} make {images // per_replica} replica(s) of '
-            f'{per_replica} images, and {ranks} rank(s) need at least {needed} '
-            f'replicas, {needed * per_replica} images; raise --images or lower '
-            '--images-per-replica'
+
+    def __init__(
+        self,
+        cfg: Config,
+        checkpoint: str,
+        *,
+        images: int,
+        images_per_replica: int | None = None,
+        anchor: str | None = None,
+        launcher: str = 'none',
+        seed: int = 0,
+    ) -> None:
+        start_ranks(cfg, launcher)
+        # Each rank augments and samples with its own random numbers.
+        set_random_seed(seed, diff_rank_seed=True)
+        size = images_per_replica or cfg.train_dataloader.get('batch_size')
+        check_number('images per replica', size, low=1, integer=True)
+        ranks = get_world_size()
+        needed = max(2, ranks)
+        if images < needed * size:
+            raise ValueError(
+                f'--images {images} make {images // size} replica(s) of {size} images, '
+                f'and {ranks} rank(s) need at least {needed} replicas, {needed * size} '
+                'images; raise --images or lower --images-per-replica'
+            )
+        self.blocks, self.block_size = divide_replicas(images // size, ranks)
+        replicas = self.blocks * self.block_size
+        self.images_per_replica, self.images = size, replicas * size
+        self.model = build_model(cfg)
+        settings = cfg.get('optim_wrapper') or {}
+        self.by_module = trainable_by_module(self.model, settings.get('modules'))
+        mu = modulator_settings(settings) | (dict(anchor=anchor) if anchor else {})
+        modulator = Modulator(list(self.by_module), **mu)
+        self.anchor, self.ratio_bounds = modulator.anchor, modulator.ratio_bounds
+        saved = load_weights(self.model, checkpoint)
+        self.model.to(get_device())
+        self.preconditioner, self.notes = make_preconditioner(
+            cfg, self.model, saved, checkpoint
         )
-    blocks, block_size = divide_replicas(images // per_replica, ranks)
-    model = build_model(cfg)
-    settings = cfg.get('optim_wrapper') or {}
-    by_module = trainable_by_module(model, settings.get('modules'))
-    chosen = dict(anchor=anchor) if anchor else {}
-    modulator = Modulator(list(by_module), **modulator_settings(settings) | chosen)
-    saved = load_weights(model, checkpoint)
-    model.to(get_device())
-    preconditioner, notes = make_preconditioner(cfg, model, saved, checkpoint)
-    if ranks > 1 and has_sync_bn(model):
-        notes.append(
-            'SyncBN couples the replicas of the ranks: noise scales are biased. '
-            'Measure on one process, where it becomes BN.'
-        )
-    return Setup(
-        model=model,
-        by_module=by_module,
-        preconditioner=preconditioner,
-        batches=load_batches(cfg, blocks * block_size, per_replica, seed),
-        blocks=blocks,
-        block_size=block_size,
-        images_per_replica=per_replica,
-        anchor=modulator.anchor,
-        ratio_bounds=modulator.ratio_bounds,
-        notes=notes,
-    )
+        rescaled = isinstance(self.preconditioner, AdamPreconditioner)
+        self.gradient = 'gradient / (sqrt(v) + eps)' if rescaled else 'gradient'
+        if ranks > 1 and has_sync_bn(self.model):
+            self.notes.append(
+                'SyncBN couples the replicas of the ranks: noise scales are biased. '
+                'Measure on one process, where it becomes BN.'
+            )
+        self.batches = load_batches(cfg, replicas, size, seed)
 
 
 def start_ranks(cfg: Config, launcher: str) -> None:
@@ -296,6 +250,18 @@ def load_batches(
     )
 
 
+class BackwardOnly:
+    """Optimizer wrapper as a model's ``train_step`` sees it, without any step."""
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager:
+        """Change nothing: the forward pass is in float32."""
+        return nullcontext()
+
+    def update_params(self, loss: Tensor, *args: object, **kwargs: object) -> None:
+        """Back-propagate."""
+        loss.backward()
+
+
 def gradients_of(setup: Setup, advance: Callable[[], None]) -> Iterator[list[Tensor]]:
     """Yield the rescaled gradients of each replica of this rank; see :func:`measure`.
 
@@ -360,7 +326,7 @@ def measure(setup: Setup, advance: Callable[[], None] = lambda: None) -> Gradien
     Modules that had no gradient are left out.
 
     Args:
-        setup: From :func:`set_up`.
+        setup: What to measure.
         advance: Called after each replica of this rank.
 
     Raises:
