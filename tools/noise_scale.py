@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from agvm_mm import cli
 from agvm_mm.report.figures import plot_gradient_noise, save_figure
-from agvm_mm.report.gradient_noise.intervals import make_report
+from agvm_mm.report.gradient_noise.intervals import NoiseReport
 from agvm_mm.report.gradient_noise.replicas import Setup, measure
 from agvm_mm.report.gradient_noise.text import describe, write_json
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     ) as bar:
         per_step = setup.images_per_replica * get_world_size()
         sums = measure(setup, lambda: bar.update(per_step))
-    report = make_report(sums, setup.anchor, setup.ratio_bounds)
+    report = NoiseReport(sums, setup.anchor, setup.ratio_bounds)
     if not first:
         return
     print(describe(report, setup.gradient, setup.notes))

@@ -189,69 +189,59 @@ class BatchRow(NamedTuple):
     extra_images: float | None
 
 
-class NoiseReport(NamedTuple):
-    """Result of a measurement.
+class NoiseReport:
+    """What the sums say about the modules and about batches of any size.
+
+    Args:
+        sums: Of a measurement.
+        anchor: Module that the others are compared with.
+        ratio_bounds: Smallest and largest ratio of variances.
 
     Attributes:
         images: Images of all replicas.
         images_per_replica: b.
         blocks: Blocks of the jackknife.
-        anchor: Name of the anchor.
-        ratio_bounds: Smallest and largest ratio of variances.
         modules: Noise of each module, and of the whole network as 'all'.
-        batches: What batches do, the smallest first.
+        batches: What batches do, the smallest first: all that can be measured, and
+            :data:`BATCHES`.
     """
 
-    images: int
-    images_per_replica: int
-    blocks: int
-    anchor: str
-    ratio_bounds: tuple[float, float]
-    modules: dict[str, ModuleNoise]
-    batches: list[BatchRow]
+    def __init__(
+        self, sums: GradientSums, anchor: str, ratio_bounds: tuple[float, float]
+    ) -> None:
+        sums = sums.with_all()
+        self.images = sums.images
+        self.images_per_replica = sums.images_per_replica
+        self.blocks = sums.blocks
+        self.anchor, self.ratio_bounds = anchor, ratio_bounds
+        of_all = sums.ratios()
+        found = zip(sums.modules, *sums.signal_and_noise(), of_all, strict=True)
+        self.modules = {name: _module_noise(*each) for name, *each in found}
+        powers = [2**i for i in range(1, sums.replicas.bit_length())]
+        measured = {group * sums.images_per_replica: group for group in powers}
+        self.batches = []
+        for batch in sorted({*BATCHES, *measured}):
+            group = measured.get(batch)
+            ratios = sums.ratios(group) if group else of_all
+            by_module = dict(zip(sums.modules, ratios, strict=True))
+            self.batches.append(self._row(batch, by_module, group is not None))
 
-
-def make_report(
-    sums: GradientSums, anchor: str, ratio_bounds: tuple[float, float]
-) -> NoiseReport:
-    """Return what the sums say about the modules and about batches of any size.
-
-    Batches are all that can be measured, and :data:`BATCHES`. The ratio bounds are the
-    smallest and largest ratio of the anchor's variance to that of a module.
-    """
-    sums = sums.with_all()
-    of_all = sums.ratios()
-    found = zip(sums.modules, *sums.signal_and_noise(), of_all, strict=True)
-    modules = {name: _module_noise(*each) for name, *each in found}
-    scale = modules[ALL].noise_scale
-    powers = [2**i for i in range(1, sums.replicas.bit_length())]
-    measured = {group * sums.images_per_replica: group for group in powers}
-    rows = []
-    for batch in sorted({*BATCHES, *measured}):
-        group = measured.get(batch)
-        ratios = sums.ratios(group) if group else of_all
+    def _row(self, batch: int, ratios: dict[str, Tensor], measured: bool) -> BatchRow:
         known = {
-            name: ratios if group or modules[name].noise_scale else None
-            for name, ratios in zip(sums.modules[:-1], ratios, strict=False)
+            name: own if measured or self.modules[name].noise_scale else None
+            for name, own in ratios.items()
+            if name != ALL
         }
-        costs = None, None
+        scale, costs = self.modules[ALL].noise_scale, (None, None)
         if scale:
             costs = saved_updates(batch, scale.value), extra_images(batch, scale.value)
         phi = {name: _phi_at(batch, own) for name, own in known.items()}
+        anchor = known[self.anchor]
         mu = {
-            name: _mu_at(batch, known[anchor], own, ratio_bounds)
+            name: _mu_at(batch, anchor, own, self.ratio_bounds)
             for name, own in known.items()
         }
-        rows.append(BatchRow(batch, group is not None, phi, mu, *costs))
-    return NoiseReport(
-        sums.images,
-        sums.images_per_replica,
-        sums.blocks,
-        anchor,
-        tuple(ratio_bounds),
-        modules,
-        rows,
-    )
+        return BatchRow(batch, measured, phi, mu, *costs)
 
 
 def _module_noise(signal: Tensor, noise: Tensor, ratios: Tensor) -> ModuleNoise:

@@ -114,7 +114,9 @@ def reading(report: NoiseReport) -> str:
 
 def write_json(path: Path, report: NoiseReport, **context: Any) -> None:
     """Write the report and further entries, in folders that may not exist yet."""
-    content = dict(version=VERSION, confidence=CONFIDENCE, **context, **plain(report))
+    content = dict(
+        version=VERSION, confidence=CONFIDENCE, **context, **plain(vars(report))
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2, allow_nan=False)
     path.write_text(text + '\n', encoding='utf-8')
