@@ -129,8 +129,6 @@ def settled_multipliers(
     phi = {name: predicted_variance(batch, n) for name, n in noise_scales.items()}
     return {
         name: raw_multiplier(phi[anchor], variance, ratio_bounds)
-        if math.isfinite(phi[anchor] + variance)
-        else math.nan
         for name, variance in phi.items()
     }
 
