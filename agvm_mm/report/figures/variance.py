@@ -1,7 +1,7 @@
 """Figure of the gradient variance, multiplier and noise scale of every module."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,11 @@ def plot_runs(
                 'VarianceSyncHook on, and did the run reach its begin?'
             )
     logged = [key for key in PANELS if any(each[key] for each in curves.values())]
-    styles = _module_styles(curves.values())
+    names = [name for run in curves.values() for each in run.values() for name in each]
+    modules = [name for name in dict.fromkeys(names) if name != ALL]
+    styles = {name: module_style(index) for index, name in enumerate(modules)}
+    if ALL in names:
+        styles[ALL] = WHOLE_NETWORK
     width = 8 if len(runs) == 1 else 4.8 * len(runs)
     figure = Figure(figsize=(width, 0.5 + 3 * len(logged)), layout='constrained')
     axes = figure.subplots(
@@ -104,14 +108,6 @@ def plot_runs(
     if title:
         figure.suptitle(title)
     return figure
-
-
-def _module_styles(runs: Iterable[Mapping[str, Curves]]) -> dict[str, dict[str, Any]]:
-    """Return the look of each module, the same in all runs and panels."""
-    names = [name for run in runs for curves in run.values() for name in curves]
-    modules = [name for name in dict.fromkeys(names) if name != ALL]
-    whole = {ALL: WHOLE_NETWORK} if ALL in names else {}
-    return {name: module_style(i) for i, name in enumerate(modules)} | whole
 
 
 def _draw_run(

@@ -67,6 +67,7 @@ class Setup:
         gradient: Name of the measured quantity.
         notes: What a reader of the result must know.
         batches: Yields this rank's replicas.
+        images: Images of all replicas.
         blocks: Number of blocks of all ranks.
         block_size: Replicas of each, a power of two.
         ratio_bounds: Smallest and largest ratio of variances.
