@@ -165,7 +165,10 @@ class Plan:
             )
 
     def _find_problems(self, has_wrapper: bool) -> list[str]:
-        checks = [(check_total_batch_size, self.total, self.gpus, self.images_per_gpu)]
+        checks = [
+            (check_total_batch_size, self.total, self.gpus, self.images_per_gpu),
+            (check_both_parts, has_wrapper, self.hook is not None),
+        ]
         if self.hook is not None:
             checks += [
                 (check_replicas, self.gpus, self.micro_batches, None),
@@ -177,11 +180,6 @@ class Plan:
                 check(*arguments)
             except ValueError as error:
                 problems.append(str(error))
-        if has_wrapper != (self.hook is not None):
-            problems.append(
-                'AGVMOptimWrapper and VarianceSyncHook go together, and only one is '
-                'there'
-            )
         return problems
 
     def _find_warnings(self) -> list[str]:
@@ -206,6 +204,14 @@ class Plan:
                 'makes that cheap)'
             )
         return warnings
+
+
+def check_both_parts(has_wrapper: bool, has_hook: bool) -> None:
+    """Check that a config has AGVM's optimizer wrapper and hook, or neither."""
+    if has_wrapper != has_hook:
+        raise ValueError(
+            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
+        )
 
 
 def check_loop(cfg: Config) -> None:
