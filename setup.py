@@ -6,15 +6,15 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-# mim looks for these files in agvm_mm/.mim of an installed package. tools/dev and what
-# draws predictions of the demo need the repository and are left out.
+# mim looks for these files in agvm_mm/.mim of an installed package. tools/dev needs the
+# repository and is left out.
 MIM_FILES = (
     'model-index.yml',
     'configs/**/*.py',
     'configs/**/*.yml',
     'configs/**/*.json',
     'configs/**/*.md',
-    'tools/analysis/plot_variance.py',
+    'tools/analysis/*.py',
     'tools/dist_*.sh',
     'tools/slurm*.sh',
     'tools/torchrun.*',

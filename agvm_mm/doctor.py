@@ -32,17 +32,11 @@ from agvm_mm.training.loading import LOADS_SAFELY, allow_runner_checkpoints
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
 # Packages of the modules: the one release of OpenMMLab's mmcv that both its toolboxes
 # accept, and maintained forks with the same module names.
-OPENMMLAB = {
-    'mmengine': 'mmengine',
-    'mmcv': 'mmcv==2.1.0',
-    'mmdet': 'mmdet==3.3.0',
-    'mmseg': 'mmsegmentation==1.2.2',
-}
-ONEDL = {
-    'mmengine': 'onedl-mmengine',
-    'mmcv': 'onedl-mmcv',
-    'mmdet': 'onedl-mmdetection',
-    'mmseg': 'onedl-mmsegmentation',
+PACKAGES = {
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv==2.1.0', 'onedl-mmcv'),
+    'mmdet': ('mmdet==3.3.0', 'onedl-mmdetection'),
+    'mmseg': ('mmsegmentation==1.2.2', 'onedl-mmsegmentation'),
 }
 GPU_CHECK = (
     'to check training on them: python -m gpu_check in a clone of the repository'
@@ -60,7 +54,8 @@ class Finding(NamedTuple):
 
 def packages() -> dict[str, str]:
     """Return the package of each module, a fork if MMEngine is one."""
-    return ONEDL if is_installed('onedl-mmengine') else OPENMMLAB
+    fork = is_installed('onedl-mmengine')
+    return {module: names[fork] for module, names in PACKAGES.items()}
 
 
 def build_mmcv() -> str:
@@ -113,13 +108,13 @@ def examine_numpy() -> Finding:
 def examine_stack() -> Finding:
     """Look for modules that two packages have overwritten for each other."""
     owners = metadata.packages_distributions()
-    sets = [sorted(set(owners.get(module, ()))) for module in ONEDL]
+    sets = [sorted(set(owners.get(module, ()))) for module in PACKAGES]
     both = [name for names in sets if len(names) > 1 for name in names]
     if both:
         fix = f'pip uninstall {" ".join(both)}, then install one of each again'
         found = f'{", ".join(both)} contain the same modules'
         return Finding('stack', PROBLEM, found, fix)
-    stack = 'OpenMMLab' if packages() is OPENMMLAB else 'onedl'
+    stack = 'onedl' if is_installed('onedl-mmengine') else 'OpenMMLab'
     return Finding('stack', OK, f'packages of {stack}')
 
 
@@ -173,16 +168,14 @@ def examine_toolboxes() -> Finding:
 def examine_registries() -> Finding:
     """Look up the names that configs use."""
     expected = {
-        registry.OPTIM_WRAPPERS: ('AGVMOptimWrapper', 'AGVMAmpOptimWrapper'),
-        registry.HOOKS: ('VarianceSyncHook', 'AtomicCheckpointHook'),
-        registry.LOOPS: ('LargeBatchTrainLoop', 'LargeBatchIterTrainLoop'),
+        'AGVMOptimWrapper': registry.OPTIM_WRAPPERS,
+        'AGVMAmpOptimWrapper': registry.OPTIM_WRAPPERS,
+        'VarianceSyncHook': registry.HOOKS,
+        'AtomicCheckpointHook': registry.HOOKS,
+        'LargeBatchTrainLoop': registry.LOOPS,
+        'LargeBatchIterTrainLoop': registry.LOOPS,
     }
-    wrong = [
-        name
-        for where, names in expected.items()
-        for name in names
-        if where.get(name) is not getattr(agvm_mm, name)
-    ]
+    wrong = [n for n in expected if expected[n].get(n) is not getattr(agvm_mm, n)]
     if wrong:
         found = f'another class is registered as {", ".join(wrong)}'
         fix = 'remove the other package from custom_imports'

@@ -33,12 +33,8 @@ from torch import Tensor
 
 from agvm_mm.method.noise_scale import relative_updates
 from agvm_mm.report.figures import save_figure
-from agvm_mm.report.gradient_noise.intervals import Estimate, GradientSums, jackknife
-from agvm_mm.report.gradient_noise.replicas import (
-    drop_without_gradient,
-    measure,
-    set_up,
-)
+from agvm_mm.report.gradient_noise.intervals import Estimate, GradientSums, interval
+from agvm_mm.report.gradient_noise.replicas import Setup, measure
 from agvm_mm.validation import check_number
 from gpu_check.tables import table
 
@@ -122,9 +118,8 @@ def measured_sums(cfg: Config, path: Path, images: int, replica: int) -> Gradien
     """Return the sums over the gradients at a checkpoint, measured once."""
     file = path.with_name(f'{path.stem}_{images}x{replica}.sums.pt')
     if not file.exists():
-        setup = set_up(cfg, str(path), images=images, images_per_replica=replica)
-        sums = drop_without_gradient(measure(setup), setup.anchor)
-        torch.save(vars(sums), file)
+        setup = Setup(cfg, str(path), images=images, images_per_replica=replica)
+        torch.save(vars(measure(setup)), file)
     return GradientSums(**torch.load(file))
 
 
@@ -141,7 +136,7 @@ Interval = dict[str, float | None]
 
 def intervals(values: Tensor) -> Iterator[Estimate]:
     """Yield each module's interval, from values of all blocks and without each."""
-    return (jackknife(each[0].item(), each[1:]) for each in values.T)
+    return map(interval, values.T)
 
 
 def noise_scales(ratios: Tensor) -> list[Interval]:

@@ -178,13 +178,13 @@ def main() -> None:
     train(str(work_dir), args.ranks)
 
     print('[3/3] pictures', flush=True)
-    log = logs.find_log(work_dir)
+    log = logs.find_logs(work_dir)[-1]
     records = logs.read_scalars(log)
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
     files = {'checkpoint': checkpoint, 'log': log}
     files |= {'pictures': work_dir / 'variance.png', '': work_dir / 'predictions.png'}
     title = 'Faster R-CNN on digits, AGVM-SGD, batch 256'
-    figure = figures.plot_variance(records, title=title)
+    figure = figures.plot_runs({'': records}, title=title)
     figures.save_figure(figure, files['pictures'])
     allow_runner_checkpoints()
     results, classes = predict(cli.load_config(CONFIG), str(checkpoint), range(6))

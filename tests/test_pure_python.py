@@ -93,14 +93,14 @@ def test_command_line_settings_and_amp(tmp_path: Path):
 
 
 def test_plan_reads_classes(tmp_path: Path):
-    made = plan.make_plan(load(tmp_path), 2, None, 16)
+    made = plan.Plan(load(tmp_path), 2, None, 16)
     assert (made.optimizer, made.precision, made.updates) == ('SGD', 'float32', 2)
     assert list(made.modules) == ['backbone', 'neck', 'bbox_head', 'mask_head']
     assert made.schedule.interval == 1
     assert not made.problems
     cfg = load(tmp_path)
     cli.enable_amp(cfg)
-    assert plan.make_plan(cfg, 2, None, 16).precision == 'mixed'
+    assert plan.Plan(cfg, 2, None, 16).precision == 'mixed'
 
 
 def test_predictions_are_drawn_and_dumped_by_classes():

@@ -13,17 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from tqdm import tqdm
 
 from agvm_mm import cli
 from agvm_mm.report.figures import plot_gradient_noise, save_figure
-from agvm_mm.report.gradient_noise.intervals import make_report
-from agvm_mm.report.gradient_noise.replicas import (
-    drop_without_gradient,
-    measure,
-    set_up,
-)
+from agvm_mm.report.gradient_noise.intervals import NoiseReport
+from agvm_mm.report.gradient_noise.replicas import Setup, measure
 from agvm_mm.report.gradient_noise.text import describe, write_json
 
 
@@ -56,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Measure, print, and write the files."""
     cfg = cli.load_config(args.config, args.cfg_options)
-    setup = set_up(
+    setup = Setup(
         cfg,
         args.checkpoint,
         images=args.images,
@@ -69,16 +65,14 @@ def run(args: argparse.Namespace) -> None:
     if first and setup.images != args.images:
         print(
             f'--images {args.images}: rounded down to {setup.images}, whole blocks of '
-            f'{setup.blocks.size} x {setup.images_per_replica} images'
+            f'{setup.block_size} x {setup.images_per_replica} images'
         )
     with tqdm(
         total=setup.images, unit='image', disable=not first, file=sys.stderr
     ) as bar:
-        per_step = setup.images // setup.replicas_per_rank
+        per_step = setup.images_per_replica * get_world_size()
         sums = measure(setup, lambda: bar.update(per_step))
-    report = make_report(
-        drop_without_gradient(sums, setup.anchor), setup.anchor, setup.ratio_bounds
-    )
+    report = NoiseReport(sums, setup.anchor, setup.ratio_bounds)
     if not first:
         return
     print(describe(report, setup.gradient, setup.notes))

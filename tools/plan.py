@@ -18,8 +18,8 @@ import math
 import sys
 
 from agvm_mm import cli
-from agvm_mm.report.forecast import NoiseScales, noise_of_file, noise_of_run
-from agvm_mm.report.plan import describe, make_plan
+from agvm_mm.report.forecast import noise_of_file, noise_of_run
+from agvm_mm.report.plan import Plan, describe
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,24 +62,22 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def read_noise(args: argparse.Namespace) -> NoiseScales | None:
-    """Read the noise scales that the command line names, if any."""
-    if args.log is not None:
-        return noise_of_run(args.log)
-    return None if args.noise is None else noise_of_file(args.noise)
-
-
 def main() -> int:
     """Print the plan, and return the exit status."""
     args = parse_args()
     try:
         cfg = cli.load_config(args.config, args.cfg_options)
-        plan = make_plan(
+        noise = None
+        if args.log is not None:
+            noise = noise_of_run(args.log)
+        elif args.noise is not None:
+            noise = noise_of_file(args.noise)
+        plan = Plan(
             cfg,
             args.gpus,
             args.images_per_gpu,
             args.images,
-            noise=read_noise(args),
+            noise=noise,
             images_per_second=args.images_per_second,
         )
     except Exception as error:

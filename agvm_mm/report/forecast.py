@@ -121,23 +121,14 @@ def settled_multipliers(
 ) -> dict[str, float]:
     """Return where each mu settles at a batch: that of the predicted variances.
 
-    Args:
-        batch: Images of an update.
-        noise_scales: Noise scale in images of each module; NaN if not resolved.
-        anchor: Module whose variance the others are compared with.
-        ratio_bounds: Smallest and largest ratio.
-
-    Returns:
-        NaN for a module whose noise scale or anchor is not resolved. Empty if there is
-        no module of the anchor's name, which a config with AGVM always has.
+    It is NaN for a module whose noise scale or anchor is not resolved (NaN). Without a
+    module of the anchor's name, which a config with AGVM always has, there is none.
     """
     if anchor not in noise_scales:
         return {}
     phi = {name: predicted_variance(batch, n) for name, n in noise_scales.items()}
     return {
         name: raw_multiplier(phi[anchor], variance, ratio_bounds)
-        if math.isfinite(phi[anchor] + variance)
-        else math.nan
         for name, variance in phi.items()
     }
 
@@ -146,11 +137,8 @@ def neighbors(planned: Cost, noise_scale: float) -> Iterator[Cost]:
     """Yield the cost of half and of double the batch, each trained as far.
 
     Each GPU keeps its images and its speed, so the number of GPUs follows the batch. An
-    odd number of GPUs cannot be halved and stays, with half of the work for each.
-
-    Args:
-        planned: Cost of the planned batch.
-        noise_scale: Noise scale in images of the whole network.
+    odd number of GPUs cannot be halved and stays, with half of the work for each. The
+    noise scale is that of the whole network, in images.
     """
     fewest = planned.updates / relative_updates(planned.batch, noise_scale)
     half = planned.gpus // 2 if planned.gpus % 2 == 0 else planned.gpus
@@ -164,14 +152,14 @@ def describe_noise(noise: NoiseScales, batch: int) -> list[str]:
     scales = {**noise.modules, 'whole network': noise.whole}
     lines = [f'noise scale {name}: {format_images(n)}' for name, n in scales.items()]
     lines[-1] += f', {noise.source}'
-    if math.isnan(noise.whole):
-        return [*lines, f'saved       {NOT_RESOLVED}']
-    saved, extra = saved_updates(batch, noise.whole), extra_images(batch, noise.whole)
-    return [
-        *lines,
-        f'saved       {saved:.0%} of the updates (50% at most) for {extra:.0%} more '
-        f'images, against batch {batch / 2:,g}, each with its best learning rate',
-    ]
+    saved = NOT_RESOLVED
+    if not math.isnan(noise.whole):
+        saved = (
+            f'{saved_updates(batch, noise.whole):.0%} of the updates (50% at most) for '
+            f'{extra_images(batch, noise.whole):.0%} more images, against batch '
+            f'{batch / 2:,g}, each with its best learning rate'
+        )
+    return [*lines, f'saved       {saved}']
 
 
 def describe_multipliers(multipliers: Mapping[str, float], *, acts: bool) -> str:
@@ -187,10 +175,8 @@ def describe_multipliers(multipliers: Mapping[str, float], *, acts: bool) -> str
 def describe_time(planned: Cost, noise_scale: float | None) -> list[str]:
     """Format hours and GPU-hours of a batch and, if possible, of its neighbors.
 
-    Args:
-        planned: Cost of the planned batch.
-        noise_scale: Noise scale in images of the whole network; NaN if not resolved,
-            None if it was not measured.
+    The noise scale is that of the whole network: NaN if not resolved, None if it was
+    not measured.
     """
     speed = format_number(planned.images_per_second)
     line = (

@@ -1,7 +1,6 @@
 """Reader of MMEngine's JSON logs, the files ``vis_data/scalars.json`` of a run."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -37,11 +36,6 @@ def find_logs(path: str | Path) -> list[Path]:
     if not found:
         raise FileNotFoundError(f'{path} has no vis_data/scalars.json: not a run?')
     return found
-
-
-def find_log(path: str | Path) -> Path:
-    """Return the latest JSON log of a run; see :func:`find_logs`."""
-    return find_logs(path)[-1]
 
 
 def read_scalars(log: str | Path) -> list[Record]:
@@ -82,36 +76,16 @@ def read_run(path: str | Path) -> list[Record]:
     return joined
 
 
-def last_result(path: str | Path, key: str) -> float | None:
-    """Return the last validation result of a run, a JSON log or a work folder.
-
-    Returns:
-        NaN if the last loss is not finite, None if there is no log; otherwise as
-        :func:`validation_result`.
-    """
-    try:
-        logs = find_logs(path)
-    except FileNotFoundError:
-        return None
-    records = [record for log in logs for record in read_scalars(log)]
-    losses = [record['loss'] for record in records if 'loss' in record]
-    if losses and not math.isfinite(losses[-1]):
-        return math.nan
-    return validation_result(records, key)
-
-
 def validation_result(records: Sequence[Record], key: str) -> float | None:
     """Return a result of the last validation.
 
     MMDetection's ``CocoMetric`` reports nothing for a detector that finds no box. Its
-    result is 0, not that of an earlier validation.
+    result is 0, not that of an earlier validation. Without a validation, or if it had
+    other metrics only, there is None.
 
     Args:
         records: Records of a log, in order.
         key: Name of the metric in the log, for example 'coco/bbox_mAP'.
-
-    Returns:
-        None if there was no validation, or if it had other metrics only.
     """
     for record in reversed(records):
         if key in record:
@@ -122,40 +96,14 @@ def validation_result(records: Sequence[Record], key: str) -> float | None:
     return None
 
 
-def training_hours(path: str | Path) -> float | None:
-    """Return the hours that a run has spent on training, without validation.
-
-    Updates that a resumed run has repeated count once.
-
-    Args:
-        path: A JSON log or a work folder.
-
-    Returns:
-        None if there is no log.
-    """
-    try:
-        records = read_run(path)
-    except FileNotFoundError:
-        return None
-    steps = [0, *(record['step'] for record in records)]
-    # 'time' is the mean over the iterations since the last record.
-    seconds = sum(
-        record.get('time', 0.0) * (step - before)
-        for record, (before, step) in zip(records, pairwise(steps), strict=True)
-    )
-    return seconds / 3600 or None
-
-
 def module_curves(records: Iterable[Record], prefix: str) -> Curves:
-    """Collect the curve of each module.
+    """Collect the curve of each module, in the order in which modules were logged.
+
+    The noise scales include that of the whole network, and NaN where not resolved.
 
     Args:
         records: Records of a run.
         prefix: :data:`PHI_KEY`, :data:`MU_KEY` or :data:`NOISE_KEY`.
-
-    Returns:
-        Updates and values by module, in the order in which modules were logged. The
-        noise scales include that of the whole network, and NaN where not resolved.
     """
     curves: Curves = {}
     for record in records:
@@ -175,9 +123,9 @@ def drop_repeats(records: Iterable[Record]) -> list[Record]:
     measured: list[Record] = []
     last: Record = {}
     for record in records:
-        # NaN differs from itself, None does not.
+        # As text: NaN differs from itself.
         values = {
-            key: None if math.isnan(value) else value
+            key: str(value)
             for key, value in record.items()
             if key.startswith((PHI_KEY, NOISE_KEY))
         }
@@ -190,9 +138,8 @@ def drop_repeats(records: Iterable[Record]) -> list[Record]:
 def total_batch(records: Iterable[Record]) -> int | None:
     """Return the images of a full update, which a large-batch loop logs.
 
-    Returns:
-        None if the log does not contain it: it is that of another loop, or has only
-        the last update of each epoch, which may be smaller.
+    There is None if the log is that of another loop, or has only the last update of
+    each epoch, which may be smaller.
     """
     logged = [record for record in records if 'batch_size' in record]
     epochs = [record['epoch'] for record in logged if 'epoch' in record]
@@ -208,10 +155,7 @@ def lr_drops(records: Iterable[Record]) -> list[int]:
 
 
 def name_runs(paths: Sequence[str | Path]) -> list[str]:
-    """Return a short name for each run, by its work folder or log.
-
-    It is the last path part in which all differ.
-    """
+    """Return a name for each run: the last part of its path in which all differ."""
     parts = [Path(path).absolute().parts for path in paths]
     for level in range(1, min(map(len, parts)) + 1):
         names = [part[-level] for part in parts]

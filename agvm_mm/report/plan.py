@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 
 from agvm_mm import cli
 from agvm_mm.estimators import check_replicas
-from agvm_mm.method.modulator import MeasurementSchedule
+from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.report.forecast import (
@@ -73,149 +73,145 @@ MOMENTS = dict(SGD=1, Adam=2, AdamW=2, BaselineLARS=1, BaselineLAMB=2, PMDLAMB=2
 """Moments that an optimizer keeps for each parameter."""
 
 
-@dataclass
 class Plan:
-    """Numbers of a run.
-
-    Args:
-        images: Training images.
-        total: Images of an update.
-        gpus: Ranks.
-        images_per_gpu: Images of a micro-batch on one rank.
-        epoch: Updates of an epoch.
-        updates: Updates of the run.
-        lr: Learning rate at each update.
-        modules: Trainable parameters by module.
-        optimizer: Type of the optimizer.
-        precision: 'float32' or 'mixed'.
-        schedule: AGVM's schedule, None without AGVM.
-        acts: Whether AGVM scales learning rates.
-        estimator: AGVM's estimator.
-        momentum: Momentum of the multipliers.
-        noise: Measured noise scales, None without.
-        settled: See :func:`~agvm_mm.report.forecast.settled_multipliers`.
-        images_per_second: Throughput of all GPUs together, None if not known.
-        warnings: Questionable settings.
-        problems: Settings that cannot work.
-    """
-
-    images: int
-    total: int
-    gpus: int
-    images_per_gpu: int
-    epoch: int
-    updates: int
-    lr: list[float]
-    modules: dict[str, int]
-    optimizer: str
-    precision: str
-    schedule: MeasurementSchedule | None = None
-    acts: bool = False
-    estimator: str = 'halves'
-    momentum: float = 0.97
-    noise: NoiseScales | None = None
-    settled: dict[str, float] = field(default_factory=dict)
-    images_per_second: float | None = None
-    warnings: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches of an update on each rank, rounded down."""
-        return self.total // (self.gpus * self.images_per_gpu)
-
-    @property
-    def measurements(self) -> int:
-        """Number of updates at which AGVM measures."""
-        if self.schedule is None:
-            return 0
-        return sum(map(self.schedule.is_measured, range(self.updates)))
-
-    @property
-    def warmup(self) -> int:
-        """First update at which the learning rate is at its peak, within 1%."""
-        return end_of_warmup(self.lr)
-
-    @property
-    def gradient_bytes(self) -> int:
-        """Size of the gradient in float32."""
-        return 4 * sum(self.modules.values())
-
-
-def make_plan(
-    cfg: Config,
-    gpus: int,
-    images_per_gpu: int | None,
-    images: int | None,
-    *,
-    noise: NoiseScales | None = None,
-    images_per_second: float | None = None,
-) -> Plan:
-    """Plan a run of a config on a cluster.
+    """Numbers of a run of a config on a cluster.
 
     Args:
         cfg: The config.
         gpus: Ranks.
-        images_per_gpu: Images per rank; None for those of the config.
+        images_per_gpu: Images of a micro-batch on one rank; None for those of the
+            config.
         images: Training images; None for those of COCO or ADE20K.
         noise: Measured noise scales of the model. Defaults to None.
         images_per_second: Throughput of all GPUs together. Defaults to None.
+
+    Attributes:
+        total: Images of an update.
+        micro_batches: Those of an update on each rank, rounded down.
+        epoch: Updates of an epoch.
+        updates: Updates of the run.
+        lr: Learning rate at each update.
+        warmup: First update at which it is at its peak, within 1%.
+        modules: Trainable parameters by module.
+        hook: AGVM's hook, None without AGVM.
+        schedule: AGVM's schedule, None without AGVM.
+        measurements: Number of updates at which AGVM measures.
+        settled: See :func:`~agvm_mm.report.forecast.settled_multipliers`.
+        warnings: Questionable settings.
+        problems: Settings that cannot work.
 
     Raises:
         ValueError: If the config does not give the numbers, or the noise scales are of
             another model.
         Exception: Any error that the run itself would raise for a wrong setting.
     """
-    check_loop(cfg)
-    images = images or training_images(cfg)
-    per_gpu = images_per_gpu or cfg.train_dataloader.batch_size
-    accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
-    total = cfg.train_cfg.get('total_batch_size', gpus * per_gpu * accumulation)
-    epoch = math.ceil(images / total)
-    if 'max_epochs' in cfg.train_cfg:
-        updates = cfg.train_cfg.max_epochs * epoch
-    else:
-        updates = cfg.train_cfg.max_iters // accumulation
-    model = build_model(cfg)
-    by_module = trainable_by_module(model, cfg.optim_wrapper.get('modules'))
-    plan = Plan(
-        images=images,
-        total=total,
-        gpus=gpus,
-        images_per_gpu=per_gpu,
-        epoch=epoch,
-        updates=updates,
-        lr=planned_rates(cfg, epoch, updates, accumulation),
-        modules={
+
+    def __init__(
+        self,
+        cfg: Config,
+        gpus: int,
+        images_per_gpu: int | None,
+        images: int | None,
+        *,
+        noise: NoiseScales | None = None,
+        images_per_second: float | None = None,
+    ) -> None:
+        check_loop(cfg)
+        self.gpus = gpus
+        self.images = images or training_images(cfg)
+        self.images_per_gpu = images_per_gpu or cfg.train_dataloader.batch_size
+        self.noise = noise
+        self.images_per_second = images_per_second
+        per_micro_batch = gpus * self.images_per_gpu
+        accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
+        self.total = cfg.train_cfg.get(
+            'total_batch_size', per_micro_batch * accumulation
+        )
+        self.micro_batches = self.total // per_micro_batch
+        self.epoch = math.ceil(self.images / self.total)
+        if 'max_epochs' in cfg.train_cfg:
+            self.updates = cfg.train_cfg.max_epochs * self.epoch
+        else:
+            self.updates = cfg.train_cfg.max_iters // accumulation
+        model = build_model(cfg)
+        by_module = trainable_by_module(model, cfg.optim_wrapper.get('modules'))
+        self.modules = {
             name: sum(parameter.numel() for parameter in parameters)
             for name, parameters in by_module.items()
-        },
-        optimizer=type_name(cfg.optim_wrapper.optimizer.type),
-        precision='mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32',
-        noise=noise,
-        images_per_second=images_per_second,
-    )
-    hook = build_settings(cfg, model)
-    if hook is not None:
-        plan.schedule = hook.schedule
-        if hook.begin == WARMUP:
-            plan.schedule = hook.make_schedule(plan.warmup)
-        plan.acts = hook.act
-        plan.estimator = hook.estimator
-        plan.momentum = cfg.optim_wrapper.get('momentum', 0.97)
-    if noise is not None:
-        check_same_modules(noise, plan.modules)
-        anchor = cfg.optim_wrapper.get('anchor', 'backbone')
-        bounds = cfg.optim_wrapper.get('ratio_bounds', (0.5, 10.0))
-        plan.settled = settled_multipliers(total, noise.modules, anchor, bounds)
-    plan.problems = find_problems(plan, cfg)
-    plan.warnings = find_warnings(plan)
-    if noise is not None and (cfg.get('sync_bn') or has_sync_bn(model)):
-        plan.warnings.append(
-            'with SyncBN, noise scales that several ranks have measured are biased '
-            'upwards or not resolved, and with them all that follows from them'
+        }
+        self.lr = planned_rates(cfg, self.epoch, self.updates, accumulation)
+        self.warmup = end_of_warmup(self.lr)
+        self.optimizer = type_name(cfg.optim_wrapper.optimizer.type)
+        self.precision = 'mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32'
+        self.hook = build_hook(cfg, model)
+        self.schedule, self.measurements = None, 0
+        if self.hook is not None:
+            begin = self.warmup if self.hook.begin == WARMUP else self.hook.begin
+            self.schedule = self.hook.make_schedule(begin)
+            measured = map(self.schedule.is_measured, range(self.updates))
+            self.measurements = sum(measured)
+        mu = modulator_settings(cfg.optim_wrapper)
+        self.momentum = mu.pop('momentum')
+        self.settled: dict[str, float] = {}
+        if noise is not None:
+            check_same_modules(noise, self.modules)
+            self.settled = settled_multipliers(self.total, noise.modules, **mu)
+        self.problems = self._find_problems(is_wrapper(cfg, AGVMOptimWrapper))
+        self.warnings = self._find_warnings()
+        if noise is not None and (cfg.get('sync_bn') or has_sync_bn(model)):
+            self.warnings.append(
+                'with SyncBN, noise scales that several ranks have measured are biased '
+                'upwards or not resolved, and with them all that follows from them'
+            )
+
+    def _find_problems(self, has_wrapper: bool) -> list[str]:
+        checks = [
+            (check_total_batch_size, self.total, self.gpus, self.images_per_gpu),
+            (check_both_parts, has_wrapper, self.hook is not None),
+        ]
+        if self.hook is not None:
+            checks += [
+                (check_replicas, self.gpus, self.micro_batches, None),
+                (check_begin_is_reached, self.schedule.begin, self.updates),
+            ]
+        problems = []
+        for check, *arguments in checks:
+            try:
+                check(*arguments)
+            except ValueError as error:
+                problems.append(str(error))
+        return problems
+
+    def _find_warnings(self) -> list[str]:
+        warnings = []
+        if self.warmup > self.updates / 4:
+            warnings.append(
+                f'the warm-up takes {self.warmup} of {self.updates} updates, more than '
+                'a quarter'
+            )
+        begin = self.schedule.begin if self.hook and self.hook.act else math.inf
+        if begin >= self.updates:
+            return warnings
+        if begin < self.warmup:
+            warnings.append(
+                f'AGVM begins at update {begin}, within the warm-up of {self.warmup}'
+            )
+        reach = 1 - self.momentum**self.measurements
+        if reach < 0.5:
+            warnings.append(
+                f'{self.measurements} measurements move mu only {reach:.0%} of the '
+                'distance to its target; lower the interval (the replicas estimator '
+                'makes that cheap)'
+            )
+        return warnings
+
+
+def check_both_parts(has_wrapper: bool, has_hook: bool) -> None:
+    """Check that a config has AGVM's optimizer wrapper and hook, or neither."""
+    if has_wrapper != has_hook:
+        raise ValueError(
+            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
         )
-    return plan
 
 
 def check_loop(cfg: Config) -> None:
@@ -236,8 +232,7 @@ def check_loop(cfg: Config) -> None:
     if loop is None:
         near = did_you_mean(name, LOOPS.module_dict)
         raise KeyError(f'train_cfg.type={kind!r} is not registered.{near}')
-    known = argument_names(loop) - {'runner', 'dataloader'}
-    check_arguments(name, settings, known)
+    check_arguments(name, settings, argument_names(loop) - {'runner', 'dataloader'})
     if issubclass(loop, LargeBatchMixin):
         if 'total_batch_size' not in settings:
             raise ValueError(f'train_cfg: {name} needs total_batch_size')
@@ -267,11 +262,7 @@ def training_images(cfg: Config) -> int:
 
 
 class _LinspaceOnCPU(TorchFunctionMode):
-    """Mode in which ``torch.linspace`` is on the CPU, whatever the default device.
-
-    Swin computes its drop rates with it and reads the values, which a tensor on the
-    meta device does not have.
-    """
+    """Mode in which ``torch.linspace`` has values: Swin reads its drop rates."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None
@@ -286,11 +277,8 @@ def use_toolbox(cfg: Config) -> None:
     """Make the names of a config's toolbox known to MMEngine."""
     # A config in pure Python has none.
     scope = cfg.get('default_scope') or 'mmengine'
-    # The import registers the toolbox's names.
-    if scope == 'mmdet':
-        import mmdet.models  # noqa: F401
-    elif scope == 'mmseg':
-        import mmseg.models  # noqa: F401
+    if scope in ('mmdet', 'mmseg'):
+        import_module(f'{scope}.models')
     init_default_scope(scope)
 
 
@@ -306,15 +294,7 @@ def build_model(cfg: Config) -> nn.Module:
 def planned_rates(
     cfg: Config, epoch: int, updates: int, accumulation: int
 ) -> list[float]:
-    """Compute the learning rate at each update with the schedulers of the config.
-
-    Args:
-        cfg: The config.
-        epoch: Updates of an epoch.
-        updates: Updates of the run.
-        accumulation: MMEngine's ``accumulative_counts``, the number of times that its
-            schedulers step in one update. 1 with a large-batch loop.
-    """
+    """Compute the learning rate at each update with the schedulers of the config."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=float(cfg.optim_wrapper.optimizer.lr))
     settings = cfg.get('param_scheduler') or []
@@ -334,11 +314,7 @@ def planned_rates(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what constructors print, and raise the level of MMEngine's logger.
-
-    MMEngine's constructor logs a line for each option of each parameter, with a Swin
-    hundreds. MMSegmentation's print their groups.
-    """
+    """Drop what constructors of optimizers log and print: lines for each parameter."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -349,15 +325,8 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
-    """Build the optimizer wrapper and AGVM's hook, which check their settings.
-
-    Args:
-        cfg: The config.
-        model: Its model.
-
-    Returns:
-        AGVM's hook, or None.
+def build_hook(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
+    """Build AGVM's hook, if there is one; it and the wrapper check their settings.
 
     Raises:
         Exception: Any error that the run would raise.
@@ -377,14 +346,20 @@ def build_settings(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
     return hook
 
 
+def modulator_settings(optim_wrapper: ConfigDict) -> dict[str, Any]:
+    """Return the settings of the multipliers in a config, or their defaults."""
+    defaults = Modulator.__init__.__kwdefaults__
+    return {name: optim_wrapper.get(name, value) for name, value in defaults.items()}
+
+
 def in_float32(settings: ConfigDict) -> ConfigDict:
     """Return settings of an optimizer wrapper that needs no GPU for mixed precision."""
     settings = copy.deepcopy(settings)
     for full, mixed in cli.AMP_WRAPPERS.items():
         if type_name(settings.get('type')) == mixed:
             settings.type = full
-            for name in ('loss_scale', 'dtype'):
-                settings.pop(name, None)
+            settings.pop('loss_scale', None)
+            settings.pop('dtype', None)
     return settings
 
 
@@ -413,62 +388,12 @@ def is_kind(kind: Any, registry: Registry, expected: type) -> bool:
     return isinstance(found, type) and issubclass(found, expected)
 
 
-def find_problems(plan: Plan, cfg: Config) -> list[str]:
-    """Return what cannot work in a plan."""
-    problems = _errors(
-        check_total_batch_size, plan.total, plan.gpus, plan.images_per_gpu
-    )
-    if is_wrapper(cfg, AGVMOptimWrapper) != (plan.schedule is not None):
-        problems.append(
-            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
-        )
-    if plan.schedule is None:
-        return problems
-    problems += _errors(check_replicas, plan.gpus, plan.micro_batches, None)
-    problems += _errors(check_begin_is_reached, plan.schedule.begin, plan.updates)
-    return problems
-
-
-def _errors(check: Callable, *arguments: object) -> list[str]:
-    """Return the message of a check that fails, in a list; an empty list otherwise."""
-    try:
-        check(*arguments)
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
-def find_warnings(plan: Plan) -> list[str]:
-    """Return the questionable settings of a plan."""
-    warnings = []
-    warmup = plan.warmup
-    if warmup > plan.updates / 4:
-        warnings.append(
-            f'the warm-up takes {warmup} of {plan.updates} updates, more than a quarter'
-        )
-    if not plan.acts or plan.schedule.begin >= plan.updates:
-        return warnings
-    if plan.schedule.begin < warmup:
-        warnings.append(
-            f'AGVM begins at update {plan.schedule.begin}, within the warm-up of '
-            f'{warmup}'
-        )
-    reach = 1 - plan.momentum**plan.measurements
-    if reach < 0.5:
-        warnings.append(
-            f'{plan.measurements} measurements move mu only {reach:.0%} of the '
-            'distance to its target; lower the interval (the replicas estimator makes '
-            'that cheap)'
-        )
-    return warnings
-
-
 def describe(plan: Plan) -> str:
     """Format a plan as a block of text."""
-    gradient = format_bytes(plan.gradient_bytes)
-    state = f'not known for {plan.optimizer}'
+    size = 4 * sum(plan.modules.values())
+    gradient, state = format_bytes(size), f'not known for {plan.optimizer}'
     if plan.optimizer in MOMENTS:
-        state = format_bytes(plan.gradient_bytes * MOMENTS[plan.optimizer])
+        state = format_bytes(size * MOMENTS[plan.optimizer])
     lines = [
         f'batch       {plan.total} images = {plan.gpus} GPU(s) x '
         f'{plan.images_per_gpu} images x {plan.micro_batches} micro-batch(es)',
@@ -484,12 +409,13 @@ def describe(plan: Plan) -> str:
         f'{gradient}, moments {state}; plus activations',
         f'traffic     plain update: {gradient} reduced',
     ]
-    if plan.schedule is not None:
-        lines += _agvm_lines(plan, plan.schedule, gradient)
+    if plan.hook is not None:
+        lines += _agvm_lines(plan, plan.hook, gradient)
     if plan.noise is not None:
         lines += describe_noise(plan.noise, plan.total)
     if plan.settled:
-        lines.append(describe_multipliers(plan.settled, acts=plan.acts))
+        acts = plan.hook is not None and plan.hook.act
+        lines.append(describe_multipliers(plan.settled, acts=acts))
     if plan.images_per_second is not None:
         speed = plan.images_per_second / plan.gpus
         planned = Cost(plan.total, plan.gpus, plan.updates, speed)
@@ -499,25 +425,24 @@ def describe(plan: Plan) -> str:
     return '\n'.join(lines)
 
 
-def _agvm_lines(plan: Plan, schedule: MeasurementSchedule, gradient: str) -> list[str]:
+def _agvm_lines(plan: Plan, hook: VarianceSyncHook, gradient: str) -> list[str]:
     if plan.gpus == 1:
         extra = f'nothing reduced, one copy of the gradient ({gradient})'
-    elif plan.estimator == 'halves':
+    elif hook.estimator == 'halves':
         extra = f'{gradient} more reduced, one copy of each bucket in flight'
     else:
         extra = f'{2 * len(plan.modules)} scalars more reduced'
-    end = '' if schedule.end is None else f' to {schedule.end:,}'
-    acts = '' if plan.acts else 'only measures, '
+    end = '' if hook.end is None else f' to {hook.end:,}'
+    acts = '' if hook.act else 'only measures, '
     lines = [
         f'            measured update: {extra}',
-        f'AGVM        {acts}from update {schedule.begin:,}{end}, every '
-        f'{schedule.interval}: {plan.measurements:,} measurements by {plan.estimator}',
+        f'AGVM        {acts}from update {plan.schedule.begin:,}{end}, every '
+        f'{hook.interval}: {plan.measurements:,} measurements by {hook.estimator}',
     ]
-    if plan.acts:
-        half = half_way(plan.momentum)
+    if hook.act:
         lines.append(
-            f'            mu covers half the distance to its target in {half} '
-            'measurement(s)'
+            '            mu covers half the distance to its target in '
+            f'{half_way(plan.momentum)} measurement(s)'
         )
     return lines
 

@@ -25,7 +25,7 @@ from agvm_mm import cli
 from agvm_mm.report import logs
 from agvm_mm.training.atomic import replaced_when_whole
 from agvm_mm.validation import check_choice
-from benchmarks.paper.tables import METRICS
+from benchmarks.paper.tables import METRICS, last_result
 from common import report
 
 TWINS = report.ROOT / 'configs/digits'
@@ -301,7 +301,7 @@ def train(run: Run, data: Path, work_dirs: Path) -> Run:
         result |= dict(value=None, diverged=str(error))
     else:
         key, factor = METRICS[METRIC[run.model]]
-        value = logs.last_result(folder, key) * factor
+        value = last_result(folder, key) * factor
         result |= dict(value=round(value, 2), agvm=agvm_medians(logs.read_run(folder)))
     result['cpu_seconds'] = round(time.process_time() - start, 1)
     result['processor'] = report.processor_name()

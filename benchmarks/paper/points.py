@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from agvm_mm.report.logs import training_hours
+from agvm_mm.report.logs import read_run
 from benchmarks.paper.tables import (
     METHODS,
     METRICS,
@@ -16,6 +17,24 @@ from benchmarks.paper.tables import (
     read_tables,
     work_dir,
 )
+
+
+def training_hours(path: str | Path) -> float | None:
+    """Return the hours that a run has spent on training, without validation.
+
+    Updates that a resumed run has repeated count once. There is None without a log.
+    """
+    try:
+        records = read_run(path)
+    except FileNotFoundError:
+        return None
+    steps = [0, *(record['step'] for record in records)]
+    # 'time' is the mean over the iterations since the last record.
+    seconds = sum(
+        record.get('time', 0.0) * (step - before)
+        for record, (before, step) in zip(records, pairwise(steps), strict=True)
+    )
+    return seconds / 3600 or None
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
-from agvm_mm.report.logs import last_result
+from agvm_mm.report.logs import find_logs, read_scalars, validation_result
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -287,6 +287,23 @@ def _digits_cells() -> list[Cell]:
 def work_dir(cell: Cell, root: Path) -> Path:
     """Return the default work folder of a cell's config."""
     return root / Path(cell.config).stem
+
+
+def last_result(path: str | Path, key: str) -> float | None:
+    """Return the last validation result of a run, a JSON log or a work folder.
+
+    It is NaN if the last loss is not finite, None if there is no log; otherwise as
+    :func:`validation_result`.
+    """
+    try:
+        logs = find_logs(path)
+    except FileNotFoundError:
+        return None
+    records = [record for log in logs for record in read_scalars(log)]
+    losses = [record['loss'] for record in records if 'loss' in record]
+    if losses and not math.isfinite(losses[-1]):
+        return math.nan
+    return validation_result(records, key)
 
 
 def read_result(folder: str | Path, metric: str) -> float | str | None:

@@ -18,7 +18,7 @@ from torch.optim import SGD
 from agvm_mm.method.noise_scale import predicted_variance
 from agvm_mm.report.gradient_noise import replicas
 from agvm_mm.report.gradient_noise.intervals import GradientSums
-from agvm_mm.report.gradient_noise.replicas import BlockSums
+from agvm_mm.report.gradient_noise.replicas import sum_replicas
 from demo import write_digits
 
 pytestmark = pytest.mark.evidence
@@ -60,16 +60,17 @@ def gaussian_sums(
     rng = np.random.default_rng(seed)
     blocks, size = replicas // 8, 8
     tables, means = [], []
+    # |g|^2 = width, and s^2 = scale * width.
+    noise = [math.sqrt(scale / images) for scale in SCALES.values()]
+    gradients = (
+        [torch.tensor(1 + each * rng.normal(size=width)) for each in noise]
+        for _ in range(replicas)
+    )
     for _ in range(blocks):
-        sums = BlockSums([0, 1], size)
-        for _ in range(size):
-            # |g|^2 = width, and s^2 = scale * width.
-            noise = [math.sqrt(scale / images) for scale in SCALES.values()]
-            sums.add(
-                [torch.tensor(1 + each * rng.normal(size=width)) for each in noise]
-            )
-        tables.append(sums.group_sq / torch.tensor([8, 4, 2, 1]))
-        means.append(torch.stack(sums.total) / size)
+        squares = torch.zeros(2, 4, dtype=torch.float64)
+        total = sum_replicas(gradients, 3, torch.tensor([0, 1]), squares)
+        tables.append(squares / torch.tensor([8, 4, 2, 1]))
+        means.append(torch.stack(total) / size)
     rows = torch.stack(means, 1)
     gram = rows @ rows.transpose(1, 2)
     return GradientSums(

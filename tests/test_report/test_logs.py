@@ -8,6 +8,8 @@ import pytest
 from logfiles import write_aged_log, write_log, write_timed_run
 
 from agvm_mm.report import logs
+from benchmarks.paper.points import training_hours
+from benchmarks.paper.tables import last_result
 
 RECORDS = [
     {'step': 1, 'lr': 0.1, 'loss': 3.0},
@@ -21,7 +23,7 @@ RECORDS = [
 
 def test_curves_and_learning_rate_steps_are_read(tmp_path: Path):
     write_log(tmp_path / 'run', *RECORDS)
-    records = logs.read_scalars(logs.find_log(tmp_path / 'run'))
+    records = logs.read_scalars(logs.find_logs(tmp_path / 'run')[-1])
     assert records == RECORDS
     assert logs.module_curves(records, logs.PHI_KEY) == {
         'backbone': ([2, 3], [0.5, 0.6]),
@@ -34,15 +36,15 @@ def test_latest_log_of_a_folder_is_found(tmp_path: Path):
     first = write_log(tmp_path, *RECORDS)
     other = write_log(tmp_path, name='20260102_000000')
     os.utime(other, (0, 0))
-    assert logs.find_log(tmp_path) == first
+    assert logs.find_logs(tmp_path)[-1] == first
     os.utime(other)
-    assert logs.find_log(tmp_path) == other
-    assert logs.find_log(other) == other
+    assert logs.find_logs(tmp_path)[-1] == other
+    assert logs.find_logs(other)[-1] == other
 
 
 def test_folder_without_log_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match='scalars.json'):
-        logs.find_log(tmp_path)
+        logs.find_logs(tmp_path)
 
 
 def test_log_of_resumed_run_is_joined(tmp_path: Path):
@@ -73,34 +75,34 @@ def test_last_result_is_nan_after_divergence_and_none_without_validation(
     write_log(tmp_path / 'diverged', {'mAP': 0.1}, good, bad)
     write_log(tmp_path / 'recovered', bad, good, {'mAP': 0.2})
     write_log(tmp_path / 'short', good)
-    assert logs.last_result(tmp_path / 'good', 'mAP') == 0.3
-    assert math.isnan(logs.last_result(tmp_path / 'diverged', 'mAP'))
-    assert logs.last_result(tmp_path / 'recovered', 'mAP') == 0.2
-    assert logs.last_result(tmp_path / 'good', 'mIoU') is None
-    assert logs.last_result(tmp_path / 'short', 'mAP') is None
-    assert logs.last_result(tmp_path / 'nothing', 'mAP') is None
+    assert last_result(tmp_path / 'good', 'mAP') == 0.3
+    assert math.isnan(last_result(tmp_path / 'diverged', 'mAP'))
+    assert last_result(tmp_path / 'recovered', 'mAP') == 0.2
+    assert last_result(tmp_path / 'good', 'mIoU') is None
+    assert last_result(tmp_path / 'short', 'mAP') is None
+    assert last_result(tmp_path / 'nothing', 'mAP') is None
 
 
 def test_last_result_is_0_if_nothing_was_found_at_the_last_validation(tmp_path: Path):
     times = {'data_time': 0.1, 'time': 0.2, 'step': 10}
     train = {'loss': 0.5, 'lr': 0.1, 'time': 0.2}
     write_log(tmp_path / 'lost', {'mAP': 0.3, 'step': 5}, train, times, {'own': 1.0})
-    assert logs.last_result(tmp_path / 'lost', 'mAP') == 0
+    assert last_result(tmp_path / 'lost', 'mAP') == 0
     write_log(tmp_path / 'other', {'mAP': 0.3, 'step': 5}, {**times, 'mIoU': 30.0})
-    assert logs.last_result(tmp_path / 'other', 'mAP') is None
+    assert last_result(tmp_path / 'other', 'mAP') is None
 
 
 def test_last_result_is_that_of_the_latest_log(tmp_path: Path):
     first = write_log(tmp_path, {'mAP': 0.1})
     write_log(tmp_path, {'mAP': 0.2}, name='20260102_000000')
     os.utime(first, (0, 0))
-    assert logs.last_result(tmp_path, 'mAP') == 0.2
+    assert last_result(tmp_path, 'mAP') == 0.2
 
 
 def test_training_hours_count_each_update_once(tmp_path: Path):
     folder = write_timed_run(tmp_path / 'run', 'mIoU', 30.0)
-    assert logs.training_hours(folder) == pytest.approx(0.1)
-    assert logs.training_hours(tmp_path / 'none') is None
+    assert training_hours(folder) == pytest.approx(0.1)
+    assert training_hours(tmp_path / 'none') is None
 
 
 def test_repeated_measurement_counts_once():

@@ -12,8 +12,8 @@ from agvm_mm.method.variance import variance_from_replicas
 from agvm_mm.report.gradient_noise import intervals
 from agvm_mm.report.gradient_noise.intervals import (
     GradientSums,
+    NoiseReport,
     divide_replicas,
-    make_report,
 )
 
 BOUNDS = (0.5, 10.0)
@@ -87,7 +87,7 @@ def test_measured_phi_is_that_of_the_replicas_estimator():
     gradients = dict(
         backbone=draw(rng, 32, 1, 400.0), rpn_head=draw(rng, 32, 1.0, 50.0)
     )
-    report = make_report(sums_of(gradients, 4, 2), 'backbone', BOUNDS)
+    report = NoiseReport(sums_of(gradients, 4, 2), 'backbone', BOUNDS)
     rows = {row.batch: row for row in report.batches if row.measured}
     assert list(rows) == [8, 16, 32, 64, 128]
     for batch, row in rows.items():
@@ -107,7 +107,7 @@ def test_measured_phi_is_that_of_the_replicas_estimator():
 def test_predictions_follow_from_the_noise_scale_of_all_images():
     rng = np.random.default_rng(3)
     gradients = dict(backbone=draw(rng, 64, 1, 50.0), neck=draw(rng, 64, 1.0, 10.0))
-    report = make_report(sums_of(gradients, 1, 4), 'backbone', BOUNDS)
+    report = NoiseReport(sums_of(gradients, 1, 4), 'backbone', BOUNDS)
     scales = {name: each.noise_scale for name, each in report.modules.items()}
     assert report.modules[ALL].signal == pytest.approx(
         report.modules['backbone'].signal + report.modules['neck'].signal
@@ -129,7 +129,7 @@ def test_predictions_follow_from_the_noise_scale_of_all_images():
 def test_signal_that_may_be_zero_is_not_resolved():
     rng = np.random.default_rng(4)
     gradients = dict(backbone=draw(rng, 32, 5, 10.0), neck=draw(rng, 32, 0.0, 10.0))
-    report = make_report(sums_of(gradients, 1, 2), 'backbone', BOUNDS)
+    report = NoiseReport(sums_of(gradients, 1, 2), 'backbone', BOUNDS)
     assert (
         report.modules['backbone'].noise_scale
         and report.modules['neck'].noise_scale is None
@@ -153,7 +153,7 @@ def test_unbiased_and_intervals_cover_at_their_rate():
         sums = sums_of(dict(backbone=draw(rng, replicas, signal, variance)), 1, 4)
         groups = (2, 4, 16, 64, None)
         found.append([torch.cat(sums.signal_and_noise(k)).tolist() for k in groups])
-        report = make_report(sums, 'backbone', BOUNDS, batches=[256])
+        report = NoiseReport(sums, 'backbone', BOUNDS)
         scale = report.modules['backbone'].noise_scale
         # Of a noise scale that is not resolved the lower end is known.
         high = scale.high if scale else math.inf
@@ -173,9 +173,9 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     values = torch.tensor([1.0, 4.0, 2.0, 9.0]).double()
     deleted = (values.sum() - values) / 3
     error = values.std().item() / 2
-    found = intervals.jackknife(4.0, deleted)
+    found = intervals.interval(torch.cat([values.mean()[None], deleted]))
     assert found.high - 4 == pytest.approx(t.ppf(0.975, 3) * error, rel=1e-9)
-    assert intervals.jackknife(4.0, None)[1:] == (-math.inf, math.inf)
+    assert intervals.interval(values[:1]) == (1.0, -math.inf, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,16 @@ def test_replicas_are_divided(replicas: int, ranks: int, blocks: int, size: int)
 
 def test_two_replicas_have_no_interval():
     g = draw(np.random.default_rng(6), 2, 100.0, 1.0)
-    report = make_report(sums_of(dict(backbone=g), 8, 1), 'backbone', BOUNDS)
+    report = NoiseReport(sums_of(dict(backbone=g), 8, 1), 'backbone', BOUNDS)
     for each in report.modules.values():
         assert each.noise_scale is None and each.lower_bound is None
     assert report.batches[0].phi['backbone'].value < 0.2
+
+
+def test_two_of_three_replicas_have_no_interval():
+    g = draw(np.random.default_rng(7), 3, 100.0, 1.0)
+    report = NoiseReport(sums_of(dict(backbone=g), 8, 1), 'backbone', BOUNDS)
+    (row,) = [row for row in report.batches if row.measured]
+    assert row.batch == 16
+    # A pair of replicas has no pair left without one of them.
+    assert row.phi['backbone'][1:] == (0, 2)

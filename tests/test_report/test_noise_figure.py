@@ -11,7 +11,7 @@ from test_noise import BOUNDS, draw, sums_of
 
 from agvm_mm.method.noise_scale import predicted_variance
 from agvm_mm.report.figures import plot_gradient_noise, save_figure
-from agvm_mm.report.gradient_noise.intervals import NoiseReport, make_report
+from agvm_mm.report.gradient_noise.intervals import NoiseReport
 from agvm_mm.report.gradient_noise.text import describe, write_json
 
 
@@ -20,7 +20,7 @@ def report() -> NoiseReport:
     rng = np.random.default_rng(4)
     signals = dict(backbone=20.0, neck=0.0, head=80.0)
     gradients = {name: draw(rng, 32, s, 500.0) for name, s in signals.items()}
-    found = make_report(sums_of(gradients, 8, 2), 'backbone', BOUNDS)
+    found = NoiseReport(sums_of(gradients, 8, 2), 'backbone', BOUNDS)
     assert (
         found.modules['neck'].noise_scale is None and found.modules['head'].noise_scale
     )
@@ -55,7 +55,7 @@ def test_lines_are_predictions_and_points_measurements(report: NoiseReport):
 
 def test_two_replicas_can_be_drawn(tmp_path: Path):
     g = draw(np.random.default_rng(6), 2, 100.0, 1.0)
-    report = make_report(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)
+    report = NoiseReport(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)
     save_figure(plot_gradient_noise(report), tmp_path / 'noise.png')
     assert (tmp_path / 'noise.png').read_bytes().startswith(b'\x89PNG')
 
@@ -68,7 +68,7 @@ def test_text_shows_the_lower_end_of_what_is_not_resolved(report: NoiseReport):
 
 def test_unknown_ends_of_intervals_are_null_in_the_file(tmp_path: Path):
     g = draw(np.random.default_rng(6), 2, 100.0, 1.0)
-    report = make_report(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)
+    report = NoiseReport(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)
     write_json(tmp_path / 'noise.json', report)
     found = json.loads((tmp_path / 'noise.json').read_text())
     assert found['modules']['backbone']['noise_scale'] is None

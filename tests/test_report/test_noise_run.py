@@ -1,6 +1,7 @@
 """replicas.py: gradients of a toy model, one process and two ranks, rescaling."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,7 @@ from ranks import run_on_ranks
 from torch.utils.data import DataLoader, TensorDataset
 from toy import ToyDetector, make_images
 
-from agvm_mm.estimators.preconditioner import (
-    AdamPreconditioner,
-    IdentityPreconditioner,
-    build_preconditioner,
-)
+from agvm_mm.estimators.preconditioner import build_preconditioner
 from agvm_mm.method.modules import trainable_by_module
 from agvm_mm.report.gradient_noise import replicas
 from agvm_mm.report.gradient_noise.intervals import GradientSums, divide_replicas
@@ -21,8 +18,8 @@ from agvm_mm.report.gradient_noise.intervals import GradientSums, divide_replica
 REPLICAS, IMAGES = 70, 3
 
 
-def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> replicas.Setup:
-    """Return the setup of one rank of the toy model."""
+def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> SimpleNamespace:
+    """Return what one rank measures of the toy model, as replicas.Setup."""
     torch.manual_seed(0)
     model = ToyDetector()
     kwargs = dict(amsgrad=True) if amsgrad else {}
@@ -31,24 +28,23 @@ def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> replicas
         model(*make_images(8, seed))['loss'].backward()
         built.step()
         built.zero_grad()
-    blocks = divide_replicas(REPLICAS, ranks)
+    blocks, size = divide_replicas(REPLICAS, ranks)
     inputs, targets = make_images(REPLICAS * IMAGES, seed=7)
-    own = blocks.replicas * IMAGES // ranks
+    own = blocks * size * IMAGES // ranks
     part = slice(rank * own, (rank + 1) * own)
-    return replicas.Setup(
+    return SimpleNamespace(
         model=model,
         by_module=trainable_by_module(model),
         preconditioner=build_preconditioner(built),
         batches=DataLoader(TensorDataset(inputs[part], targets[part]), IMAGES),
         blocks=blocks,
+        block_size=size,
         images_per_replica=IMAGES,
         anchor='backbone',
-        ratio_bounds=(0.5, 10.0),
-        notes=[],
     )
 
 
-def all_gradients(setup: replicas.Setup, scale: Callable) -> dict[str, np.ndarray]:
+def all_gradients(setup: SimpleNamespace, scale: Callable) -> dict[str, np.ndarray]:
     """Return the gradients of all replicas by module, (replicas, elements)."""
     rows: dict[str, list] = {name: [] for name in setup.by_module}
     for inputs, targets in setup.batches:
@@ -105,7 +101,7 @@ def test_two_ranks_equal_one_process():
     setup = make_setup('AdamW', False, 2, 0)
     whole = make_setup('AdamW', False, 1, 0)
     # One process on the same blocks.
-    whole.blocks = setup.blocks
+    whole.blocks, whole.block_size = setup.blocks, setup.block_size
     expected = replicas.measure(whole)
     assert (expected.blocks, expected.replicas) == (16, 64)
     for result in results:
@@ -127,10 +123,11 @@ def test_model_with_its_own_train_step_and_a_module_without_gradient():
 
     model.train_step = train_step
     sums = replicas.measure(setup)
-    kept = replicas.drop_without_gradient(sums, 'backbone')
-    assert set(sums.modules) - set(kept.modules) == {'mask_head'}
+    assert set(setup.by_module) - set(sums.modules) == {'mask_head'}
+    assert len(sums.group_sq) == len(sums.gram) == len(sums.modules)
+    setup.anchor = 'mask_head'
     with pytest.raises(ValueError, match="no loss reaches the anchor 'mask_head'"):
-        replicas.drop_without_gradient(sums, 'mask_head')
+        replicas.measure(setup)
 
 
 def test_gradient_that_is_not_finite_is_refused():
@@ -139,14 +136,3 @@ def test_gradient_that_is_not_finite_is_refused():
         setup.model.roi_head['bbox_head'].bias[0] = float('nan')
     with pytest.raises(FloatingPointError, match='gradient of .* is not finite'):
         replicas.measure(setup)
-
-
-def test_preconditioner_types():
-    assert isinstance(
-        make_setup('AdamW', False, 1, 0).preconditioner, AdamPreconditioner
-    )
-    assert make_setup('AdamW', False, 1, 0).gradient == replicas.RESCALED
-    assert isinstance(
-        make_setup('SGD', False, 1, 0).preconditioner, IdentityPreconditioner
-    )
-    assert make_setup('SGD', False, 1, 0).gradient == replicas.PLAIN

@@ -5,7 +5,7 @@ import math
 import pytest
 from matplotlib.axes import Axes
 
-from agvm_mm.report.figures import plot_runs, plot_variance
+from agvm_mm.report.figures import plot_runs
 from agvm_mm.report.figures.variance import marked_points, smooth
 from agvm_mm.report.logs import MU_KEY, PHI_KEY, Record, module_curves
 
@@ -45,7 +45,7 @@ def drawn(axes: Axes) -> dict[str, tuple[list, list]]:
 
 
 def test_every_module_is_drawn():
-    figure = plot_variance(RECORDS, title='a title', window=1)
+    figure = plot_runs({'': RECORDS}, title='a title', window=1)
     above, below = figure.axes
     for axes, key in ((above, PHI_KEY), (below, MU_KEY)):
         assert drawn(axes) == module_curves(RECORDS, key)
@@ -58,9 +58,9 @@ def test_every_module_is_drawn():
 
 
 def test_running_mean():
-    assert smooth(range(5), [1, 2, 6, 4, 3], 3) == [1.5, 3, 4, 13 / 3, 3.5]
-    assert smooth(range(3), [1, 2, 6], 1) == [1, 2, 6]
-    assert smooth([], [], 5) == []
+    assert smooth(range(5), [1, 2, 6, 4, 3], 3, []) == [1.5, 3, 4, 13 / 3, 3.5]
+    assert smooth(range(3), [1, 2, 6], 1, []) == [1, 2, 6]
+    assert smooth([], [], 5, []) == []
     # The jump at a learning-rate step is kept.
     means = smooth(range(6), [0, 0, 0, 9, 9, 9], 5, breaks=[2])
     assert means == [0, 0, 0, 9, 9, 9]
@@ -72,10 +72,10 @@ def test_running_mean_is_drawn_over_measurements():
         {'step': step, 'lr': 0.1, 'agvm/phi_head': value, 'agvm/mu_head': value}
         for step, value in enumerate(values)
     ]
-    above, below = plot_variance(records, window=3).axes
+    above, below = plot_runs({'': records}, window=3).axes
     raw, means = above.lines
     assert list(raw.get_ydata()) == values
-    assert list(means.get_ydata()) == smooth(range(6), values, 3)
+    assert list(means.get_ydata()) == smooth(range(6), values, 3, [])
     assert means.get_linewidth() > raw.get_linewidth()
     assert raw.get_color() == means.get_color()
     # mu is a moving average already.
@@ -107,7 +107,7 @@ def test_runs_are_drawn_side_by_side():
 
 
 def test_noise_scales_are_drawn_with_the_batch_as_a_line():
-    figure = plot_variance(noisy_records())
+    figure = plot_runs({'': noisy_records()})
     _, mu, panel = figure.axes
     assert list(drawn(mu)) == ['head']
     assert panel.get_yscale() == 'log' and panel.get_ylabel() == 'noise scale in images'
@@ -131,14 +131,14 @@ def test_resolved_point_between_gaps_has_a_marker():
     values[7:20] = [NAN] * 13
     values[10] = 5.0
     assert set(marked_points(values)) >= {10}
-    for line in plot_variance(noisy_records()).axes[2].lines:
+    for line in plot_runs({'': noisy_records()}).axes[2].lines:
         if line.get_label() in ('head', 'all'):
             assert line.get_marker() not in ('', 'None')
     assert marked_points([NAN, 1.0]) == [0, 1]
 
 
 def test_batch_that_the_log_does_not_tell_has_no_line():
-    figure = plot_variance(noisy_records(batch=None))
+    figure = plot_runs({'': noisy_records(batch=None)})
     assert [line.get_label() for line in figure.axes[2].lines] == ['head', 'all']
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
@@ -147,7 +147,7 @@ def test_batch_that_the_log_does_not_tell_has_no_line():
 
 def test_only_panels_with_values_are_shown():
     silent = noisy_records(mu=False)
-    labels = [panel.get_ylabel() for panel in plot_variance(silent).axes]
+    labels = [panel.get_ylabel() for panel in plot_runs({'': silent}).axes]
     assert labels == ['gradient variance $\\Phi$', 'noise scale in images']
     # RECORDS are of an older log, without noise scales.
     figure = plot_runs({'silent': silent, 'old': RECORDS})
@@ -171,10 +171,10 @@ def test_panel_in_which_nothing_is_resolved_says_so():
         for record in noisy_records()
     ]
     for given, texts in ((noisy_records(), []), (records, ['not resolved'])):
-        panel = plot_variance(given).axes[2]
+        panel = plot_runs({'': given}).axes[2]
         assert [text.get_text() for text in panel.texts] == texts
 
 
 def test_log_without_variances_is_an_error():
     with pytest.raises(ValueError, match='VarianceSyncHook'):
-        plot_variance(RECORDS[:1])
+        plot_runs({'': RECORDS[:1]})

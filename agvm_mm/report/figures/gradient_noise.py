@@ -1,5 +1,6 @@
 """Figure of the noise scales, and of Phi and mu against the batch size."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from agvm_mm.method.modulator import raw_multiplier
-from agvm_mm.method.noise_scale import ALL, predicted_variance
+from agvm_mm.method.noise_scale import ALL, UNRESOLVED, predicted_variance
 from agvm_mm.report.figures.style import BLACK, module_style, set_up_panel
+from agvm_mm.report.forecast import settled_multipliers
 from agvm_mm.report.gradient_noise.intervals import BATCHES, ModuleNoise, NoiseReport
 
 LOW, HIGH = BATCHES[0] / 1.3, BATCHES[-1] * 1.3
@@ -24,14 +25,8 @@ def plot_gradient_noise(report: NoiseReport, *, title: str | None = None) -> Fig
 
     Points with bars are measured, lines are predicted from the noise scale of all
     images. Bars are intervals of 95%. A module whose noise scale is not resolved has no
-    line, and an arrow from the lower end of its noise scale.
-
-    Args:
-        report: The report.
-        title: Title of the figure.
-
-    Returns:
-        The figure, which pyplot does not manage: there is nothing to close.
+    line, and an arrow from the lower end of its noise scale. Pyplot does not manage the
+    figure: there is nothing to close.
     """
     names = [name for name in report.modules if name != ALL]
     styles = {name: module_style(index) for index, name in enumerate(names)}
@@ -72,7 +67,7 @@ def _draw_against_batch(
         if value == 'mu' and name == report.anchor:
             continue
         curve = _predicted(report, name, value)
-        if curve:
+        if not math.isnan(curve[0]):
             panel.plot(CURVE, curve, gid=f'predicted {name}', **dict(style, marker=''))
         # Bars of several modules next to each other.
         shift = 1.04 ** (number - (len(styles) - 1) / 2)
@@ -93,18 +88,15 @@ def _draw_against_batch(
 
 
 def _predicted(report: NoiseReport, name: str, value: str) -> list[float]:
-    """Return a predicted curve, empty if it is not resolved."""
-    own, anchor = (report.modules[each].noise_scale for each in (name, report.anchor))
-    if own is None or (value == 'mu' and anchor is None):
-        return []
-    variances = [predicted_variance(batch, own.value) for batch in CURVE]
+    """Return a predicted curve, of NaN if it is not resolved."""
+    found = {each: report.modules[each].noise_scale for each in (report.anchor, name)}
+    scales = {
+        each: scale.value if scale else UNRESOLVED for each, scale in found.items()
+    }
     if value == 'phi':
-        return variances
-    of_anchor = (predicted_variance(batch, anchor.value) for batch in CURVE)
-    return [
-        raw_multiplier(*pair, report.ratio_bounds)
-        for pair in zip(of_anchor, variances, strict=True)
-    ]
+        return [predicted_variance(batch, scales[name]) for batch in CURVE]
+    settings = scales, report.anchor, report.ratio_bounds
+    return [settled_multipliers(batch, *settings)[name] for batch in CURVE]
 
 
 def _draw_scales(
@@ -115,25 +107,25 @@ def _draw_scales(
     known += [scale.high for scale in scales if scale]
     if known:
         panel.set_xlim(min(known) / 2, max(known) * 3)
-    for row, (name, found) in enumerate(report.modules.items()):
-        look = styles.get(name, dict(color=BLACK, marker='*'))
-        _draw_scale(panel, row, name, found, look['color'], look['marker'])
+    styles = styles | {ALL: dict(color=BLACK, marker='*')}
+    for row, name in enumerate(report.modules):
+        _draw_scale(panel, row, name, report.modules[name], styles[name])
     panel.set_yticks(range(len(report.modules)), list(report.modules))
     panel.set_ylim(len(report.modules) - 0.5, -0.5)
     panel.set_xlabel('noise scale (images)')
 
 
 def _draw_scale(
-    panel: Axes, row: int, name: str, found: ModuleNoise, color: str, marker: str
+    panel: Axes, row: int, name: str, found: ModuleNoise, style: dict[str, Any]
 ) -> None:
-    scale, low = found.noise_scale, found.lower_bound
+    scale, low, color = found.noise_scale, found.lower_bound, style['color']
     if scale is not None:
         panel.errorbar(
             scale.value,
             row,
             xerr=[[scale.value - scale.low], [scale.high - scale.value]],
             color=color,
-            marker=marker,
+            marker=style['marker'],
             markersize=9 if name == ALL else 6,
             capsize=3,
             gid=f'scale {name}',

@@ -1,9 +1,10 @@
 """Figure of the gradient variance, multiplier and noise scale of every module."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -37,13 +38,6 @@ PANELS = {
 """Labels of the panels, from top to bottom, by what they show."""
 
 
-def plot_variance(
-    records: Sequence[Record], *, title: str | None = None, window: int | None = None
-) -> Figure:
-    """Draw a single run; see :func:`plot_runs`."""
-    return plot_runs({'': records}, title=title, window=window)
-
-
 def plot_runs(
     runs: Mapping[str, Sequence[Record]],
     *,
@@ -55,16 +49,14 @@ def plot_runs(
     Thin lines are the measurements of Phi, thick ones their running mean. Multipliers
     and noise scales are averages already and drawn as they are. A noise scale that is
     not resolved leaves a gap. The total batch is a line among them if it is known, see
-    :func:`total_batch`. What a run has not logged has no panel.
+    :func:`total_batch`. What a run has not logged has no panel. Pyplot does not manage
+    the figure: there is nothing to close.
 
     Args:
         runs: Records of each run by its name.
         title: Title of the figure.
         window: Measurements in the running mean of Phi. Defaults to a twentieth of
             them, and at least 5.
-
-    Returns:
-        The figure, which pyplot does not manage: there is nothing to close.
 
     Raises:
         ValueError: If a run has logged no variance.
@@ -80,7 +72,11 @@ def plot_runs(
                 'VarianceSyncHook on, and did the run reach its begin?'
             )
     logged = [key for key in PANELS if any(each[key] for each in curves.values())]
-    styles = _module_styles(curves.values())
+    names = [name for run in curves.values() for each in run.values() for name in each]
+    modules = [name for name in dict.fromkeys(names) if name != ALL]
+    styles = {name: module_style(index) for index, name in enumerate(modules)}
+    if ALL in names:
+        styles[ALL] = WHOLE_NETWORK
     width = 8 if len(runs) == 1 else 4.8 * len(runs)
     figure = Figure(figsize=(width, 0.5 + 3 * len(logged)), layout='constrained')
     axes = figure.subplots(
@@ -112,14 +108,6 @@ def plot_runs(
     if title:
         figure.suptitle(title)
     return figure
-
-
-def _module_styles(runs: Iterable[Mapping[str, Curves]]) -> dict[str, dict[str, Any]]:
-    """Return the look of each module, the same in all runs and panels."""
-    names = [name for run in runs for curves in run.values() for name in curves]
-    modules = [name for name in dict.fromkeys(names) if name != ALL]
-    whole = {ALL: WHOLE_NETWORK} if ALL in names else {}
-    return {name: module_style(i) for i, name in enumerate(modules)} | whole
 
 
 def _draw_run(
@@ -172,21 +160,16 @@ def marked_points(values: Sequence[float]) -> list[int]:
 
     A point between two gaps (NaN) always has one: there is no line through it.
     """
-    step = max(1, len(values) // 12)
-    padded = [math.nan, *values, math.nan]
-    return [
-        index
-        for index in range(len(values))
-        if index % step == 0
-        or (math.isnan(padded[index]) and math.isnan(padded[index + 2]))
-    ]
+    marked = np.arange(len(values)) % max(1, len(values) // 12) == 0
+    gaps = np.isnan([math.nan, *values, math.nan])
+    return np.flatnonzero(marked | (gaps[:-2] & gaps[2:])).tolist()
 
 
 def smooth(
     updates: Sequence[int],
     values: Sequence[float],
     window: int,
-    breaks: Sequence[int] = (),
+    breaks: Sequence[int],
 ) -> list[float]:
     """Compute the mean over a centered window, which is cut off at both ends.
 
@@ -194,16 +177,12 @@ def smooth(
         updates: Updates at which the values were measured.
         values: The values.
         window: Numbers in the window; an even number counts as the next odd one.
-        breaks: Updates after which the mean starts again: learning-rate steps.
+        breaks: Updates after which the mean starts again, in order.
     """
-    part_of = [sum(update > end for end in breaks) for update in updates]
+    values, part_of = np.array(values), np.searchsorted(breaks, updates)
     smoothed = []
     for index, part in enumerate(part_of):
         near = slice(max(0, index - window // 2), index + window // 2 + 1)
-        inside = [
-            value
-            for value, of in zip(values[near], part_of[near], strict=True)
-            if of == part
-        ]
+        inside = values[near][part_of[near] == part]
         smoothed.append(sum(inside) / len(inside))
     return smoothed

@@ -15,7 +15,6 @@ Everything here is plain arithmetic in float64: no network, no communication.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -38,24 +37,15 @@ BATCHES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 10240)
 CONFIDENCE = 0.95
 
 
-class Blocks(NamedTuple):
-    """Blocks of replicas: their number, and replicas of each, a power of two."""
+def divide_replicas(replicas: int, ranks: int = 1) -> tuple[int, int]:
+    """Return the number of blocks, as many on each rank, and the replicas of each.
 
-    count: int
-    size: int
-
-    @property
-    def replicas(self) -> int:
-        """Replicas of all blocks."""
-        return self.count * self.size
-
-
-def divide_replicas(replicas: int, ranks: int = 1) -> Blocks:
-    """Return the blocks of at most so many replicas; each rank has as many blocks."""
+    They make at most so many replicas.
+    """
     size = 1
     while 2 * size * max(BLOCKS, ranks) <= replicas:
         size *= 2
-    return Blocks(replicas // size // ranks * ranks, size)
+    return replicas // size // ranks * ranks, size
 
 
 class Estimate(NamedTuple):
@@ -122,41 +112,39 @@ class GradientSums:
             without: Block that is left out, also of its group. Defaults to None.
         """
         kept = [block for block in range(self.blocks) if block != without]
-        if group is not None and group <= self.block_size:
-            mean_sq = self.group_sq[:, group.bit_length() - 1, kept].mean(1)
-            return self._estimate(kept, mean_sq, group)
-        width = self.blocks if group is None else group // self.block_size
-        found, weights = [], []
-        for start in range(0, self.blocks - width + 1, width):
-            members = [block for block in kept if start <= block < start + width]
-            replicas = len(members) * self.block_size
-            if replicas >= 2:
-                mean_sq = self.gram[:, members][:, :, members].mean((1, 2))
-                found.append(torch.stack(self._estimate(members, mean_sq, replicas)))
-                weights.append(replicas)
-        shares = torch.tensor(weights).double() / sum(weights)
-        signal, noise = torch.stack(found, 2) @ shares
+        size = self.block_size
+        if group is not None and group <= size:
+            level = group.bit_length() - 1
+            parts = [(kept, group, self.group_sq[:, level, kept].mean(1))]
+        else:
+            width = self.blocks if group is None else group // size
+            starts = range(0, self.blocks - width + 1, width)
+            spans = ([b for b in kept if s <= b < s + width] for s in starts)
+            parts = [
+                (span, len(span) * size, self.gram[:, span][:, :, span].mean((1, 2)))
+                for span in spans
+                if len(span) * size >= 2
+            ]
+        found = []
+        for blocks, replicas, mean_sq in parts:
+            local_sq = self.group_sq[:, 0, blocks].mean(1)
+            images = replicas * self.images_per_replica
+            pair = signal_and_noise_from_replicas(local_sq, mean_sq, replicas, images)
+            found.append(torch.stack(pair))
+        weights = torch.tensor([replicas for _, replicas, _ in parts]).double()
+        signal, noise = torch.stack(found, 2) @ (weights / weights.sum())
         return signal, noise
-
-    def _estimate(
-        self, blocks: list[int], mean_sq: Tensor, replicas: int
-    ) -> tuple[Tensor, Tensor]:
-        local_sq = self.group_sq[:, 0, blocks].mean(1)
-        images = replicas * self.images_per_replica
-        return signal_and_noise_from_replicas(local_sq, mean_sq, replicas, images)
 
     def ratios(self, group: int | None = None) -> Tensor:
         """Return signal / noise of all blocks, and without each of them.
 
-        Args:
-            group: See :meth:`signal_and_noise`.
-
-        Returns:
-            Shape (modules, 1 + blocks), or (modules, 1) if nothing is left to compare
-            without a block.
+        Shape (modules, 1 + blocks), or (modules, 1) if nothing is left to compare
+        without a block.
         """
-        # With two replicas nothing is left to compare.
-        parts = range(self.blocks) if self.replicas - self.block_size >= 2 else ()
+        # A single group may have nothing left to compare without one of its blocks.
+        whole = group or self.replicas
+        left = whole - self.block_size if self.replicas < 2 * whole else whole
+        parts = range(self.blocks) if left >= 2 else ()
         pairs = (self.signal_and_noise(group, block) for block in (None, *parts))
         return torch.stack([signal / noise for signal, noise in pairs], 1)
 
@@ -201,77 +189,59 @@ class BatchRow(NamedTuple):
     extra_images: float | None
 
 
-class NoiseReport(NamedTuple):
-    """Result of a measurement.
+class NoiseReport:
+    """What the sums say about the modules and about batches of any size.
+
+    Args:
+        sums: Of a measurement.
+        anchor: Module that the others are compared with.
+        ratio_bounds: Smallest and largest ratio of variances.
 
     Attributes:
         images: Images of all replicas.
         images_per_replica: b.
         blocks: Blocks of the jackknife.
-        anchor: Name of the anchor.
-        ratio_bounds: Smallest and largest ratio of variances.
         modules: Noise of each module, and of the whole network as 'all'.
-        batches: What batches do, the smallest first.
+        batches: What batches do, the smallest first: all that can be measured, and
+            :data:`BATCHES`.
     """
 
-    images: int
-    images_per_replica: int
-    blocks: int
-    anchor: str
-    ratio_bounds: tuple[float, float]
-    modules: dict[str, ModuleNoise]
-    batches: list[BatchRow]
+    def __init__(
+        self, sums: GradientSums, anchor: str, ratio_bounds: tuple[float, float]
+    ) -> None:
+        sums = sums.with_all()
+        self.images = sums.images
+        self.images_per_replica = sums.images_per_replica
+        self.blocks = sums.blocks
+        self.anchor, self.ratio_bounds = anchor, ratio_bounds
+        of_all = sums.ratios()
+        found = zip(sums.modules, *sums.signal_and_noise(), of_all, strict=True)
+        self.modules = {name: _module_noise(*each) for name, *each in found}
+        powers = [2**i for i in range(1, sums.replicas.bit_length())]
+        measured = {group * sums.images_per_replica: group for group in powers}
+        self.batches = []
+        for batch in sorted({*BATCHES, *measured}):
+            group = measured.get(batch)
+            ratios = sums.ratios(group) if group else of_all
+            by_module = dict(zip(sums.modules, ratios, strict=True))
+            self.batches.append(self._row(batch, by_module, group is not None))
 
-
-def make_report(
-    sums: GradientSums,
-    anchor: str,
-    ratio_bounds: tuple[float, float],
-    batches: Sequence[int] = BATCHES,
-) -> NoiseReport:
-    """Return what the sums say about the modules and about batches of any size.
-
-    Args:
-        sums: Of a measurement, without modules that had no gradient.
-        anchor: Module that the others are compared with.
-        ratio_bounds: Smallest and largest ratio of variances.
-        batches: Batches to predict where they cannot be measured. All batches that can
-            be measured are reported.
-    """
-    sums = sums.with_all()
-    of_all = sums.ratios()
-    found = zip(sums.modules, *sums.signal_and_noise(), of_all, strict=True)
-    modules = {name: _module_noise(*each) for name, *each in found}
-    scale = modules[ALL].noise_scale
-    powers = [2**i for i in range(1, sums.replicas.bit_length())]
-    measured = {group * sums.images_per_replica: group for group in powers}
-    rows = []
-    for batch in sorted({*batches, *measured}):
-        group = measured.get(batch)
-        ratios = sums.ratios(group) if group else of_all
+    def _row(self, batch: int, ratios: dict[str, Tensor], measured: bool) -> BatchRow:
         known = {
-            name: ratios if group or modules[name].noise_scale else None
-            for name, ratios in zip(sums.modules[:-1], ratios, strict=False)
+            name: own if measured or self.modules[name].noise_scale else None
+            for name, own in ratios.items()
+            if name != ALL
         }
-        costs = (
-            cost(batch, scale.value) if scale else None
-            for cost in (saved_updates, extra_images)
-        )
+        scale, costs = self.modules[ALL].noise_scale, (None, None)
+        if scale:
+            costs = saved_updates(batch, scale.value), extra_images(batch, scale.value)
         phi = {name: _phi_at(batch, own) for name, own in known.items()}
+        anchor = known[self.anchor]
         mu = {
-            name: _mu_at(batch, known[anchor], own, ratio_bounds)
+            name: _mu_at(batch, anchor, own, self.ratio_bounds)
             for name, own in known.items()
         }
-        rows.append(BatchRow(batch, group is not None, phi, mu, *costs))
-    return NoiseReport(
-        sums.images,
-        sums.images_per_replica,
-        sums.blocks,
-        anchor,
-        tuple(ratio_bounds),
-        modules,
-        rows,
-    )
+        return BatchRow(batch, measured, phi, mu, *costs)
 
 
 def _module_noise(signal: Tensor, noise: Tensor, ratios: Tensor) -> ModuleNoise:
@@ -315,28 +285,19 @@ def _phi(ratio: Tensor, batch: int) -> Tensor:
 
 
 def interval(values: Tensor) -> Estimate:
-    """Return a statistic of all blocks with its interval.
-
-    Args:
-        values: Of all blocks, and without each of them, as :meth:`GradientSums.ratios`.
-    """
-    return jackknife(values[0].item(), values[1:] if len(values) > 1 else None)
-
-
-def jackknife(value: float, deleted: Tensor | None) -> Estimate:
     """Return a statistic with its jackknife interval.
 
     The squared standard error is (J - 1) / J times the sum of the squared deviations
     of the J statistics without a block from their mean.
 
     Args:
-        value: The statistic of all blocks.
-        deleted: The statistics without each block, shape (J,). None if they cannot be
-            computed, which gives an infinite interval.
+        values: Of all blocks, and without each of them, shape (1 + J,). Shape (1,) if
+            these cannot be computed, which gives an infinite interval.
     """
-    if deleted is None:
-        return Estimate(value, -math.inf, math.inf)
+    value, deleted = values[0].item(), values[1:]
     count = len(deleted)
+    if not count:
+        return Estimate(value, -math.inf, math.inf)
     error = math.sqrt((count - 1) * deleted.var(correction=0).item())
     half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error  # Student's t.
     return Estimate(value, value - half, value + half)

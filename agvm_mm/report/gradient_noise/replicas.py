@@ -6,16 +6,21 @@ gradients for each block in the memory of its host.
 
 import io
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from itertools import islice
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import all_gather, get_rank, get_world_size, init_dist
+from mmengine.dist import (
+    all_gather,
+    get_comm_device,
+    get_rank,
+    get_world_size,
+    init_dist,
+)
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -34,88 +39,17 @@ from agvm_mm.estimators.reductions import squared_norm
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.optim.wrapper import check_one_optimizer
-from agvm_mm.report.gradient_noise.intervals import (
-    Blocks,
-    GradientSums,
-    divide_replicas,
-)
-from agvm_mm.report.plan import in_float32, quiet
+from agvm_mm.report.gradient_noise.intervals import GradientSums, divide_replicas
+from agvm_mm.report.plan import in_float32, modulator_settings, quiet
 from agvm_mm.training.loading import allow_runner_checkpoints
 from agvm_mm.validation import check_number, type_name
 
 # Elements of a parameter whose inner products are computed at a time in float64.
 PIECE = 2**18
-PLAIN = 'gradient'
-RESCALED = 'gradient / (sqrt(v) + eps)'
 
 
-@dataclass
 class Setup:
-    """All that a measurement needs.
-
-    Args:
-        model: In training mode, with the weights of the checkpoint.
-        by_module: Trainable parameters by module.
-        preconditioner: Turns a gradient into the measured quantity.
-        batches: Yields this rank's replicas.
-        blocks: Blocks of all ranks.
-        images_per_replica: Images of a replica.
-        anchor: Module that the others are compared with.
-        ratio_bounds: Smallest and largest ratio of variances.
-        notes: What a reader of the result must know.
-    """
-
-    model: nn.Module
-    by_module: dict[str, list[nn.Parameter]]
-    preconditioner: Preconditioner
-    batches: Iterable
-    blocks: Blocks
-    images_per_replica: int
-    anchor: str
-    ratio_bounds: tuple[float, float]
-    notes: list[str]
-
-    @property
-    def gradient(self) -> str:
-        """Name of the measured quantity."""
-        rescaled = isinstance(self.preconditioner, AdamPreconditioner)
-        return RESCALED if rescaled else PLAIN
-
-    @property
-    def replicas_per_rank(self) -> int:
-        """Replicas that this rank runs."""
-        return self.blocks.replicas // get_world_size()
-
-    @property
-    def images(self) -> int:
-        """Images of all replicas."""
-        return self.blocks.replicas * self.images_per_replica
-
-
-class BackwardOnly:
-    """Optimizer wrapper as a model's ``train_step`` sees it, without any step."""
-
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Change nothing: the forward pass is in float32."""
-        yield
-
-    def update_params(self, loss: Tensor, *args: object, **kwargs: object) -> None:
-        """Back-propagate."""
-        loss.backward()
-
-
-def set_up(
-    cfg: Config,
-    checkpoint: str,
-    *,
-    images: int,
-    images_per_replica: int | None = None,
-    anchor: str | None = None,
-    launcher: str = 'none',
-    seed: int = 0,
-) -> Setup:
-    """Build model and data of a measurement, and check everything before the work.
+    """All that a measurement needs, built and checked before the work.
 
     Args:
         cfg: Any config that trains; changed in place.
@@ -126,46 +60,71 @@ def set_up(
         launcher: Program that started the ranks. Defaults to 'none'.
         seed: Of the images and all random numbers. Defaults to 0.
 
+    Attributes:
+        model: In training mode, with the weights of the checkpoint.
+        by_module: Trainable parameters by module.
+        preconditioner: Turns a gradient into the measured quantity.
+        gradient: Name of the measured quantity.
+        notes: What a reader of the result must know.
+        batches: Yields this rank's replicas.
+        images: Images of all replicas.
+        blocks: Number of blocks of all ranks.
+        block_size: Replicas of each, a power of two.
+        ratio_bounds: Smallest and largest ratio of variances.
+
     Raises:
         FileNotFoundError: If the checkpoint or the data do not exist.
         TypeError: If the data have no fixed batches, or there are several optimizers.
         ValueError: If the checkpoint is of another model or optimizer, there are too
             few images or more than the training set has, or there is no such anchor.
     """
-    start_ranks(cfg, launcher)
-    # Each rank augments and samples with its own random numbers.
-    set_random_seed(seed, diff_rank_seed=True)
-    per_replica = images_per_replica or cfg.train_dataloader.get('batch_size')
-    check_number('images per replica', per_replica, low=1, integer=True)
-    blocks = check_images(images, per_replica, get_world_size())
-    model = build_model(cfg)
-    settings = cfg.get('optim_wrapper') or {}
-    by_module = trainable_by_module(model, settings.get('modules'))
-    modulator = Modulator(
-        list(by_module),
-        anchor=anchor or settings.get('anchor', 'backbone'),
-        ratio_bounds=settings.get('ratio_bounds', (0.5, 10.0)),
-    )
-    saved = load_weights(model, checkpoint)
-    model.to(get_device())
-    preconditioner, note = make_preconditioner(cfg, model, saved, checkpoint)
-    notes = [note] if note else []
-    if get_world_size() > 1 and has_sync_bn(model):
-        notes.append(
-            'SyncBN couples the replicas of the ranks: noise scales are biased. '
-            'Measure on one process, where it becomes BN.'
+
+    def __init__(
+        self,
+        cfg: Config,
+        checkpoint: str,
+        *,
+        images: int,
+        images_per_replica: int | None = None,
+        anchor: str | None = None,
+        launcher: str = 'none',
+        seed: int = 0,
+    ) -> None:
+        start_ranks(cfg, launcher)
+        # Each rank augments and samples with its own random numbers.
+        set_random_seed(seed, diff_rank_seed=True)
+        size = images_per_replica or cfg.train_dataloader.get('batch_size')
+        check_number('images per replica', size, low=1, integer=True)
+        ranks = get_world_size()
+        needed = max(2, ranks)
+        if images < needed * size:
+            raise ValueError(
+                f'--images {images} make {images // size} replica(s) of {size} images, '
+                f'and {ranks} rank(s) need at least {needed} replicas, {needed * size} '
+                'images; raise --images or lower --images-per-replica'
+            )
+        self.blocks, self.block_size = divide_replicas(images // size, ranks)
+        replicas = self.blocks * self.block_size
+        self.images_per_replica, self.images = size, replicas * size
+        self.model = build_model(cfg)
+        settings = cfg.get('optim_wrapper') or {}
+        self.by_module = trainable_by_module(self.model, settings.get('modules'))
+        mu = modulator_settings(settings) | (dict(anchor=anchor) if anchor else {})
+        modulator = Modulator(list(self.by_module), **mu)
+        self.anchor, self.ratio_bounds = modulator.anchor, modulator.ratio_bounds
+        saved = load_weights(self.model, checkpoint)
+        self.model.to(get_device())
+        self.preconditioner, self.notes = make_preconditioner(
+            cfg, self.model, saved, checkpoint
         )
-    return Setup(
-        model=model,
-        by_module=by_module,
-        preconditioner=preconditioner,
-        batches=load_batches(cfg, blocks, per_replica, seed),
-        blocks=blocks,
-        images_per_replica=per_replica,
-        anchor=modulator.anchor,
-        ratio_bounds=modulator.ratio_bounds,
-        notes=notes,
-    )
+        rescaled = isinstance(self.preconditioner, AdamPreconditioner)
+        self.gradient = 'gradient / (sqrt(v) + eps)' if rescaled else 'gradient'
+        if ranks > 1 and has_sync_bn(self.model):
+            self.notes.append(
+                'SyncBN couples the replicas of the ranks: noise scales are biased. '
+                'Measure on one process, where it becomes BN.'
+            )
+        self.batches = load_batches(cfg, replicas, size, seed)
 
 
 def start_ranks(cfg: Config, launcher: str) -> None:
@@ -174,23 +133,6 @@ def start_ranks(cfg: Config, launcher: str) -> None:
     if launcher != 'none' and not torch.distributed.is_initialized():
         init_dist(launcher, **(cfg.get('env_cfg') or {}).get('dist_cfg', {}))
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-
-
-def check_images(images: int, per_replica: int, ranks: int) -> Blocks:
-    """Return the blocks of replicas that so many images make.
-
-    Raises:
-        ValueError: If they make fewer than two replicas, or fewer than the ranks.
-    """
-    needed = max(2, ranks)
-    if images < needed * per_replica:
-        raise ValueError(
-            f'--images {images} make {images // per_replica} replica(s) of '
-            f'{per_replica} images, and {ranks} rank(s) need at least {needed} '
-            f'replicas, {needed * per_replica} images; raise --images or lower '
-            '--images-per-replica'
-        )
-    return divide_replicas(images // per_replica, ranks)
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -225,8 +167,8 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
 
 def make_preconditioner(
     cfg: Config, model: nn.Module, checkpoint: Mapping[str, Any], path: str
-) -> tuple[Preconditioner, str]:
-    """Return what rescales gradients as the optimizer of a config does, and a note.
+) -> tuple[Preconditioner, list[str]]:
+    """Return what rescales gradients as the optimizer of a config does, and notes.
 
     Raises:
         TypeError: If the config has several optimizers.
@@ -234,7 +176,7 @@ def make_preconditioner(
     """
     plain = IdentityPreconditioner()
     if not cfg.get('optim_wrapper'):
-        return plain, 'The config has no optimizer: plain gradient.'
+        return plain, ['The config has no optimizer: plain gradient.']
     settings = in_float32(cfg.optim_wrapper)
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
@@ -243,33 +185,33 @@ def make_preconditioner(
     try:
         preconditioner = build_preconditioner(optimizer)
     except TypeError:
-        return plain, f'{name} steps by trust ratios or its own rules: plain gradient.'
+        rules = 'trust ratios or its own rules'
+        return plain, [f'{name} steps by {rules}: plain gradient.']
     if not isinstance(preconditioner, AdamPreconditioner):
-        return preconditioner, ''
+        return preconditioner, []
     saved = checkpoint.get('optimizer')
     if not saved or not saved.get('state'):
-        return plain, (
+        return plain, [
             'The checkpoint has no optimizer state, so the gradient is not divided by '
             f"{name}'s sqrt(v) + eps: plain gradient, not what {name} steps along."
-        )
+        ]
     if not any('exp_avg_sq' in each for each in saved['state'].values()):
         raise ValueError(
             f'{path} has the state of another optimizer than {name}: no exp_avg_sq'
         )
+    state = {key: saved[key] for key in ('state', 'param_groups')}
     try:
-        optimizer.load_state_dict(
-            {key: saved[key] for key in ('state', 'param_groups')}
-        )
+        optimizer.load_state_dict(state)
     except ValueError as error:
         raise ValueError(
             f'{path}: its optimizer state has other parameter groups than the config '
             f'({error}); use the config that it was trained with'
         ) from error
-    return preconditioner, ''
+    return preconditioner, []
 
 
 def load_batches(
-    cfg: Config, blocks: Blocks, images_per_replica: int, seed: int
+    cfg: Config, replicas: int, images_per_replica: int, seed: int
 ) -> DataLoader:
     """Build a dataloader of this rank's replicas, drawn by the config's own samplers.
 
@@ -285,10 +227,10 @@ def load_batches(
             f'{type(loader.dataset).__name__} has no batch sampler that draws indices; '
             'use a map-style dataset'
         )
-    images, found = blocks.replicas * images_per_replica, len(loader.dataset)
+    images, found = replicas * images_per_replica, len(loader.dataset)
     if images > found:
         raise ValueError(f'--images {images}, but the training set has {found} images')
-    count = blocks.replicas // get_world_size()
+    count = replicas // get_world_size()
     whole = (list(b) for b in loader.batch_sampler if len(b) == images_per_replica)
     indices = list(islice(whole, count))
     if len(indices) < count:
@@ -298,20 +240,31 @@ def load_batches(
             f'images on rank {get_rank()}, and --images {images} needs {count}; lower '
             '--images'
         )
-    workers = loader.num_workers
     return DataLoader(
         loader.dataset,
         batch_sampler=indices,
-        num_workers=workers,
+        num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn,
         pin_memory=loader.pin_memory,
-        multiprocessing_context=loader.multiprocessing_context if workers else None,
+        multiprocessing_context=loader.multiprocessing_context,
     )
 
 
-def gradients_of(setup: Setup) -> Iterator[list[Tensor | None]]:
-    """Yield the rescaled gradients of each replica of this rank.
+class BackwardOnly:
+    """Optimizer wrapper as a model's ``train_step`` sees it, without any step."""
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager:
+        """Change nothing: the forward pass is in float32."""
+        return nullcontext()
+
+    def update_params(self, loss: Tensor, *args: object, **kwargs: object) -> None:
+        """Back-propagate."""
+        loss.backward()
+
+
+def gradients_of(setup: Setup, advance: Callable[[], None]) -> Iterator[list[Tensor]]:
+    """Yield the rescaled gradients of each replica of this rank; see :func:`measure`.
 
     Raises:
         FloatingPointError: If a gradient is not finite.
@@ -323,20 +276,20 @@ def gradients_of(setup: Setup) -> Iterator[list[Tensor | None]]:
         gradients = []
         for module, parameters in setup.by_module.items():
             own = [_rescaled(setup.preconditioner, p) for p in parameters]
-            total = sum(each.abs().sum() for each in own if each is not None)
-            if not torch.isfinite(torch.as_tensor(total)):
+            if not torch.isfinite(sum(each.abs().sum() for each in own)):
                 raise FloatingPointError(
                     f'the gradient of {module} is not finite on an image batch: the '
                     'checkpoint may be that of a run that diverged'
                 )
             gradients += own
+        advance()
         yield gradients
 
 
-def _rescaled(preconditioner: Preconditioner, parameter: nn.Parameter) -> Tensor | None:
+def _rescaled(preconditioner: Preconditioner, parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad
     if gradient is None:
-        return None
+        return torch.zeros_like(parameter)
     parts = [
         preconditioner.replica(parameter, block, gradient[block])
         for block in preconditioner.blocks(parameter)
@@ -344,98 +297,68 @@ def _rescaled(preconditioner: Preconditioner, parameter: nn.Parameter) -> Tensor
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class BlockSums:
-    """Sums of one block of replicas, added like bits of a counter.
-
-    For each power of two below the size it holds at most one sum of gradients.
+def sum_replicas(
+    gradients: Iterator[list[Tensor]], level: int, owners: Tensor, squares: Tensor
+) -> list[Tensor]:
+    """Return the sum of the next 2^level replicas, and measure all sums on the way.
 
     Args:
+        gradients: Yields the gradients of each replica.
+        level: Halves are added first, so at most one sum of each level is in memory.
         owners: Index of the module of each parameter.
-        size: Replicas of the block, a power of two.
-
-    Attributes:
-        group_sq: Sums over the groups of 2^i replicas of |mean of the group|^2, shape
+        squares: Table to which |mean|^2 of each group of 2^i replicas is added; shape
             (modules, levels).
     """
-
-    def __init__(self, owners: list[int], size: int) -> None:
-        self._owners = torch.tensor(owners)
-        self._waiting: list[list[Tensor | None] | None] = [None] * size.bit_length()
-        shape = max(owners) + 1, size.bit_length()
-        self.group_sq = torch.zeros(shape, dtype=torch.float64)
-
-    def add(self, gradients: list[Tensor | None]) -> None:
-        """Add a replica."""
-        level, total = 0, gradients
-        self._measure(level, total)
-        while (other := self._waiting[level]) is not None:
-            self._waiting[level] = None
-            total = [_add(a, b) for a, b in zip(other, total, strict=True)]
-            level += 1
-            self._measure(level, total)
-        self._waiting[level] = total
-
-    @property
-    def total(self) -> list[Tensor | None]:
-        """Sum of the gradients of a full block."""
-        return self._waiting[-1]
-
-    def _measure(self, level: int, total: list[Tensor | None]) -> None:
-        known = [index for index, each in enumerate(total) if each is not None]
-        if known:
-            # One transfer to the host for all parameters.
-            norms = torch.stack([squared_norm(total[index]) for index in known])
-            norms = norms.cpu().double() / 4**level
-            self.group_sq[:, level].index_add_(0, self._owners[known], norms)
-
-
-def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
+    if level == 0:
+        total = next(gradients)
+    else:
+        first = sum_replicas(gradients, level - 1, owners, squares)
+        second = sum_replicas(gradients, level - 1, owners, squares)
+        total = [one + other for one, other in zip(first, second, strict=True)]
+    # One transfer to the host for all parameters.
+    norms = torch.stack([squared_norm(each) for each in total]).cpu().double()
+    squares[:, level].index_add_(0, owners, norms / 4**level)
+    return total
 
 
 def measure(setup: Setup, advance: Callable[[], None] = lambda: None) -> GradientSums:
     """Run all replicas and return their sums, the same on every rank.
 
+    Modules that had no gradient are left out.
+
     Args:
-        setup: From :func:`set_up`.
+        setup: What to measure.
         advance: Called after each replica of this rank.
 
     Raises:
         FloatingPointError: If a gradient is not finite.
+        ValueError: If the anchor had no gradient.
     """
-    sizes = [len(parameters) for parameters in setup.by_module.values()]
-    owners = [module for module, size in enumerate(sizes) for _ in range(size)]
-    size = setup.blocks.size
-    gradients = gradients_of(setup)
+    names, count, size = list(setup.by_module), setup.blocks, setup.block_size
+    sizes = [len(group) for group in setup.by_module.values()]
+    owners = torch.arange(len(names)).repeat_interleave(torch.tensor(sizes))
+    groups = torch.tensor([size >> i for i in range(size.bit_length())])
+    gradients = gradients_of(setup, advance)
     tables, totals = [], []
-    for _ in range(setup.blocks.count // get_world_size()):
-        block = BlockSums(owners, size)
-        for replica in islice(gradients, size):
-            block.add(replica)
-            advance()
-        groups = torch.tensor([size >> i for i in range(size.bit_length())])
-        tables.append(block.group_sq / groups)
-        totals.append([None if x is None else x.cpu() for x in block.total])
-    parameters = [p for group in setup.by_module.values() for p in group]
-    gram = torch.zeros(
-        len(sizes), setup.blocks.count, setup.blocks.count, dtype=torch.float64
-    )
-    for index, (module, parameter) in enumerate(zip(owners, parameters, strict=True)):
-        zeros = torch.zeros_like(parameter, device='cpu')
-        own = [zeros if t[index] is None else t[index] for t in totals]
-        # Blocks are not needed any more.
-        for total in totals:
-            total[index] = None
-        gram[module] += products(_from_all_ranks(torch.stack(own).flatten(1))) / size**2
-    return GradientSums(
-        tuple(setup.by_module),
-        setup.images_per_replica,
-        size,
-        _from_all_ranks(torch.stack(tables)).permute(1, 2, 0),
-        gram,
-    )
+    for _ in range(count // get_world_size()):
+        squares = torch.zeros(len(names), len(groups), dtype=torch.float64)
+        total = sum_replicas(gradients, len(groups) - 1, owners, squares)
+        tables.append(squares / groups)
+        totals.append([each.cpu() for each in total])
+    gram = torch.zeros(len(names), count, count, dtype=torch.float64)
+    for module in owners:
+        # Frees the sums of a parameter once they are used.
+        own = torch.stack([total.pop(0).flatten() for total in totals])
+        gram[module] += products(_from_all_ranks(own)) / size**2
+    group_sq = _from_all_ranks(torch.stack(tables)).permute(1, 2, 0)
+    kept = [index for index in range(len(names)) if group_sq[index, 0].any()]
+    modules = tuple(names[index] for index in kept)
+    if setup.anchor not in modules:
+        raise ValueError(
+            f"no loss reaches the anchor '{setup.anchor}': it had no gradient"
+        )
+    images = setup.images_per_replica
+    return GradientSums(modules, images, size, group_sq[kept], gram[kept])
 
 
 def products(rows: Tensor) -> Tensor:
@@ -448,20 +371,4 @@ def _from_all_ranks(own: Tensor) -> Tensor:
     """Return the rows of all ranks, rank by rank, on the CPU."""
     if get_world_size() == 1:
         return own
-    backend = torch.distributed.get_backend()
-    device = 'cpu' if backend == 'gloo' else get_device()
-    return torch.cat(all_gather(own.to(device))).cpu()
-
-
-def drop_without_gradient(sums: GradientSums, anchor: str) -> GradientSums:
-    """Return the sums without modules that had no gradient.
-
-    Raises:
-        ValueError: If the anchor had none.
-    """
-    kept = [i for i in range(len(sums.modules)) if sums.group_sq[i, 0].any()]
-    modules = tuple(sums.modules[i] for i in kept)
-    if anchor not in modules:
-        raise ValueError(f"no loss reaches the anchor '{anchor}': it had no gradient")
-    gram, group_sq = sums.gram[kept], sums.group_sq[kept]
-    return replace(sums, modules=modules, group_sq=group_sq, gram=gram)
+    return torch.cat(all_gather(own.to(get_comm_device()))).cpu()

@@ -30,13 +30,7 @@ KEY = (
 
 
 def describe(report: NoiseReport, gradient: str, notes: Sequence[str] = ()) -> str:
-    """Format a report as text.
-
-    Args:
-        report: The report.
-        gradient: What was measured, such as 'gradient' or 'gradient / (sqrt(v) + eps)'.
-        notes: What a reader must know.
-    """
+    """Format a report as text, with what was measured and what a reader must know."""
     modules = [name for name in report.modules if name != ALL]
     others = [name for name in modules if name != report.anchor]
     rows = [row for row in report.batches if row.batch >= BATCHES[0]]
@@ -119,18 +113,17 @@ def reading(report: NoiseReport) -> str:
 
 
 def write_json(path: Path, report: NoiseReport, **context: Any) -> None:
-    """Write the report and further entries; null where nothing is resolved.
-
-    Missing folders are created.
-    """
-    content = dict(version=VERSION, confidence=CONFIDENCE, **context, **plain(report))
+    """Write the report and further entries, in folders that may not exist yet."""
+    content = dict(
+        version=VERSION, confidence=CONFIDENCE, **context, **plain(vars(report))
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2, allow_nan=False)
     path.write_text(text + '\n', encoding='utf-8')
 
 
 def plain(value: Any) -> Any:
-    """Return dicts in place of named tuples, and None for numbers without an end."""
+    """Return dicts in place of named tuples, and None (null) for infinite numbers."""
     if hasattr(value, '_asdict'):
         value = value._asdict()
     if isinstance(value, dict):
