@@ -1,14 +1,17 @@
 """Reader of MMEngine's JSON logs, the files ``vis_data/scalars.json`` of a run."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-PHI_KEY = 'agvm/phi/'
-MU_KEY = 'agvm/mu/'
-NOISE_KEY = 'agvm/noise_scale/'
+from agvm_mm.method.noise_scale import ALL
+
+PHI_KEY = 'agvm/phi_'
+MU_KEY = 'agvm/mu_'
+NOISE_KEY = 'agvm/noise_scale_'
 
 Record = dict[str, Any]
 """One line of a log: values by name, and the update or epoch as ``step``."""
@@ -54,7 +57,7 @@ def read_scalars(log: str | Path) -> list[Record]:
 
 
 def read_run(path: str | Path) -> list[Record]:
-    """Read the training records of a run, without those of validation.
+    """Read the records of a run's training and of AGVM, without those of validation.
 
     Args:
         path: A JSON log or a work folder. A log that continues an earlier one of the
@@ -65,12 +68,16 @@ def read_run(path: str | Path) -> list[Record]:
     """
     joined: list[Record] = []
     for log in find_logs(path):
-        records = [record for record in read_scalars(log) if 'lr' in record]
-        if not records:
+        records = [
+            record
+            for record in read_scalars(log)
+            if 'lr' in record or any(key.startswith('agvm/') for key in record)
+        ]
+        steps = [record['step'] for record in records if 'lr' in record]
+        if not steps:
             continue
-        first = records[0]['step']
-        interval = records[1]['step'] - first if len(records) > 1 else 1
-        resumed = first > interval
+        interval = steps[1] - steps[0] if len(steps) > 1 else 1
+        resumed, first = steps[0] > interval, records[0]['step']
         kept = [record for record in joined if resumed and record['step'] < first]
         joined = kept + records
     return joined
@@ -107,32 +114,15 @@ def module_curves(records: Iterable[Record], prefix: str) -> Curves:
     """
     curves: Curves = {}
     for record in records:
-        for key, value in record.items():
-            if key.startswith(prefix):
-                updates, values = curves.setdefault(key[len(prefix) :], ([], []))
+        names = [key.removeprefix(PHI_KEY) for key in record if key.startswith(PHI_KEY)]
+        if prefix == NOISE_KEY and names:
+            names.append(ALL)
+        for name in names:
+            if prefix == NOISE_KEY or prefix + name in record:
+                updates, values = curves.setdefault(name, ([], []))
                 updates.append(record['step'])
-                values.append(value)
+                values.append(record.get(prefix + name, math.nan))
     return curves
-
-
-def drop_repeats(records: Iterable[Record]) -> list[Record]:
-    """Return the records with a measurement, each measurement once.
-
-    MMEngine logs the last value at every log interval until there is a new one.
-    """
-    measured: list[Record] = []
-    last: Record = {}
-    for record in records:
-        # As text: NaN differs from itself.
-        values = {
-            key: str(value)
-            for key, value in record.items()
-            if key.startswith((PHI_KEY, NOISE_KEY))
-        }
-        if values and values != last:
-            measured.append(record)
-            last = values
-    return measured
 
 
 def total_batch(records: Iterable[Record]) -> int | None:

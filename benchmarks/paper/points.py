@@ -25,7 +25,7 @@ def training_hours(path: str | Path) -> float | None:
     Updates that a resumed run has repeated count once. There is None without a log.
     """
     try:
-        records = read_run(path)
+        records = [record for record in read_run(path) if 'lr' in record]
     except FileNotFoundError:
         return None
     steps = [0, *(record['step'] for record in records)]

@@ -12,9 +12,15 @@ from matplotlib.figure import Figure
 BLUE, VERMILION, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
 ORANGE, SKY_BLUE, BLACK = '#E69F00', '#56B4E9', '#000000'
 COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY_BLUE, BLACK)
+# Of Paul Tol's muted palette, for models with more modules.
+COLORS += ('#332288', '#882255', '#999933', '#117733', '#AA4499')
 DASHES = ('-', '--', '-.', ':')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 
+MEASUREMENT = dict(color='0.3', linewidth=0.8, alpha=0.45)
+"""Look of single measurements behind their running mean."""
+RUNNING_MEAN = dict(color='0.3', linewidth=1.8)
+"""Look of running means in the legend."""
 LR_STEP = dict(color='0.45', linewidth=1, linestyle=(0, (1, 2)))
 """Look of the lines at learning-rate steps."""
 TOTAL_BATCH = dict(color='0.3', linewidth=1.2, linestyle=(0, (7, 3)))
@@ -29,7 +35,7 @@ def module_style(number: int) -> dict[str, Any]:
         color=COLORS[number % len(COLORS)],
         linestyle=DASHES[number % len(DASHES)],
         marker=MARKERS[number % len(MARKERS)],
-        linewidth=1.8,
+        linewidth=RUNNING_MEAN['linewidth'],
     )
 
 

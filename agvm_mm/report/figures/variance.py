@@ -8,11 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from agvm_mm.method.noise_scale import ALL
 from agvm_mm.report.figures.style import (
     LR_STEP,
+    MEASUREMENT,
+    RUNNING_MEAN,
     TOTAL_BATCH,
     WHOLE_NETWORK,
     module_style,
@@ -24,7 +26,6 @@ from agvm_mm.report.logs import (
     PHI_KEY,
     Curves,
     Record,
-    drop_repeats,
     lr_drops,
     module_curves,
     total_batch,
@@ -62,7 +63,7 @@ def plot_runs(
         ValueError: If a run has logged no variance.
     """
     curves = {
-        name: {key: module_curves(drop_repeats(records), key) for key in PANELS}
+        name: {key: module_curves(records, key) for key in PANELS}
         for name, records in runs.items()
     }
     for name, of_run in curves.items():
@@ -98,6 +99,8 @@ def plot_runs(
     batches = {total_batch(runs[name]) for name in runs if curves[name][NOISE_KEY]}
     for batch in sorted(batches - {None}):
         looks[f'batch of {batch:,} images'] = TOTAL_BATCH
+    looks['measurement'] = MEASUREMENT
+    looks['running mean'] = RUNNING_MEAN
     if any(map(lr_drops, runs.values())):
         looks['learning-rate step'] = LR_STEP
     handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
@@ -130,13 +133,14 @@ def _draw_run(
         for module, (updates, values) in curves[key].items():
             style = styles[module]
             if key == PHI_KEY:
-                panel.plot(updates, values, color=style['color'], lw=0.8, alpha=0.45)
+                panel.plot(updates, values, **MEASUREMENT | dict(color=style['color']))
                 count = window or max(5, len(values) // 20)
                 values = smooth(updates, values, count, drops)
             marks = dict(markersize=5, markevery=marked_points(values))
             panel.plot(updates, values, label=module, **style, **marks)
     panel.tick_params(labelbottom=True)  # Others of a column share its labels.
     panel.set_xlabel('optimizer update')
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     if MU_KEY in shown:
         panels[MU_KEY].axhline(1, color='0.7', linewidth=0.8, zorder=0)
     if NOISE_KEY in shown:
