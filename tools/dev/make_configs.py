@@ -10,8 +10,7 @@ import math
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -200,12 +199,18 @@ class Run:
         return f'configs/{self.folder}/{name}.py'
 
 
-def all_runs() -> Iterator[Run]:
-    """Yield every leaf, architecture by architecture."""
-    for model, methods, batches, epochs in RUNS:
-        for method in methods.split():
-            for batch in batches:
-                yield Run(model, method, batch, epochs)
+ALL_RUNS = [
+    Run(model, method, batch, epochs)
+    for model, methods, batches, epochs in RUNS
+    for method in methods.split()
+    for batch in batches
+]
+
+
+def plain_optimizer(run: Run) -> str:
+    """Return the method that a run's method changes: SGD or AdamW alone."""
+    own = METHODS[run.method].optimizer
+    return 'sgd' if own in ('SGD', 'BaselineLARS') else 'adamw'
 
 
 def learning_rate(run: Run) -> tuple[str, str]:
@@ -244,14 +249,11 @@ def description(run: Run) -> str:
 
 
 def bases(run: Run) -> list[str]:
-    """Return the files that a leaf builds on."""
-    optimizer = (
-        'sgd' if METHODS[run.method].optimizer in ('SGD', 'BaselineLARS') else 'adamw'
-    )
+    """Return the files that a leaf builds on if there is no run to change."""
+    schedule = f'{run.dataset}_{plain_optimizer(run)}'
     if 'swin' in run.model:
-        optimizer += '_swin'
-    names = f'models/{run.model}', f'schedules/{run.dataset}_{optimizer}'
-    return [f'../_base_/{name}.py' for name in names]
+        schedule += '_swin'
+    return [f'../_base_/models/{run.model}.py', f'../_base_/schedules/{schedule}.py']
 
 
 def optim_wrapper(run: Run) -> dict:
@@ -265,10 +267,7 @@ def optim_wrapper(run: Run) -> dict:
         optimizer['period'] = min(run.epoch, 1000)
     if not run.is_agvm:
         return dict(optimizer=optimizer)
-    wrapper = dict(
-        type='AGVMOptimWrapper',
-        optimizer=optimizer,
-    )
+    wrapper = dict(type='AGVMOptimWrapper', optimizer=optimizer)
     if run.method == 'agvm-sgd' and run.batch >= 256:
         wrapper['clip_grad'] = dict(max_norm=1.0)
         wrapper['clip_window'] = (run.warmup - run.gap, run.begin)
@@ -325,20 +324,42 @@ def loop_and_hooks(run: Run) -> tuple[dict, dict]:
 
 
 def leaf_text(run: Run) -> str:
-    """Return the text of one config, not formatted yet."""
+    """Return the text of one config, not formatted yet.
+
+    It has what its method changes in the run with the optimizer alone.
+    """
+    settings = all_settings(run)
+    plain = replace(run, method=plain_optimizer(run))
+    if plain != run and plain in ALL_RUNS:
+        settings = changes(settings, all_settings(plain))
+        settings = dict(_base_=f'./{Path(plain.path).name}') | settings
+    else:
+        settings = dict(_base_=bases(run)) | settings
+    lines = [
+        f'{name} = {expression(value)}' for name, value in settings.items() if value
+    ]
+    return '\n'.join([description(run), *lines, ''])
+
+
+def all_settings(run: Run) -> dict:
+    """Return the settings of a run that differ from ``_base_``."""
     train_cfg, default_hooks = loop_and_hooks(run)
-    settings = dict(
-        _base_=bases(run),
+    return dict(
         train_cfg=train_cfg,
         train_dataloader=dict(batch_size=run.images_per_rank),
         optim_wrapper=optim_wrapper(run),
         param_scheduler=param_scheduler(run),
         default_hooks=default_hooks,
     )
-    lines = [
-        f'{name} = {expression(value)}' for name, value in settings.items() if value
-    ]
-    return '\n'.join([description(run), *lines, ''])
+
+
+def changes(settings: dict, plain: dict) -> dict:
+    """Return the settings that are not in others, as MMEngine merges dicts."""
+    return {
+        key: changes(value, plain[key]) if isinstance(plain.get(key), dict) else value
+        for key, value in settings.items()
+        if value != plain.get(key)
+    }
 
 
 def expression(value: object) -> str:
@@ -431,11 +452,10 @@ def all_files() -> dict[str, str]:
     """Return the text of every file by its path from the root of the repository."""
     results = ROOT / 'configs/paper_results.json'
     paper = json.loads(results.read_text(encoding='utf-8'))
-    runs = list(all_runs())
-    files = {run.path: leaf_text(run) for run in runs}
+    files = {run.path: leaf_text(run) for run in ALL_RUNS}
     metafiles = {folder: f'configs/{folder}/metafile.yml' for folder in sorted(ARCHS)}
     for folder, path in metafiles.items():
-        own = [run for run in runs if run.folder == folder]
+        own = [run for run in ALL_RUNS if run.folder == folder]
         files[path] = metafile_text(folder, own, paper)
     files['model-index.yml'] = yaml.safe_dump(dict(Import=list(metafiles.values())))
     return files
