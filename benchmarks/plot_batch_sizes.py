@@ -24,7 +24,7 @@ from agvm_mm.report.figures.style import (
     save_figure,
     set_up_panel,
 )
-from benchmarks.paper.accuracy_figure import METRIC_NAMES
+from benchmarks.paper.sensitivity_figure import METRIC_NAMES
 
 RESULTS = Path(__file__).parent / 'results'
 STUDY = RESULTS / 'accuracy_sem-fpn_adamw.json'

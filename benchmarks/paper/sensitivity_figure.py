@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from agvm_mm.report.figures.style import module_style, set_up_panel
-from benchmarks.paper.accuracy_figure import METRIC_NAMES
+
+METRIC_NAMES = {'bbox_mAP': 'box mAP (%)', 'mIoU': 'mIoU (%)'}
 
 
 def by_rate(
