@@ -115,12 +115,6 @@ def compute(gradient_bytes: int) -> list[dict]:
 
     In a ring all-reduce each GPU sends 2 (n - 1) / n times the bytes. A few scalars go
     up a binary tree and down again.
-
-    Args:
-        gradient_bytes: Bytes reduced in a plain update.
-
-    Returns:
-        One row for each link and number of GPUs, in seconds.
     """
     rows = []
     for link, bandwidth in LINKS.items():

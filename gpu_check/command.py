@@ -93,11 +93,7 @@ def measure_cost(ranks: Ranks) -> Outcome:
 
 
 def plan(gpus: int) -> list[tuple[str, Ranks, Callable[[Ranks], Outcome]]]:
-    """Return the name, the ranks and the function of each part.
-
-    Args:
-        gpus: GPUs of this machine; with 0 the ranks are two CPU cores.
-    """
+    """Return the name, the ranks and the function of each part; of 0 GPUs, on CPUs."""
     each, pair = Ranks(gpus or 2, gpus), Ranks(max(gpus, 2), gpus)
     trainings = [
         (f'{dtype} training', each, partial(train, dtype)) for dtype in training.DTYPES
@@ -131,11 +127,7 @@ def run_part(name: str, ranks: Ranks, function: Callable[[Ranks], Outcome]) -> d
 
 
 def run_check(out: Path | None = None) -> int:
-    """Run all parts, print the report and return the exit status.
-
-    Args:
-        out: JSON file for all figures. Defaults to None, none is written.
-    """
+    """Run all parts, print the report, write all figures and return the exit status."""
     parts = [run_part(*part) for part in plan(torch.cuda.device_count())]
     result = dict(
         check='gpu', environment=environment(), cost=cost.SETTINGS, parts=parts

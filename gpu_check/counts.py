@@ -58,11 +58,9 @@ def count_names(names: Iterable[str]) -> dict[str, int | None]:
 
 
 def device_peak(update: Callable[[], None]) -> int | None:
-    """Run an update and return its peak memory on the GPU; None on a CPU.
+    """Run an update and return its peak memory on the GPU in bytes; None on a CPU.
 
-    Returns:
-        Bytes beyond those allocated before the update: activations and gradients, but
-        not parameters, moments and DDP's buckets.
+    Without what was allocated before: parameters, moments and DDP's buckets.
     """
     if rank_device().type != 'cuda':
         return None

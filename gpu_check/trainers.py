@@ -112,11 +112,9 @@ def updates_of(
 
 
 def time_update(update: Callable[[], None]) -> tuple[float, float]:
-    """Run an update on all ranks at once and time it on this one.
+    """Run an update on all ranks at once; return seconds of this one, clock and CPU.
 
-    Returns:
-        Seconds of wall-clock time and of CPU time of all threads of this process.
-        Other programs lengthen the first, but hardly the second.
+    Other programs lengthen the first, but hardly the second.
     """
     dist.barrier()
     synchronize()

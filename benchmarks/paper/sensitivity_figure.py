@@ -30,11 +30,6 @@ def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
     seeds: those that all its methods have. Rates at which a method lacks one of them or
     diverged are not drawn.
 
-    Args:
-        results: Runs with 'run' (with 'batch_size' and 'seed'), 'method', 'lr' and
-            'value' in percent, None for a run that diverged.
-        metric: Accuracy, a key of ``METRIC_NAMES``.
-
     Raises:
         ValueError: If there is no run.
     """

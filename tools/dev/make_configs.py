@@ -5,25 +5,22 @@ The output is checked in, and a test compares the two. ``configs/_base_`` and
 """
 
 import argparse
-import json
 import math
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
 from agvm_mm.report.plan import TRAIN_IMAGES
-from benchmarks.paper.tables import METHODS, MODELS, ConfigName, method_of
+from benchmarks.paper.tables import METHODS, ConfigName, paper_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 88
 # The authors count 460 updates per epoch at batch 256; by the images it is 459.
-RELEASED_WARMUP = {('coco', 256): 920}
+RELEASED_WARMUP = {256: 920}
 # Learning rates of the authors' released recipe that do not follow the rule.
 RELEASED_LR = {('faster_rcnn', 'agvm-sgd', 512): '0.38'}
 MILESTONES = {12: [8, 11], 14: [10, 12], 16: [12, 14]}
@@ -109,7 +106,6 @@ class Code(str):
     """Expression that a config shows as it is."""
 
 
-@dataclass(frozen=True)
 class Run:
     """One leaf, and the numbers that follow from its batch.
 
@@ -123,7 +119,6 @@ class Run:
         folder: Folder of the config, a key of ``ARCHS``.
         dataset: A key of ``TRAIN_IMAGES``.
         is_agvm: True if AGVM changes the learning rates.
-        is_released: True if the numbers are from the authors' released recipe.
         epoch: Updates of one epoch, the last of them perhaps on fewer images.
         updates: Updates of the whole run.
         warmup: Updates of warm-up, 2 epochs of COCO or 20 of ADE20K.
@@ -136,75 +131,38 @@ class Run:
         path: Path of the file from the root of the repository.
     """
 
-    model: str
-    method: str
-    batch: int
-    epochs: int | None
-
-    @cached_property
-    def folder(self) -> str:
-        return self.model.split('_')[0].replace('-', '_')
-
-    @cached_property
-    def dataset(self) -> str:
-        return 'coco' if self.epochs else 'ade20k'
-
-    @cached_property
-    def is_agvm(self) -> bool:
-        return self.method.startswith('agvm-')
-
-    @cached_property
-    def is_released(self) -> bool:
-        has_release = self.folder in ('faster_rcnn', 'mask_rcnn')
-        return has_release and self.method == 'agvm-sgd' and self.batch in (256, 512)
-
-    @cached_property
-    def epoch(self) -> int:
-        return math.ceil(TRAIN_IMAGES[self.dataset] / self.batch)
-
-    @cached_property
-    def updates(self) -> int:
-        if self.epochs:
-            return self.epochs * self.epoch
-        return ADE20K_UPDATES_AT_32 * 32 // self.batch
-
-    @cached_property
-    def warmup(self) -> int:
-        if self.epochs:
-            return RELEASED_WARMUP.get(('coco', self.batch), 2 * self.epoch)
-        return math.ceil(20 * TRAIN_IMAGES['ade20k'] / self.batch)
-
-    @cached_property
-    def gap(self) -> int:
-        return min(100, math.ceil(self.epoch / 2) if self.epochs else self.epoch)
-
-    @cached_property
-    def begin(self) -> int:
-        return self.warmup + self.gap
-
-    @cached_property
-    def images_per_rank(self) -> int:
-        if self.batch == 1536 or 'swin-1b' in self.model:
-            return 2
-        return 4 if self.batch == 32 or 'swin' in self.model else 16
-
-    @cached_property
-    def path(self) -> str:
-        length, dataset = f'{self.epochs}e', self.dataset
-        if not self.epochs:
+    def __init__(self, model: str, method: str, batch: int, epochs: int | None) -> None:
+        self.model, self.method, self.batch, self.epochs = model, method, batch, epochs
+        self.folder = model.split('_')[0].replace('-', '_')
+        self.is_agvm = method.startswith('agvm-')
+        self.dataset = 'coco' if epochs else 'ade20k'
+        self.epoch = math.ceil(TRAIN_IMAGES[self.dataset] / batch)
+        length, dataset = f'{epochs}e', self.dataset
+        if epochs:
+            self.updates = epochs * self.epoch
+            self.warmup = RELEASED_WARMUP.get(batch, 2 * self.epoch)
+            self.gap = min(100, math.ceil(self.epoch / 2))
+        else:
+            self.updates = ADE20K_UPDATES_AT_32 * 32 // batch
+            self.warmup = math.ceil(20 * TRAIN_IMAGES['ade20k'] / batch)
+            self.gap = min(100, self.epoch)
             thousands, rest = divmod(self.updates, 1000)
             length = f'{self.updates}iters' if rest else f'{thousands}k'
             dataset += '-512x512'
-        name = ConfigName(self.model, self.method, self.batch, length, dataset)
-        return f'configs/{self.folder}/{name}.py'
+        self.begin = self.warmup + self.gap
+        self.images_per_rank = 4 if batch == 32 or 'swin' in model else 16
+        if batch == 1536 or 'swin-1b' in model:
+            self.images_per_rank = 2
+        name = ConfigName(model, method, batch, length, dataset)
+        self.path = f'configs/{self.folder}/{name}.py'
 
 
-ALL_RUNS = [
-    Run(model, method, batch, epochs)
+ALL_RUNS = {
+    run.path: run
     for model, methods, batches, epochs in RUNS
     for method in methods.split()
-    for batch in batches
-]
+    for run in (Run(model, method, batch, epochs) for batch in batches)
+}
 
 
 def plain_optimizer(run: Run) -> str:
@@ -232,13 +190,14 @@ def learning_rate(run: Run) -> tuple[str, str]:
 def description(run: Run) -> str:
     """Return the comment at the top of a leaf."""
     text = f'{METHODS[run.method].title} at total batch {run.batch}. '
-    if run.is_released:
+    released = run.method == 'agvm-sgd' and run.batch in (256, 512)
+    if released and run.folder in ('faster_rcnn', 'mask_rcnn'):
         text += "Numbers of the authors' released recipe"
         if run.epochs == 14:
             text += ", at the 14 epochs of the paper's table"
     else:
         text += f'Ours: lr {learning_rate(run)[1]}'
-        if (run.dataset, run.batch) in RELEASED_WARMUP:
+        if run.epochs and run.batch in RELEASED_WARMUP:
             text += f"; the authors' {run.warmup} updates of warm-up"
         if run.is_agvm:
             text += f'; AGVM begins {run.gap} updates after the warm-up'
@@ -289,7 +248,7 @@ def param_scheduler(run: Run) -> list[dict] | None:
         return [warmup, decay | dict(power=0.9, eta_min=0.0)]
     decay = dict(type='MultiStepLR', by_epoch=True, end=run.epochs)
     decay |= dict(milestones=MILESTONES[run.epochs], gamma=0.1)
-    if (run.dataset, run.batch) in RELEASED_WARMUP:
+    if run.batch in RELEASED_WARMUP:
         return [warmup, decay]
     return [Code('_base_.param_scheduler[0]'), decay] if run.epochs != 12 else None
 
@@ -329,8 +288,8 @@ def leaf_text(run: Run) -> str:
     It has what its method changes in the run with the optimizer alone.
     """
     settings = all_settings(run)
-    plain = replace(run, method=plain_optimizer(run))
-    if plain != run and plain in ALL_RUNS:
+    plain = Run(run.model, plain_optimizer(run), run.batch, run.epochs)
+    if plain.path != run.path and plain.path in ALL_RUNS:
         settings = changes(settings, all_settings(plain))
         settings = dict(_base_=f'./{Path(plain.path).name}') | settings
     else:
@@ -372,33 +331,11 @@ def expression(value: object) -> str:
     return value if isinstance(value, Code) else repr(value)
 
 
-def is_as_long_as(table: str, run: Run) -> bool:
-    """Return whether a run has the epochs of a table."""
-    if table == 'open_source_rerun':
-        return run.epochs == 16
-    return run.folder != 'mask_rcnn' or run.epochs == 14
+def metadata(run: Run, figures: list[str]) -> dict:
+    """Return the metadata of a run in its metafile.
 
-
-def paper_figures(run: Run, paper: dict) -> list[str]:
-    """Return the cells of the paper's tables that a run reproduces.
-
-    As strings: MIM takes a list of dicts for inference times.
+    Figures are strings: MIM takes a list of dicts for inference times.
     """
-    return [
-        f'{row["metric"]} {value}: {column} in {key}'
-        for key, table in paper['tables'].items()
-        if is_as_long_as(key, run)
-        for row in table['rows']
-        if row['batch_size'] == run.batch
-        and MODELS[row['model']][0] == run.folder
-        and run.model.startswith(MODELS[row['model']][1])
-        for column, value in zip(table['columns'], row['values'], strict=True)
-        if value is not None and method_of(key, column) == run.method
-    ]
-
-
-def metadata(run: Run, paper: dict) -> dict:
-    """Return the metadata of a run in its metafile."""
     found = {
         'Task': ARCHS[run.folder].task,
         'Total Batch Size': run.batch,
@@ -412,12 +349,12 @@ def metadata(run: Run, paper: dict) -> dict:
             "The paper's one-billion-parameter detector is UniNet-G, which "
             'MMDetection does not have; its figures are not those of this model.'
         )
-    elif figures := paper_figures(run, paper):
+    elif figures:
         found['Figures of the AGVM paper, not measured here'] = figures
     return found
 
 
-def metafile_text(folder: str, runs: list[Run], paper: dict) -> str:
+def metafile_text(folder: str, runs: list[Run], figures: dict[str, list]) -> str:
     """Return a metafile as MIM reads it.
 
     It has no ``Results``, since we have measured none. The paper's figures have a key
@@ -438,7 +375,7 @@ def metafile_text(folder: str, runs: list[Run], paper: dict) -> str:
             'Name': Path(run.path).stem,
             'In Collection': collection['Name'],
             'Config': run.path,
-            'Metadata': metadata(run, paper),
+            'Metadata': metadata(run, figures[run.path]),
         }
         for run in runs
     ]
@@ -450,13 +387,16 @@ def metafile_text(folder: str, runs: list[Run], paper: dict) -> str:
 
 def all_files() -> dict[str, str]:
     """Return the text of every file by its path from the root of the repository."""
-    results = ROOT / 'configs/paper_results.json'
-    paper = json.loads(results.read_text(encoding='utf-8'))
-    files = {run.path: leaf_text(run) for run in ALL_RUNS}
+    figures: dict[str, list[str]] = {path: [] for path in ALL_RUNS}
+    for cell in paper_cells(list(figures)):
+        if cell.config and cell.paper is not None:
+            text = f'{cell.metric} {cell.paper}: {cell.column} in {cell.table}'
+            figures[cell.config].append(text)
+    files = {path: leaf_text(run) for path, run in ALL_RUNS.items()}
     metafiles = {folder: f'configs/{folder}/metafile.yml' for folder in sorted(ARCHS)}
     for folder, path in metafiles.items():
-        own = [run for run in ALL_RUNS if run.folder == folder]
-        files[path] = metafile_text(folder, own, paper)
+        own = [run for run in ALL_RUNS.values() if run.folder == folder]
+        files[path] = metafile_text(folder, own, figures)
     files['model-index.yml'] = yaml.safe_dump(dict(Import=list(metafiles.values())))
     return files
 
