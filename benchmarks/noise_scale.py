@@ -137,9 +137,9 @@ Interval = dict[str, float | None]
 """A number's 'value', and the ends 'low' and 'high' of its interval; None: infinite."""
 
 
-def intervals(values: Tensor) -> Iterator[Estimate]:
-    """Yield each module's interval, from values of all blocks and without each."""
-    return (jackknife(each[0].item(), each[1:]) for each in values.T)
+def intervals(values: Tensor) -> list[Estimate]:
+    """Return each module's interval, from values of all blocks and without each."""
+    return [jackknife(each[0].item(), each[1:]) for each in values.T]
 
 
 def noise_scales(ratios: Tensor) -> list[Interval]:
@@ -159,13 +159,10 @@ def exponentials(logs: Tensor) -> list[Interval]:
 
 
 def compare(sums: GradientSums) -> list[dict]:
-    """Compare Phi predicted from batch 64 with Phi measured, for each module.
+    """Compare Phi predicted from batch 64 with Phi measured, by batch and module.
 
     The ratio of both has its own interval: they are of the same images, so their
     errors go together.
-
-    Returns:
-        A row for each module and larger batch.
     """
     sums = sums.with_all()
     small = signal_over_noise(sums, BATCH // sums.images_per_replica)

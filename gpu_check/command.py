@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from demo import write_digits
-from gpu_check import cost, golden, parity, tables, training, waits
+from gpu_check import cost, counts, golden, parity, tables, training
 from gpu_check.environment import environment
 from gpu_check.ranks import Ranks
 
@@ -78,12 +78,12 @@ def train(dtype: str, ranks: Ranks) -> Outcome:
 
 def count_waits(ranks: Ranks) -> Outcome:
     """Count the host synchronizations that AGVM adds."""
-    by_rank = ranks.run(waits.measure_waits)
+    by_rank = ranks.run(counts.measure_waits)
     rows = [
         dict(variant=variant, measured=measured, count=count)
         for (variant, measured), count in by_rank[0].items()
     ]
-    return Outcome(waits.describe_waits(by_rank[0]), waits.judge_waits(by_rank), rows)
+    return Outcome(counts.describe_waits(by_rank[0]), counts.judge_waits(by_rank), rows)
 
 
 def measure_cost(ranks: Ranks) -> Outcome:
