@@ -39,13 +39,7 @@ GRADIENT_BYTES = 166_110_848
 
 
 class Stack(BaseModel):
-    """Linear layers in sequence, split evenly into modules.
-
-    Args:
-        modules: Number of modules: 'backbone', 'head1', 'head2', ...
-        layers: Linear layers of each module.
-        width: Inputs and outputs of each layer.
-    """
+    """Square linear layers in sequence, in modules 'backbone', 'head1', 'head2', ..."""
 
     def __init__(self, modules: int, layers: int, width: int) -> None:
         super().__init__()

@@ -168,15 +168,9 @@ def measure_cells(
     Each round begins with another cell, and every other one goes backward: each cell
     comes equally often early and late, and not always after the same one.
 
-    Args:
-        trainers: Trainers by variant.
-        batch_of: Function that returns this rank's images of a round.
-        rounds: Timed rounds.
-        warmup: Rounds before those.
-
     Returns:
-        By cell, 'seconds' of each round as :func:`time_update` returns them, and the
-        bytes 'reduced' in an update.
+        By cell, 'seconds' of each round after the warm-up as :func:`time_update`
+        returns them, and the bytes 'reduced' in an update.
     """
     seconds: dict[Cell, list] = {}
     for turn in range(warmup + rounds):

@@ -180,13 +180,7 @@ def training_command(config: str, metadata: dict | None, ranks: int) -> str:
     """Return the command that trains a config on some ranks.
 
     It reduces the images per rank where the total batch size is not a multiple of the
-    config's images per rank times the number of ranks.
-
-    Args:
-        config: Path from the root.
-        metadata: Metadata of the config, from :func:`config_metadata`; None for the
-            digits.
-        ranks: Processes, or GPUs.
+    config's images per rank times the number of ranks. The digits have no metadata.
     """
     command = f'tools/dist_train.sh {config} {ranks}'
     if metadata is None:
@@ -221,13 +215,7 @@ def find_config(table: str, row: dict, column: str, paths: list[str]) -> str | N
 
 
 def read_cells(data: str, ranks: int) -> list[Cell]:
-    """Return every cell of the tables, with config and command.
-
-    Args:
-        data: 'paper' for the paper's tables, on COCO and ADE20K; 'digits' for one table
-            of the embedded twins.
-        ranks: Processes (or GPUs) of the command.
-    """
+    """Return every cell with config and command: of the 'paper', or of the 'digits'."""
     metadata = config_metadata()
     cells = _digits_cells() if data == 'digits' else paper_cells(list(metadata))
     for cell in cells:
@@ -297,11 +285,6 @@ def read_result(folder: str | Path, metric: str) -> float | str | None:
 
 def run_cell(cell: Cell, root: Path, run: Callable = subprocess.run) -> None:
     """Train a cell if it is not finished, and resume it from its checkpoint.
-
-    Args:
-        cell: A cell with a command.
-        root: Folder of work folders.
-        run: Function with the interface of ``subprocess.run``.
 
     Raises:
         RuntimeError: If the training fails.
