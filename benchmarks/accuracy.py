@@ -132,9 +132,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def study(args: argparse.Namespace, run_all: Callable) -> dict[Run, dict]:
     """Train what is missing, batch by batch; return the results by run.
 
-    Args:
-        args: The command line.
-        run_all: Trains a list of runs and yields each when its result is written.
+    ``run_all`` trains a list of runs and yields each when its result is written.
     """
     results: dict[Run, dict] = {}
     for file in args.work_dirs.glob('*.json'):

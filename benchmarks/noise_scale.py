@@ -19,20 +19,18 @@ import argparse
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from itertools import chain, pairwise
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from statistics import geometric_mean, median
 
 import torch
-from common import noise_figures, race, report
+from common import race, report
 from mmengine.config import Config
 from torch import Tensor
 
 from agvm_mm.method.noise_scale import relative_updates
-from agvm_mm.report.figures import save_figure
 from agvm_mm.report.gradient_noise.intervals import Estimate, GradientSums, interval
 from agvm_mm.report.gradient_noise.replicas import Setup, measure
 from agvm_mm.validation import check_number
@@ -134,9 +132,9 @@ Interval = dict[str, float | None]
 """A number's 'value', and the ends 'low' and 'high' of its interval; None: infinite."""
 
 
-def intervals(values: Tensor) -> Iterator[Estimate]:
-    """Yield each module's interval, from values of all blocks and without each."""
-    return map(interval, values.T)
+def intervals(values: Tensor) -> list[Estimate]:
+    """Return each module's interval, from values of all blocks and without each."""
+    return [interval(each) for each in values.T]
 
 
 def noise_scales(ratios: Tensor) -> list[Interval]:
@@ -156,13 +154,10 @@ def exponentials(logs: Tensor) -> list[Interval]:
 
 
 def compare(sums: GradientSums) -> list[dict]:
-    """Compare Phi predicted from batch 64 with Phi measured, for each module.
+    """Compare Phi predicted from batch 64 with Phi measured, by batch and module.
 
     The ratio of both has its own interval: they are of the same images, so their
     errors go together.
-
-    Returns:
-        A row for each module and larger batch.
     """
     sums = sums.with_all()
     small = signal_over_noise(sums, BATCH // sums.images_per_replica)
@@ -184,8 +179,8 @@ def compare(sums: GradientSums) -> list[dict]:
     return rows
 
 
-def predictions(args: argparse.Namespace, model: str) -> Iterator[list[dict]]:
-    """Train a twin, measure at its moments, and yield the rows of each."""
+def predictions(args: argparse.Namespace, model: str) -> Iterator[dict]:
+    """Train a twin, measure at its moments, and yield their rows."""
     cfg = short_config(model, args.images_per_replica)
     folder = args.work_dirs / model
     train(cfg, folder)
@@ -193,7 +188,7 @@ def predictions(args: argparse.Namespace, model: str) -> Iterator[list[dict]]:
         path = checkpoint(folder, update)
         sums = measured_sums(cfg, path, args.images, args.images_per_replica)
         context = dict(model=model, update=update, moment=what, images=sums.images)
-        yield [context | row for row in compare(sums)]
+        yield from (context | row for row in compare(sums))
 
 
 def summarize(rows: list[dict]) -> list[dict]:
@@ -222,11 +217,8 @@ def summarize(rows: list[dict]) -> list[dict]:
     return found
 
 
-def run_updates(args: argparse.Namespace) -> Iterator[dict]:
-    """Run the trainings to a fixed loss and yield the result after each batch.
-
-    The first result has only what is measured at the start.
-    """
+def run_updates(args: argparse.Namespace) -> dict:
+    """Run the trainings to a fixed loss and return their result."""
     cfg = short_config('sem-fpn', args.images_per_replica)
     size = (args.size, args.size)
     pipeline = cfg.train_dataloader.dataset.pipeline
@@ -242,24 +234,26 @@ def run_updates(args: argparse.Namespace) -> Iterator[dict]:
         target=args.target,
         window=args.window,
         micro_batch=args.images_per_replica,
-        max_updates=args.max_updates,
     )
     measured = measured_sums(cfg, start, args.images, args.images_per_replica)
+    result = dict(at_start=compare(measured))
     scales = {'start': scale_of_all(measured)}
-    result = dict(settings=settings, at_start=compare(measured), scales=scales, rows=[])
-    yield result
-    # Built when the first training is not finished yet.
-    course = cache(lambda: race.Course(cfg))
-    for row in search_all(course, settings, args, folder):
-        result['rows'].append(row)
-        yield result
-    middle = result['rows'][len(args.batches) // 2]
+    rows = list(search_all(race.Course(cfg), settings, args, folder))
+    middle = rows[len(args.batches) // 2]
     if middle['lr']:
         file = run_file(folder, middle['batch'], middle['lr'], args.seeds[0])
         path = file.with_suffix('.pth')
         measured = measured_sums(cfg, path, args.images, args.images_per_replica)
         scales['end'] = scale_of_all(measured)
-    yield result
+    return result | dict(
+        settings=settings | dict(max_updates=args.max_updates),
+        scales=scales,
+        rows=rows,
+        fits=fit(rows, scales),
+        size=args.size,
+        seeds=args.seeds,
+        images=args.images,
+    )
 
 
 def scale_of_all(sums: GradientSums) -> Interval:
@@ -273,10 +267,7 @@ def run_file(folder: Path, batch: int, lr: float, seed: int) -> Path:
 
 
 def search_all(
-    course: Callable[[], race.Course],
-    settings: dict,
-    args: argparse.Namespace,
-    folder: Path,
+    course: race.Course, settings: dict, args: argparse.Namespace, folder: Path
 ) -> Iterator[dict]:
     """Search the learning rate of each batch, from the smallest; yield each row.
 
@@ -285,8 +276,7 @@ def search_all(
     power of 2. A training stops after 1.5 times the updates of the batch before: a
     larger batch does not need more.
     """
-    common = {key: value for key, value in settings.items() if key != 'max_updates'}
-    first, most = args.first_lr, settings['max_updates']
+    first, most = args.first_lr, args.max_updates
     for before, batch in pairwise([args.batches[0], *args.batches]):
         first *= 2 ** round(math.log2(batch / before) / 2)
 
@@ -294,10 +284,10 @@ def search_all(
             lr: float, limit: int, seed: int = args.seeds[0], batch: int = batch
         ) -> float | None:
             file = run_file(folder, batch, lr, seed)
-            each = dict(common, batch=batch, lr=lr, seed=seed)
+            each = dict(settings, batch=batch, lr=lr, seed=seed)
             save = file.with_suffix('.pth')
             found = race.read_or_train(
-                file, each, limit, lambda: course().train(each, limit, save)
+                file, each, limit, lambda: course.train(each, limit, save)
             )
             print(
                 f'batch {batch} lr {lr:g} seed {seed}: {found["updates"]}', flush=True
@@ -503,51 +493,25 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def write_predictions(
-    args: argparse.Namespace, rows: list[dict], environment: dict
-) -> None:
-    """Print the table of the predictions so far, and write it and the figure."""
-    result = dict(
-        images_per_replica=args.images_per_replica,
-        rows=rows,
-        summary=summarize(rows),
-        environment=environment,
-    )
-    name = 'noise_scale_predictions'
-    report.write(args.out, name, result, describe(result))
-    save_figure(noise_figures.plot_predictions(rows), args.out / f'{name}.png')
-
-
-def write_updates(args: argparse.Namespace, found: dict, environment: dict) -> None:
-    """Print the tables of the trainings so far, and write them and the figure."""
-    result = found | dict(
-        fits=fit(found['rows'], found['scales']),
-        size=args.size,
-        seeds=args.seeds,
-        images=args.images,
-        environment=environment,
-    )
-    name = 'noise_scale_updates'
-    report.write(args.out, name, result, describe(result))
-    if any(row['updates'] for row in found['rows']):
-        save_figure(noise_figures.plot_updates(result), args.out / f'{name}.png')
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, print the tables, write them and the figures."""
+    """Run what is missing, print the tables and write them."""
     args = parse_args(arguments)
     # Results must not depend on the machine's number of cores.
     torch.set_num_threads(1)
-    environment = report.environment(1)
     if 'predictions' in args.parts:
-        rows = []
-        # Written after each moment: a run that is interrupted has results.
-        for found in chain.from_iterable(predictions(args, m) for m in args.models):
-            rows += found
-            write_predictions(args, rows, environment)
+        rows = [row for model in args.models for row in predictions(args, model)]
+        result = dict(images_per_replica=args.images_per_replica, rows=rows)
+        write(
+            args.out, 'noise_scale_predictions', result | dict(summary=summarize(rows))
+        )
     if 'updates' in args.parts:
-        for found in run_updates(args):
-            write_updates(args, found, environment)
+        write(args.out, 'noise_scale_updates', run_updates(args))
+
+
+def write(out: Path, name: str, result: dict) -> None:
+    """Print the tables of a part and write them."""
+    result['environment'] = report.environment(1)
+    report.write(out, name, result, describe(result))
 
 
 if __name__ == '__main__':

@@ -82,14 +82,7 @@ def measure_rank(model: str, settings: dict) -> dict:
 
 
 def measure(model: str, ranks: int, settings: dict) -> dict:
-    """Run the benchmark; return the result as written to the JSON file.
-
-    Args:
-        model: A key of ``DEFAULTS``.
-        ranks: Number of ranks, at least 2.
-        settings: 'rounds', 'warmup', 'images' per rank, their 'size' in pixels, and
-            the 'optimizer', 'SGD' or 'AdamW'.
-    """
+    """Run the benchmark of a model; return the result as written to the JSON file."""
     by_rank = Ranks.with_own_gpus(ranks).run(measure_rank, model, settings)
     first = by_rank[0]
     variants = merge_ranks(by_rank)
@@ -146,15 +139,9 @@ def compare_ratio(
     For a normal distribution the standard error of the median is 1.253 sigma /
     sqrt(n), and the quartiles are 1.349 sigma apart.
 
-    Args:
-        target: Highest ratio that meets the target.
-        shares: Shares of unmeasured and of measured updates.
-        ratios: Quartiles of the ratio of unmeasured and of measured updates.
-        rounds: Rounds that the quartiles are from.
-
-    Returns:
-        The ratio 'found', its 'uncertainty', which is twice the standard error of a
-        median, and 'met', which is None if the target is within the uncertainty.
+    Shares and quartiles of ratios are those of unmeasured and of measured updates.
+    'uncertainty' is twice the standard error of a median. 'met' is None if the target
+    is within it.
     """
     value, errors = 0.0, []
     for share, ratio in zip(shares, ratios, strict=True):

@@ -10,7 +10,6 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +23,7 @@ from agvm_mm.report.figures.style import (
     save_figure,
     set_up_panel,
 )
-from benchmarks.paper.accuracy_figure import METRIC_NAMES
+from benchmarks.paper.sensitivity_figure import METRIC_NAMES
 
 RESULTS = Path(__file__).parent / 'results'
 STUDY = RESULTS / 'accuracy_sem-fpn_adamw.json'
@@ -34,20 +33,13 @@ DODGE = 0.19
 """Distance of two methods at the same batch, in distances of two batches."""
 
 
-class Look(NamedTuple):
-    """Label and look of a method."""
-
-    label: str
-    color: str
-    marker: str
-
-
 LOOKS = {
-    'adamw': Look('AdamW alone', BLACK, '^'),
-    'agvm-adamw': Look('AGVM + AdamW', VERMILION, 's'),
-    'adamw-x2': Look('AdamW, 2 x rate on neck and head', SKY_BLUE, 'D'),
-    'adamw-x2 decode_head': Look('AdamW, 2 x rate on the head', GREEN, 'o'),
+    'adamw': ('AdamW alone', BLACK, '^'),
+    'agvm-adamw': ('AGVM + AdamW', VERMILION, 's'),
+    'adamw-x2': ('AdamW, 2 x rate on neck and head', SKY_BLUE, 'D'),
+    'adamw-x2 decode_head': ('AdamW, 2 x rate on the head', GREEN, 'o'),
 }
+"""Label, color and marker of each method."""
 
 
 def plot_batch_sizes(study: Mapping, repeated: Sequence[dict] = ()) -> Figure:
@@ -56,9 +48,6 @@ def plot_batch_sizes(study: Mapping, repeated: Sequence[dict] = ()) -> Figure:
     Args:
         study: A result of ``accuracy.py``.
         repeated: Rows of ``best`` of the same runs on another processor, drawn hollow.
-
-    Returns:
-        The figure, which pyplot does not manage: there is nothing to close.
 
     Raises:
         ValueError: If the study has none of the methods.
@@ -73,10 +62,14 @@ def plot_batch_sizes(study: Mapping, repeated: Sequence[dict] = ()) -> Figure:
     panel.grid(visible=False, axis='x')
     for number, (method, look) in enumerate(LOOKS.items()):
         shift = DODGE * (number - (len(LOOKS) - 1) / 2)
-        own = [row for row in rows if row['method'] == method]
-        again = [row for row in repeated if row['method'] == method]
-        _draw_rows(panel, own, batches, shift, look)
-        _draw_rows(panel, again, batches, shift + DODGE / 4, look, hollow=True)
+        for found, hollow in ((rows, False), (repeated, True)):
+            own = {
+                batches.index(row['batch_size']) + shift + hollow * DODGE / 4: row
+                for row in found
+                if row['method'] == method
+            }
+            if own:
+                _draw_rows(panel, own, *look, hollow=hollow)
     images = study['scenes'] * study['epochs']
     labels = [f'{batch:,}\n({images // batch} updates)' for batch in batches]
     panel.set_xticks(range(len(batches)), labels)
@@ -89,20 +82,17 @@ def plot_batch_sizes(study: Mapping, repeated: Sequence[dict] = ()) -> Figure:
 
 def _draw_rows(
     panel: Axes,
-    rows: Sequence[dict],
-    batches: Sequence[int],
-    shift: float,
-    look: Look,
+    rows: Mapping[float, dict],
+    label: str,
+    color: str,
+    marker: str,
     *,
-    hollow: bool = False,
+    hollow: bool,
 ) -> None:
-    """Draw a method's means with their ranges."""
-    if not rows:
-        return
-    places = [batches.index(row['batch_size']) + shift for row in rows]
-    for place, row in zip(places, rows, strict=True):
+    """Draw a method's means with their ranges, by their place."""
+    for place, row in rows.items():
         ends = row['lowest'], row['highest']
-        panel.plot([place] * 2, ends, color=look.color, linewidth=4, alpha=0.3)
+        panel.plot([place] * 2, ends, color=color, linewidth=4, alpha=0.3)
         if not hollow:
             panel.annotate(
                 f'{row["mean"]:.1f}',
@@ -113,28 +103,23 @@ def _draw_rows(
                 fontsize=9,
             )
     panel.plot(
-        places,
-        [row['mean'] for row in rows],
-        color=look.color,
-        marker=look.marker,
+        list(rows),
+        [row['mean'] for row in rows.values()],
+        color=color,
+        marker=marker,
         linestyle='none',
         markersize=6,
-        markerfacecolor='white' if hollow else look.color,
-        label=None if hollow else look.label,
-        gid=f'{"repeated" if hollow else "study"} {look.label}',
+        markerfacecolor='white' if hollow else color,
+        label=None if hollow else label,
+        gid=f'{"repeated" if hollow else "study"} {label}',
     )
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cli.add_figure_flags(parser, out='batch_sizes.png')
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the results and write the figure."""
-    args = make_parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_figure_flags(parser, out='batch_sizes.png')
+    args = parser.parse_args(arguments)
     study, repeated = (json.loads(file.read_text()) for file in (STUDY, REPEATED))
     figure = plot_batch_sizes(study, repeated['best'])
     figure.suptitle(args.title or TITLE, fontsize=11)

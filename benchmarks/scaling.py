@@ -39,13 +39,7 @@ GRADIENT_BYTES = 166_110_848
 
 
 class Stack(BaseModel):
-    """Linear layers in sequence, split evenly into modules.
-
-    Args:
-        modules: Number of modules: 'backbone', 'head1', 'head2', ...
-        layers: Linear layers of each module.
-        width: Inputs and outputs of each layer.
-    """
+    """Square linear layers in sequence, in modules 'backbone', 'head1', 'head2', ..."""
 
     def __init__(self, modules: int, layers: int, width: int) -> None:
         super().__init__()
@@ -115,12 +109,6 @@ def compute(gradient_bytes: int) -> list[dict]:
 
     In a ring all-reduce each GPU sends 2 (n - 1) / n times the bytes. A few scalars go
     up a binary tree and down again.
-
-    Args:
-        gradient_bytes: Bytes reduced in a plain update.
-
-    Returns:
-        One row for each link and number of GPUs, in seconds.
     """
     rows = []
     for link, bandwidth in LINKS.items():

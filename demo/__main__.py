@@ -126,7 +126,11 @@ def summarize(
         f'{"module":<24}{"Phi":>8}{"mu":>8}{"noise scale":>18}   at the last update',
     ]
     phi, mu, noise = (
-        last_values(records, key) for key in (logs.PHI_KEY, logs.MU_KEY, logs.NOISE_KEY)
+        {
+            module: values[-1]
+            for module, (_, values) in logs.module_curves(records, key).items()
+        }
+        for key in (logs.PHI_KEY, logs.MU_KEY, logs.NOISE_KEY)
     )
     for module in phi:
         rows.append(
@@ -137,12 +141,6 @@ def summarize(
     rows += ['', explain_noise_scale(noise[ALL], logs.total_batch(records)), '']
     rows += [f'{name:<12}{path}' for name, path in files.items()]
     return '\n'.join(rows), score
-
-
-def last_values(records: Sequence[logs.Record], prefix: str) -> dict[str, float]:
-    """Return the last value of each module; see :func:`logs.module_curves`."""
-    curves = logs.module_curves(records, prefix)
-    return {module: values[-1] for module, (_, values) in curves.items()}
 
 
 def explain_noise_scale(noise_scale: float, batch: int) -> str:

@@ -52,14 +52,7 @@ def plot_predictions(
     score_threshold: float = 0.5,
     columns: int = 6,
 ) -> Figure:
-    """Draw images twice, with the true boxes and, below, with the predicted ones.
-
-    Args:
-        results: Images and data samples from :func:`predict`.
-        classes: Name of each class.
-        score_threshold: Lowest score of the predictions that are drawn.
-        columns: Images side by side.
-    """
+    """Draw images twice, with the true boxes and, below, with the predicted ones."""
     bands = -(-len(results) // columns)
     columns = min(columns, len(results))
     figure = Figure(figsize=(1.9 * columns, 3.95 * bands), layout='constrained')

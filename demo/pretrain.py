@@ -150,10 +150,9 @@ def make_patches(
     seed: int,
     split: str,
 ) -> tuple[Tensor, Tensor]:
-    """Draw textured patches with one digit each; see scenes.py for the arguments.
+    """Draw RGB patches, ``(count, 48, 48, 3)``, uint8, of one digit each, and classes.
 
-    Returns:
-        RGB patches, ``(count, 48, 48, 3)``, uint8, and their classes, int64.
+    See scenes.py for the arguments.
     """
     rng = scenes.stream_rng(seed, _PATCH_STREAMS[split])
     sources = rng.choice(candidates, count)
@@ -174,18 +173,7 @@ def train_classifier(
     order: np.random.Generator,
     progress: bool = True,
 ) -> None:
-    """Train with SGD, momentum 0.9 and a one-cycle learning rate, in place.
-
-    Args:
-        model: Classifier of RGB patches, ``(N, H, W, 3)``, uint8.
-        patches: The patches.
-        labels: Their classes, ``(N,)``.
-        epochs: Passes over the patches.
-        batch_size: Patches per update.
-        lr: Highest learning rate.
-        order: Shuffles the patches.
-        progress: Whether to show a progress bar.
-    """
+    """Train with SGD, momentum 0.9 and a one-cycle learning rate, in place."""
     optimizer = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True
     )

@@ -141,9 +141,7 @@ def describe_instances(scene: scenes.Scene, image_id: int, first_id: int) -> lis
 def segment_map(scene: scenes.Scene) -> np.ndarray:
     """Return the panoptic segment of each pixel of a scene, ``(H, W)``.
 
-    Things are the visible digits, with their ids in ``Scene.instances``. Stuff is the
-    visible part of each texture, with ids from :data:`STUFF_ID` on. No pixel is
-    without a segment.
+    Digits have their ids in ``Scene.instances``, textures those from :data:`STUFF_ID`.
     """
     return np.where(scene.instances > 0, scene.instances, STUFF_ID + scene.textures)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from demo import write_digits
-from gpu_check import cost, golden, parity, tables, training, waits
+from gpu_check import cost, counts, golden, parity, tables, training
 from gpu_check.environment import environment
 from gpu_check.ranks import Ranks
 
@@ -78,12 +78,12 @@ def train(dtype: str, ranks: Ranks) -> Outcome:
 
 def count_waits(ranks: Ranks) -> Outcome:
     """Count the host synchronizations that AGVM adds."""
-    by_rank = ranks.run(waits.measure_waits)
+    by_rank = ranks.run(counts.measure_waits)
     rows = [
         dict(variant=variant, measured=measured, count=count)
         for (variant, measured), count in by_rank[0].items()
     ]
-    return Outcome(waits.describe_waits(by_rank[0]), waits.judge_waits(by_rank), rows)
+    return Outcome(counts.describe_waits(by_rank[0]), counts.judge_waits(by_rank), rows)
 
 
 def measure_cost(ranks: Ranks) -> Outcome:
@@ -93,11 +93,7 @@ def measure_cost(ranks: Ranks) -> Outcome:
 
 
 def plan(gpus: int) -> list[tuple[str, Ranks, Callable[[Ranks], Outcome]]]:
-    """Return the name, the ranks and the function of each part.
-
-    Args:
-        gpus: GPUs of this machine; with 0 the ranks are two CPU cores.
-    """
+    """Return the name, the ranks and the function of each part; of 0 GPUs, on CPUs."""
     each, pair = Ranks(gpus or 2, gpus), Ranks(max(gpus, 2), gpus)
     trainings = [
         (f'{dtype} training', each, partial(train, dtype)) for dtype in training.DTYPES
@@ -131,11 +127,7 @@ def run_part(name: str, ranks: Ranks, function: Callable[[Ranks], Outcome]) -> d
 
 
 def run_check(out: Path | None = None) -> int:
-    """Run all parts, print the report and return the exit status.
-
-    Args:
-        out: JSON file for all figures. Defaults to None, none is written.
-    """
+    """Run all parts, print the report, write all figures and return the exit status."""
     parts = [run_part(*part) for part in plan(torch.cuda.device_count())]
     result = dict(
         check='gpu', environment=environment(), cost=cost.SETTINGS, parts=parts

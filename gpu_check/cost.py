@@ -1,6 +1,6 @@
 """Cost of AGVM's updates relative to plain ones: time, memory, kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gpu_check import tables
 from gpu_check.counts import count_calls, count_synchronizations, device_peak
@@ -14,12 +14,7 @@ SETTINGS = dict(
 
 
 def measure_cost(settings: dict) -> dict:
-    """Measure all cells on this rank, as ``SETTINGS`` say.
-
-    Returns:
-        Result of :func:`measure_cells`, and under 'counts' for each cell its 'peak'
-        memory, 'synchronizations', 'operators' and 'kernels'.
-    """
+    """Measure times and counts of all cells on this rank, as ``SETTINGS`` say."""
     trainers, batch_of = build_detectors(settings)
     rounds = {key: settings[key] for key in ('rounds', 'warmup')}
     result = measure_cells(trainers, batch_of, **rounds)
@@ -67,22 +62,17 @@ def ratio(row: dict) -> str:
     return f'{median:.3f} ({low:.3f} to {high:.3f})'
 
 
-def count(row: dict, key: str) -> str:
-    """Format what may not have been counted."""
-    return '-' if row[key] is None else f'{row[key]:,}'
-
-
-def peak(row: dict) -> str:
-    """Format the peak memory, if it was measured."""
-    return '-' if row['peak'] is None else tables.megabytes(row['peak'])
+def count(key: str, show: Callable[[int], str] = '{:,}'.format) -> Callable:
+    """Return a function from a row to what may not have been counted."""
+    return lambda row: '-' if row[key] is None else show(row[key])
 
 
 COLUMNS = (
     *tables.CELL_COLUMNS,
     ('ms', tables.median('seconds', 1, factor=1e3)),
     ('ratio to plain (quartiles)', ratio),
-    ('peak memory, MB', peak),
-    ('kernels', lambda row: count(row, 'kernels')),
-    ('operators', lambda row: count(row, 'operators')),
-    ('host waits', lambda row: count(row, 'synchronizations')),
+    ('peak memory, MB', count('peak', tables.megabytes)),
+    ('kernels', count('kernels')),
+    ('operators', count('operators')),
+    ('host waits', count('synchronizations')),
 )

@@ -39,15 +39,10 @@ def build_detector(name: str) -> BaseModel:
 def build_detectors(
     settings: dict,
 ) -> tuple[dict[str, Trainer], Callable[[int], dict]]:
-    """Build a trainer for each variant, and the batches of this rank.
+    """Build a trainer for each variant; return them and this rank's batch by round.
 
-    Args:
-        settings: 'model', number of 'images' on a rank and their 'shape'; the
-            'optimizer' defaults to SGD.
-
-    Returns:
-        Trainers by variant, and a function from a round to a batch of noise images
-        with three boxes each.
+    The settings are 'model', number of 'images' on a rank and their 'shape', and the
+    'optimizer', which defaults to SGD.
     """
     trainers = build_trainers(
         lambda: build_detector(settings['model']),

@@ -112,11 +112,9 @@ def updates_of(
 
 
 def time_update(update: Callable[[], None]) -> tuple[float, float]:
-    """Run an update on all ranks at once and time it on this one.
+    """Run an update on all ranks at once; return seconds of this one, clock and CPU.
 
-    Returns:
-        Seconds of wall-clock time and of CPU time of all threads of this process.
-        Other programs lengthen the first, but hardly the second.
+    Other programs lengthen the first, but hardly the second.
     """
     dist.barrier()
     synchronize()
@@ -170,15 +168,9 @@ def measure_cells(
     Each round begins with another cell, and every other one goes backward: each cell
     comes equally often early and late, and not always after the same one.
 
-    Args:
-        trainers: Trainers by variant.
-        batch_of: Function that returns this rank's images of a round.
-        rounds: Timed rounds.
-        warmup: Rounds before those.
-
     Returns:
-        By cell, 'seconds' of each round as :func:`time_update` returns them, and the
-        bytes 'reduced' in an update.
+        By cell, 'seconds' of each round after the warm-up as :func:`time_update`
+        returns them, and the bytes 'reduced' in an update.
     """
     seconds: dict[Cell, list] = {}
     for turn in range(warmup + rounds):

@@ -101,18 +101,7 @@ def use_float32_operators(model: nn.Module) -> None:
 def train_digits(
     data: str, work_dir: str, dtype: str, loss_scale: Mapping = LOSS_SCALE
 ) -> list[dict]:
-    """Train on this rank.
-
-    Args:
-        data: Folder of the digits.
-        work_dir: Folder of the log.
-        dtype: One of ``DTYPES``.
-        loss_scale: Settings of torch's GradScaler.
-
-    Returns:
-        For each update its 'loss', 'variances', loss 'scale' afterwards, and
-        measurements 'skipped' so far.
-    """
+    """Train on this rank, and return the record of each update."""
     cfg = training_config(data, work_dir, dtype, loss_scale)
     runner = Runner.from_cfg(cfg)
     if dtype == 'bfloat16':

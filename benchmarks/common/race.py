@@ -52,10 +52,7 @@ class Course:
     def train(self, run: dict, limit: int, save: Path) -> dict[str, Any]:
         """Train until the target; return updates (None before it) and losses.
 
-        Args:
-            run: The run.
-            limit: Updates after which it stops, besides half a window.
-            save: File for the weights at the target.
+        Stops after ``limit`` updates and half a window. Saves the weights it has there.
         """
         load_weights(self.model, run['start'])
         settings = self._settings | dict(lr=run['lr'])
@@ -112,12 +109,7 @@ def search(
 
     Goes up in factors of 2 while it gets better, and down from the first in the same
     way. A learning rate that needs more updates than the best so far is stopped.
-
-    Args:
-        train: Function of a learning rate and the most updates, which returns the
-            updates that it needs, or None.
-        first: Learning rate to begin with.
-        max_updates: Most updates of the first.
+    ``train`` takes a learning rate and the most updates and returns those it needs.
     """
     tried: dict[float, float | None] = {}
     best: float | None = None

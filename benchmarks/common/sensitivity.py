@@ -30,13 +30,8 @@ def missing_runs(
 
     With the first seed all variants get the same rates. With each of the others a
     variant gets its best rate, that of the plain optimizer, and the neighbors of both;
-    the plain optimizer gets those of all variants, so that every run has its pair.
-
-    Args:
-        make: Returns the run of a variant, a step of the learning rate and a seed.
-        variants: Variants to compare; the first one is the plain optimizer.
-        seeds: The first one searches the best rates.
-        results: Results by run.
+    the plain optimizer, the first variant, gets those of all, so that every run has its
+    pair. ``make`` takes a variant, a step of the learning rate and a seed.
     """
     plain, *_ = variants
     first, *others = seeds
@@ -72,13 +67,11 @@ def missing_runs(
 
 
 def summarize(results: Iterable[dict]) -> list[dict]:
-    """Return the best learning rate of each method at each batch size.
+    """Return a row for the best learning rate of each method at each batch size.
 
-    Returns:
-        Rows with the mean, lowest and highest value over the seeds of the best rate,
-        the lowest and highest rate within one point of it, on average over the seeds
-        that both have, and the loss against batch 64 (None without it). A rate with a
-        diverged run is not the best.
+    'near' are the lowest and highest rate within one point of it, on average over the
+    seeds that both have; 'loss' is against batch 64. A rate with a diverged run is not
+    the best.
     """
     rows = []
     for (batch_size, method), rates in by_rate(results).items():
@@ -113,10 +106,6 @@ def pair_differences(results: Sequence[dict]) -> list[dict]:
 
     A pair has the same batch, learning rate and seed. Pairs with a diverged run are
     counted, not averaged.
-
-    Returns:
-        Rows with the differences by seed, their mean and standard deviation (None for
-        a single pair).
     """
     plain = by_rate(each for each in results if not each['run']['variant'])
     plain = {batch_size: rates for (batch_size, _), rates in plain.items()}
@@ -145,11 +134,9 @@ def pair_differences(results: Sequence[dict]) -> list[dict]:
 
 
 def module_medians(results: Sequence[dict]) -> list[dict]:
-    """Return AGVM's medians by module, at the best learning rate of each method.
+    """Return Phi, mu and noise scale by module at the best rate of each method.
 
-    Returns:
-        Rows with ``phi``, ``mu`` and ``noise_scale`` (None if it was never finite),
-        medians over the seeds of the medians of each run.
+    They are medians over the seeds of the medians of each run; None: never finite.
     """
     rows = []
     for best in summarize(results):

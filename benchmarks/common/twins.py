@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from mmcv.ops import RoIAlign
@@ -53,27 +52,16 @@ VARIANT = re.compile(
 SETTINGS = ('momentum', 'interval', 'ratio_bounds', 'estimator', 'anchor')
 
 
-class Variant(NamedTuple):
-    """What a run adds to an optimizer: AGVM, a fixed multiplier, or both.
+def parse_variant(text: str) -> tuple[dict | None, float, str | None]:
+    """Return what a variant adds to an optimizer, from its name.
 
-    Attributes:
-        agvm: AGVM's settings, None for training without it.
-        multiplier: Fixed multiplier of the learning rate.
-        module: The module that is multiplied, None for all but the backbone.
-    """
+    It is '' for the optimizer alone; 'agvm', with settings as in 'agvm momentum=0.97';
+    a multiplier, 'x2' for all modules but the backbone or 'x2 neck' for one; or a
+    multiplier after AGVM, 'agvm x2 neck'.
 
-    agvm: dict | None
-    multiplier: float
-    module: str | None
-
-
-def parse_variant(text: str) -> Variant:
-    """Return a variant from its name.
-
-    Args:
-        text: '' for the optimizer alone; 'agvm', with settings as in 'agvm
-            momentum=0.97'; a multiplier, 'x2' for all modules but the backbone or 'x2
-            neck' for one; or a multiplier after AGVM, 'agvm x2 neck'.
+    Returns:
+        AGVM's settings, None for training without it; the fixed multiplier of the
+        learning rate; and the module that has it, None for all but the backbone.
 
     Raises:
         ValueError: If it is none of these, or a setting is unknown.
@@ -96,7 +84,7 @@ def parse_variant(text: str) -> Variant:
                 options[key] = json.loads(value)
             except json.JSONDecodeError:
                 options[key] = value
-    return Variant(options, multiplier, found['module'])
+    return options, multiplier, found['module']
 
 
 @dataclass(frozen=True, order=True)
@@ -291,7 +279,8 @@ def train(run: Run, data: Path, work_dirs: Path) -> Run:
     name_run(cfg, folder)
     start = time.process_time()
     runner = cli.build_runner(cfg, 'none')
-    check_module(runner.model, parse_variant(run.variant).module)
+    *_, module = parse_variant(run.variant)
+    check_module(runner.model, module)
     use_fast_layout(runner)
     runner.register_hook(StopAtDivergence())
     result = dict(run=asdict(run), method=run.method, lr=run.lr)

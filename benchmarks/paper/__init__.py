@@ -1,1 +1,1 @@
-"""The paper's tables and figures of accuracy."""
+"""The paper's tables, and a figure of accuracy."""

@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from agvm_mm.report.figures.style import module_style, set_up_panel
-from benchmarks.paper.accuracy_figure import METRIC_NAMES
+
+METRIC_NAMES = {'bbox_mAP': 'box mAP (%)', 'mIoU': 'mIoU (%)'}
 
 
 def by_rate(
@@ -28,11 +29,6 @@ def plot_sensitivity(results: Sequence[dict], metric: str) -> Figure:
     highest. Seeds differ more than methods, so all curves of a panel have the same
     seeds: those that all its methods have. Rates at which a method lacks one of them or
     diverged are not drawn.
-
-    Args:
-        results: Runs with 'run' (with 'batch_size' and 'seed'), 'method', 'lr' and
-            'value' in percent, None for a run that diverged.
-        metric: Accuracy, a key of ``METRIC_NAMES``.
 
     Raises:
         ValueError: If there is no run.

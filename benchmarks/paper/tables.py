@@ -180,13 +180,7 @@ def training_command(config: str, metadata: dict | None, ranks: int) -> str:
     """Return the command that trains a config on some ranks.
 
     It reduces the images per rank where the total batch size is not a multiple of the
-    config's images per rank times the number of ranks.
-
-    Args:
-        config: Path from the root.
-        metadata: Metadata of the config, from :func:`config_metadata`; None for the
-            digits.
-        ranks: Processes, or GPUs.
+    config's images per rank times the number of ranks. The digits have no metadata.
     """
     command = f'tools/dist_train.sh {config} {ranks}'
     if metadata is None:
@@ -200,44 +194,30 @@ def training_command(config: str, metadata: dict | None, ranks: int) -> str:
     return f'{command} --cfg-options train_dataloader.batch_size={images}'
 
 
-def find_config(
-    table: str, row: dict, column: str, metadata: dict[str, dict]
-) -> str | None:
-    """Return the path of the config on COCO or ADE20K for a cell of a row, or None.
+def find_config(table: str, row: dict, column: str, paths: list[str]) -> str | None:
+    """Return the one of the configs' paths that is for a cell of a row, or None.
 
     Raises:
-        LookupError: If several fit.
+        LookupError: If several are.
     """
-    method = method_of(table, column)
-    if method is None:
-        return None
     folder, model = MODELS[row['model']]
-    found = _glob(f'configs/{folder}/{model}*_{method}_b{row["batch_size"]}_*.py')
-    # Some models are trained for two lengths; the re-run had 16 epochs.
-    if table == 'open_source_rerun':
-        found = [path for path in found if '_16e_' in path]
-    elif len(found) > 1:
-        updates = row['iterations']
-        found = [path for path in found if metadata[path]['Updates'] == updates]
+    # SAM has no method here, and so no config.
+    method = method_of(table, column)
+    start = f'configs/{folder}/{model}'
+    middle = f'_{method}_b{row["batch_size"]}_'
+    if row['model'] == 'mask_rcnn':
+        # The re-run had another length than the table, and has configs of its own.
+        middle += '16e' if table == 'open_source_rerun' else '14e'
+    found = [path for path in paths if path.startswith(start) and middle in path]
     if len(found) > 1:
         raise LookupError(f'{table}, {row["model"]}, {column}: {", ".join(found)}')
     return found[0] if found else None
 
 
-def _glob(pattern: str) -> list[str]:
-    return [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(pattern))]
-
-
 def read_cells(data: str, ranks: int) -> list[Cell]:
-    """Return every cell of the tables, with config and command.
-
-    Args:
-        data: 'paper' for the paper's tables, on COCO and ADE20K; 'digits' for one table
-            of the embedded twins.
-        ranks: Processes (or GPUs) of the command.
-    """
+    """Return every cell with config and command: of the 'paper', or of the 'digits'."""
     metadata = config_metadata()
-    cells = _digits_cells() if data == 'digits' else _paper_cells(metadata)
+    cells = _digits_cells() if data == 'digits' else paper_cells(list(metadata))
     for cell in cells:
         if cell.config:
             cell.command = training_command(
@@ -246,7 +226,8 @@ def read_cells(data: str, ranks: int) -> list[Cell]:
     return cells
 
 
-def _paper_cells(metadata: dict[str, dict]) -> list[Cell]:
+def paper_cells(paths: list[str]) -> list[Cell]:
+    """Return every cell of the paper's tables, with its config of those at paths."""
     cells = []
     for key, table in read_tables().items():
         for row in table['rows']:
@@ -256,7 +237,7 @@ def _paper_cells(metadata: dict[str, dict]) -> list[Cell]:
             known = zip(table['columns'], row['values'], statuses, strict=True)
             same = {name: row[name] for name in ('model', 'batch_size', 'metric')}
             for column, paper, status in known:
-                config = find_config(key, row, column, metadata)
+                config = find_config(key, row, column, paths)
                 own = dict(column=column, paper=paper, status=status, config=config)
                 cells.append(Cell(table=key, **same, **own))
     return cells
@@ -264,9 +245,10 @@ def _paper_cells(metadata: dict[str, dict]) -> list[Cell]:
 
 def _digits_cells() -> list[Cell]:
     configs = {}
-    for path in _glob('configs/digits/*.py'):
-        name = parse_config_name(Path(path).stem)
-        configs[name.model.split('_')[0], name.method] = path
+    for path in sorted(ROOT.glob('configs/digits/*.py')):
+        name = parse_config_name(path.stem)
+        key = name.model.split('_')[0], name.method
+        configs[key] = path.relative_to(ROOT).as_posix()
     return [
         Cell(
             table=DIGITS,
@@ -320,11 +302,6 @@ def read_result(folder: str | Path, metric: str) -> float | str | None:
 
 def run_cell(cell: Cell, root: Path, run: Callable = subprocess.run) -> None:
     """Train a cell if it is not finished, and resume it from its checkpoint.
-
-    Args:
-        cell: A cell with a command.
-        root: Folder of work folders.
-        run: Function with the interface of ``subprocess.run``.
 
     Raises:
         RuntimeError: If the training fails.

@@ -1,17 +1,6 @@
-_base_ = [
-    '../_base_/models/faster-rcnn_r18_w16_fpn.py',
-    '../_base_/datasets/digits_detection.py',
-    '../_base_/schedules/digits_10e.py',
-]
+_base_ = './faster-rcnn_r18_w16_fpn_adamw_b256_10e_digits.py'
 optim_wrapper = dict(
-    type='OptimWrapper',
     optimizer=dict(
-        type='PMDLAMB',
-        lr=0.01,
-        betas=(0.9, 0.999),
-        weight_decay=0.01,
-        period=16,
-        moment_decay=0.1,
-    ),
-    clip_grad=dict(max_norm=10),
+        type='PMDLAMB', lr=0.01, weight_decay=0.01, period=16, moment_decay=0.1
+    )
 )

@@ -1,12 +1,4 @@
-_base_ = [
-    '../_base_/models/upernet_r18_w16.py',
-    '../_base_/datasets/digits_semantic.py',
-    '../_base_/schedules/digits_10e_seg.py',
-]
-optim_wrapper = dict(
-    type='AGVMOptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.001, betas=(0.9, 0.999), weight_decay=0.05),
-    clip_grad=dict(max_norm=2),
-)
+_base_ = './upernet_r18_w16_adamw_b256_10e_digits.py'
+optim_wrapper = dict(type='AGVMOptimWrapper')
 # Every update from epoch 4 on, after the warm-up.
 default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=1, begin=64))

@@ -1,16 +1,7 @@
 # AdamW + AGVM at total batch 10240. Ours: lr square root from 1e-4 at 16; AGVM begins 6
 # updates after the warm-up.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco_adamw.py',
-]
-train_cfg = dict(val_interval=4, total_batch_size=10240)
-train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (10240 / 16) ** 0.5)
-)
+_base_ = './faster-rcnn_r50_fpn_adamw_b10240_12e_coco.py'
+optim_wrapper = dict(type='AGVMOptimWrapper')
 default_hooks = dict(
-    checkpoint=dict(interval=4),
-    logger=dict(interval=1),
-    agvm=dict(type='VarianceSyncHook', interval=1, begin=30, estimator='replicas'),
+    agvm=dict(type='VarianceSyncHook', interval=1, begin=30, estimator='replicas')
 )

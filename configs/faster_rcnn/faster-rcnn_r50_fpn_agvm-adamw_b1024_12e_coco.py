@@ -1,14 +1,5 @@
 # AdamW + AGVM at total batch 1024. Ours: lr square root from 1e-4 at 16; AGVM begins 58
 # updates after the warm-up.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco_adamw.py',
-]
-train_cfg = dict(total_batch_size=1024)
-train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (1024 / 16) ** 0.5)
-)
-default_hooks = dict(
-    logger=dict(interval=10), agvm=dict(type='VarianceSyncHook', interval=10, begin=288)
-)
+_base_ = './faster-rcnn_r50_fpn_adamw_b1024_12e_coco.py'
+optim_wrapper = dict(type='AGVMOptimWrapper')
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=288))

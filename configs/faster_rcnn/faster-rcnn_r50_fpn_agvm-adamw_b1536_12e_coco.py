@@ -1,16 +1,5 @@
 # AdamW + AGVM at total batch 1536. Ours: lr square root from 1e-4 at 16; AGVM begins 39
 # updates after the warm-up.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco_adamw.py',
-]
-train_cfg = dict(val_interval=4, total_batch_size=1536)
-train_dataloader = dict(batch_size=2)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (1536 / 16) ** 0.5)
-)
-default_hooks = dict(
-    checkpoint=dict(interval=4),
-    logger=dict(interval=10),
-    agvm=dict(type='VarianceSyncHook', interval=5, begin=193),
-)
+_base_ = './faster-rcnn_r50_fpn_adamw_b1536_12e_coco.py'
+optim_wrapper = dict(type='AGVMOptimWrapper')
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=5, begin=193))

@@ -1,16 +1,5 @@
 # AdamW + AGVM at total batch 256. Ours: lr square root from 1e-4 at 16; the authors'
 # 920 updates of warm-up; AGVM begins 100 updates after the warm-up.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco_adamw.py',
-]
-train_cfg = dict(total_batch_size=256)
-train_dataloader = dict(batch_size=16)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (256 / 16) ** 0.5)
-)
-param_scheduler = [
-    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=920),
-    dict(type='MultiStepLR', by_epoch=True, end=12, milestones=[8, 11], gamma=0.1),
-]
+_base_ = './faster-rcnn_r50_fpn_adamw_b256_12e_coco.py'
+optim_wrapper = dict(type='AGVMOptimWrapper')
 default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=1020))

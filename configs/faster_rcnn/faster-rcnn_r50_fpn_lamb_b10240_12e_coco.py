@@ -1,13 +1,7 @@
 # LAMB at total batch 10240. Ours: lr square root from 0.005 at 512.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco_adamw.py',
-]
-train_cfg = dict(val_interval=4, total_batch_size=10240)
-train_dataloader = dict(batch_size=16)
+_base_ = './faster-rcnn_r50_fpn_adamw_b10240_12e_coco.py'
 optim_wrapper = dict(
     optimizer=dict(
         type='BaselineLAMB', lr=0.005 * (10240 / 512) ** 0.5, weight_decay=0.01
     )
 )
-default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))

@@ -1,17 +1,8 @@
 # LAMB at total batch 256. Ours: lr square root from 0.005 at 512; the authors' 920
 # updates of warm-up.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco_adamw.py',
-]
-train_cfg = dict(total_batch_size=256)
-train_dataloader = dict(batch_size=16)
+_base_ = './faster-rcnn_r50_fpn_adamw_b256_12e_coco.py'
 optim_wrapper = dict(
     optimizer=dict(
         type='BaselineLAMB', lr=0.005 * (256 / 512) ** 0.5, weight_decay=0.01
     )
 )
-param_scheduler = [
-    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=920),
-    dict(type='MultiStepLR', by_epoch=True, end=12, milestones=[8, 11], gamma=0.1),
-]

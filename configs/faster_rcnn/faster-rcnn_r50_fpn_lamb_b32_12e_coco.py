@@ -1,10 +1,5 @@
 # LAMB at total batch 32. Ours: lr square root from 0.005 at 512.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco_adamw.py',
-]
-train_cfg = dict(total_batch_size=32)
-train_dataloader = dict(batch_size=4)
+_base_ = './faster-rcnn_r50_fpn_adamw_b32_12e_coco.py'
 optim_wrapper = dict(
     optimizer=dict(type='BaselineLAMB', lr=0.005 * (32 / 512) ** 0.5, weight_decay=0.01)
 )

@@ -1,11 +1,6 @@
 # PMD-LAMB at total batch 1536. Ours: lr square root from 0.005 at 512; the moments
 # decay every epoch, or every 1000 updates.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco_adamw.py',
-]
-train_cfg = dict(val_interval=4, total_batch_size=1536)
-train_dataloader = dict(batch_size=2)
+_base_ = './faster-rcnn_r50_fpn_adamw_b1536_12e_coco.py'
 optim_wrapper = dict(
     optimizer=dict(
         type='PMDLAMB',
@@ -15,4 +10,3 @@ optim_wrapper = dict(
         period=77,
     )
 )
-default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=10))

@@ -1,11 +1,6 @@
 # PMD-LAMB at total batch 512. Ours: lr square root from 0.005 at 512; the moments decay
 # every epoch, or every 1000 updates.
-_base_ = [
-    '../_base_/models/faster-rcnn_r50_fpn.py',
-    '../_base_/schedules/coco_adamw.py',
-]
-train_cfg = dict(total_batch_size=512)
-train_dataloader = dict(batch_size=16)
+_base_ = './faster-rcnn_r50_fpn_adamw_b512_12e_coco.py'
 optim_wrapper = dict(
     optimizer=dict(
         type='PMDLAMB',

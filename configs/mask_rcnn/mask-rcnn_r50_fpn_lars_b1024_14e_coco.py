@@ -1,12 +1,5 @@
 # LARS at total batch 1024. Ours: lr 0.075 times the square root.
-_base_ = ['../_base_/models/mask-rcnn_r50_fpn.py', '../_base_/schedules/coco_sgd.py']
-train_cfg = dict(max_epochs=14, total_batch_size=1024)
-train_dataloader = dict(batch_size=16)
+_base_ = './mask-rcnn_r50_fpn_sgd_b1024_14e_coco.py'
 optim_wrapper = dict(
     optimizer=dict(type='BaselineLARS', lr=0.075 * 1024**0.5, trust_coefficient=0.001)
 )
-param_scheduler = [
-    _base_.param_scheduler[0],
-    dict(type='MultiStepLR', by_epoch=True, end=14, milestones=[10, 12], gamma=0.1),
-]
-default_hooks = dict(logger=dict(interval=10))

@@ -1,12 +1,5 @@
 # AdamW + AGVM at total batch 512. Ours: lr square root from 1e-4 at 16; AGVM begins 100
 # updates after the warm-up.
-_base_ = [
-    '../_base_/models/mask-rcnn_swin-t_fpn.py',
-    '../_base_/schedules/coco_adamw_swin.py',
-]
-train_cfg = dict(total_batch_size=512)
-train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (512 / 16) ** 0.5)
-)
+_base_ = './mask-rcnn_swin-t_fpn_adamw_b512_12e_coco.py'
+optim_wrapper = dict(type='AGVMOptimWrapper')
 default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=560))

@@ -1,8 +1,6 @@
 # PMD-LAMB at total batch 32. Ours: lr square root from 0.005 at 512; the moments decay
 # every epoch, or every 1000 updates.
-_base_ = ['../_base_/models/retinanet_r18_fpn.py', '../_base_/schedules/coco_adamw.py']
-train_cfg = dict(total_batch_size=32)
-train_dataloader = dict(batch_size=4)
+_base_ = './retinanet_r18_fpn_adamw_b32_12e_coco.py'
 optim_wrapper = dict(
     optimizer=dict(
         type='PMDLAMB',

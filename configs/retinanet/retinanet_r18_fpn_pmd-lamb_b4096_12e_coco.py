@@ -1,8 +1,6 @@
 # PMD-LAMB at total batch 4096. Ours: lr square root from 0.005 at 512; the moments
 # decay every epoch, or every 1000 updates.
-_base_ = ['../_base_/models/retinanet_r18_fpn.py', '../_base_/schedules/coco_adamw.py']
-train_cfg = dict(val_interval=4, total_batch_size=4096)
-train_dataloader = dict(batch_size=16)
+_base_ = './retinanet_r18_fpn_adamw_b4096_12e_coco.py'
 optim_wrapper = dict(
     optimizer=dict(
         type='PMDLAMB',
@@ -12,4 +10,3 @@ optim_wrapper = dict(
         period=29,
     )
 )
-default_hooks = dict(checkpoint=dict(interval=4), logger=dict(interval=1))

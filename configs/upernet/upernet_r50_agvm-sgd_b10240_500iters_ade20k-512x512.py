@@ -1,20 +1,12 @@
 # SGD + AGVM at total batch 10240. Ours: lr linear from 0.02 at 16 to 128, then square
 # root; AGVM begins 2 updates after the warm-up.
-_base_ = ['../_base_/models/upernet_r50.py', '../_base_/schedules/ade20k_sgd.py']
-train_cfg = dict(max_iters=500, val_interval=50, total_batch_size=10240)
-train_dataloader = dict(batch_size=16)
+_base_ = './upernet_r50_sgd_b10240_500iters_ade20k-512x512.py'
 optim_wrapper = dict(
     type='AGVMOptimWrapper',
     optimizer=dict(lr=0.16 * (10240 / 128) ** 0.5),
     clip_grad=dict(max_norm=1.0),
     clip_window=(38, 42),
 )
-param_scheduler = [
-    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=40),
-    dict(type='PolyLR', by_epoch=False, begin=40, end=500, power=0.9, eta_min=0.0),
-]
 default_hooks = dict(
-    checkpoint=dict(interval=50),
-    logger=dict(interval=10),
-    agvm=dict(type='VarianceSyncHook', interval=1, begin=42, estimator='replicas'),
+    agvm=dict(type='VarianceSyncHook', interval=1, begin=42, estimator='replicas')
 )

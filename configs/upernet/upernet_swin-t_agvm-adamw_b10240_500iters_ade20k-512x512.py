@@ -1,20 +1,7 @@
 # AdamW + AGVM at total batch 10240. Ours: lr square root from 1e-4 at 16; AGVM begins 2
 # updates after the warm-up.
-_base_ = [
-    '../_base_/models/upernet_swin-t.py',
-    '../_base_/schedules/ade20k_adamw_swin.py',
-]
-train_cfg = dict(max_iters=500, val_interval=50, total_batch_size=10240)
-train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (10240 / 16) ** 0.5)
-)
-param_scheduler = [
-    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=40),
-    dict(type='PolyLR', by_epoch=False, begin=40, end=500, power=0.9, eta_min=0.0),
-]
+_base_ = './upernet_swin-t_adamw_b10240_500iters_ade20k-512x512.py'
+optim_wrapper = dict(type='AGVMOptimWrapper')
 default_hooks = dict(
-    checkpoint=dict(interval=50),
-    logger=dict(interval=10),
-    agvm=dict(type='VarianceSyncHook', interval=1, begin=42, estimator='replicas'),
+    agvm=dict(type='VarianceSyncHook', interval=1, begin=42, estimator='replicas')
 )

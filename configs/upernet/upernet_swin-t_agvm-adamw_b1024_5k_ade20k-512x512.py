@@ -1,19 +1,5 @@
 # AdamW + AGVM at total batch 1024. Ours: lr square root from 1e-4 at 16; AGVM begins 20
 # updates after the warm-up.
-_base_ = [
-    '../_base_/models/upernet_swin-t.py',
-    '../_base_/schedules/ade20k_adamw_swin.py',
-]
-train_cfg = dict(max_iters=5000, val_interval=500, total_batch_size=1024)
-train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (1024 / 16) ** 0.5)
-)
-param_scheduler = [
-    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=395),
-    dict(type='PolyLR', by_epoch=False, begin=395, end=5000, power=0.9, eta_min=0.0),
-]
-default_hooks = dict(
-    checkpoint=dict(interval=500),
-    agvm=dict(type='VarianceSyncHook', interval=10, begin=415),
-)
+_base_ = './upernet_swin-t_adamw_b1024_5k_ade20k-512x512.py'
+optim_wrapper = dict(type='AGVMOptimWrapper')
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=415))

@@ -1,19 +1,5 @@
 # AdamW + AGVM at total batch 256. Ours: lr square root from 1e-4 at 16; AGVM begins 79
 # updates after the warm-up.
-_base_ = [
-    '../_base_/models/upernet_swin-t.py',
-    '../_base_/schedules/ade20k_adamw_swin.py',
-]
-train_cfg = dict(max_iters=20000, val_interval=2000, total_batch_size=256)
-train_dataloader = dict(batch_size=4)
-optim_wrapper = dict(
-    type='AGVMOptimWrapper', optimizer=dict(lr=1e-4 * (256 / 16) ** 0.5)
-)
-param_scheduler = [
-    dict(type='ExponentialWarmupLR', start_factor=0.001, by_epoch=False, end=1579),
-    dict(type='PolyLR', by_epoch=False, begin=1579, end=20000, power=0.9, eta_min=0.0),
-]
-default_hooks = dict(
-    checkpoint=dict(interval=2000),
-    agvm=dict(type='VarianceSyncHook', interval=10, begin=1658),
-)
+_base_ = './upernet_swin-t_adamw_b256_20k_ade20k-512x512.py'
+optim_wrapper = dict(type='AGVMOptimWrapper')
+default_hooks = dict(agvm=dict(type='VarianceSyncHook', interval=10, begin=1658))

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from gpu_check import counts, waits
+from gpu_check import counts
 from gpu_check.ranks import Ranks
 
 pytestmark = pytest.mark.evidence
@@ -83,11 +83,11 @@ def cells(counted):
 def test_only_a_measured_update_may_add_a_synchronization(counted, problems):
     right, own = cells((0, 0, 1, 0, 1)), cells(counted)
     for by_rank in ([own, right], [right, own]):
-        assert len(waits.judge_waits(by_rank)) == problems
+        assert len(counts.judge_waits(by_rank)) == problems
 
 
 def test_description_names_each_cell():
-    assert waits.describe_waits(cells((0, 0, 1, 0, 2))) == (
+    assert counts.describe_waits(cells((0, 0, 1, 0, 2))) == (
         'plain 0, halves 0, halves measured 1, replicas 0, replicas measured 2'
     )
 
@@ -97,7 +97,7 @@ def counted_rank():
     asked = []
     torch.cuda.set_sync_debug_mode = asked.append
     counts.rank_device = lambda: torch.device('cuda')
-    return waits.measure_waits(), asked
+    return counts.measure_waits(), asked
 
 
 @pytest.mark.parametrize('ranks', [1, 2])

@@ -5,26 +5,22 @@ The output is checked in, and a test compares the two. ``configs/_base_`` and
 """
 
 import argparse
-import json
 import math
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
 from agvm_mm.report.plan import TRAIN_IMAGES
-from benchmarks.paper.tables import METHODS, MODELS, ConfigName, method_of
+from benchmarks.paper.tables import METHODS, ConfigName, paper_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 88
 # The authors count 460 updates per epoch at batch 256; by the images it is 459.
-RELEASED_WARMUP = {('coco', 256): 920}
+RELEASED_WARMUP = {256: 920}
 # Learning rates of the authors' released recipe that do not follow the rule.
 RELEASED_LR = {('faster_rcnn', 'agvm-sgd', 512): '0.38'}
 MILESTONES = {12: [8, 11], 14: [10, 12], 16: [12, 14]}
@@ -110,7 +106,6 @@ class Code(str):
     """Expression that a config shows as it is."""
 
 
-@dataclass(frozen=True)
 class Run:
     """One leaf, and the numbers that follow from its batch.
 
@@ -124,7 +119,6 @@ class Run:
         folder: Folder of the config, a key of ``ARCHS``.
         dataset: A key of ``TRAIN_IMAGES``.
         is_agvm: True if AGVM changes the learning rates.
-        is_released: True if the numbers are from the authors' released recipe.
         epoch: Updates of one epoch, the last of them perhaps on fewer images.
         updates: Updates of the whole run.
         warmup: Updates of warm-up, 2 epochs of COCO or 20 of ADE20K.
@@ -137,75 +131,44 @@ class Run:
         path: Path of the file from the root of the repository.
     """
 
-    model: str
-    method: str
-    batch: int
-    epochs: int | None
-
-    @cached_property
-    def folder(self) -> str:
-        return self.model.split('_')[0].replace('-', '_')
-
-    @cached_property
-    def dataset(self) -> str:
-        return 'coco' if self.epochs else 'ade20k'
-
-    @cached_property
-    def is_agvm(self) -> bool:
-        return self.method.startswith('agvm-')
-
-    @cached_property
-    def is_released(self) -> bool:
-        has_release = self.folder in ('faster_rcnn', 'mask_rcnn')
-        return has_release and self.method == 'agvm-sgd' and self.batch in (256, 512)
-
-    @cached_property
-    def epoch(self) -> int:
-        return math.ceil(TRAIN_IMAGES[self.dataset] / self.batch)
-
-    @cached_property
-    def updates(self) -> int:
-        if self.epochs:
-            return self.epochs * self.epoch
-        return ADE20K_UPDATES_AT_32 * 32 // self.batch
-
-    @cached_property
-    def warmup(self) -> int:
-        if self.epochs:
-            return RELEASED_WARMUP.get(('coco', self.batch), 2 * self.epoch)
-        return math.ceil(20 * TRAIN_IMAGES['ade20k'] / self.batch)
-
-    @cached_property
-    def gap(self) -> int:
-        return min(100, math.ceil(self.epoch / 2) if self.epochs else self.epoch)
-
-    @cached_property
-    def begin(self) -> int:
-        return self.warmup + self.gap
-
-    @cached_property
-    def images_per_rank(self) -> int:
-        if self.batch == 1536 or 'swin-1b' in self.model:
-            return 2
-        return 4 if self.batch == 32 or 'swin' in self.model else 16
-
-    @cached_property
-    def path(self) -> str:
-        length, dataset = f'{self.epochs}e', self.dataset
-        if not self.epochs:
+    def __init__(self, model: str, method: str, batch: int, epochs: int | None) -> None:
+        self.model, self.method, self.batch, self.epochs = model, method, batch, epochs
+        self.folder = model.split('_')[0].replace('-', '_')
+        self.is_agvm = method.startswith('agvm-')
+        self.dataset = 'coco' if epochs else 'ade20k'
+        self.epoch = math.ceil(TRAIN_IMAGES[self.dataset] / batch)
+        length, dataset = f'{epochs}e', self.dataset
+        if epochs:
+            self.updates = epochs * self.epoch
+            self.warmup = RELEASED_WARMUP.get(batch, 2 * self.epoch)
+            self.gap = min(100, math.ceil(self.epoch / 2))
+        else:
+            self.updates = ADE20K_UPDATES_AT_32 * 32 // batch
+            self.warmup = math.ceil(20 * TRAIN_IMAGES['ade20k'] / batch)
+            self.gap = min(100, self.epoch)
             thousands, rest = divmod(self.updates, 1000)
             length = f'{self.updates}iters' if rest else f'{thousands}k'
             dataset += '-512x512'
-        name = ConfigName(self.model, self.method, self.batch, length, dataset)
-        return f'configs/{self.folder}/{name}.py'
+        self.begin = self.warmup + self.gap
+        self.images_per_rank = 4 if batch == 32 or 'swin' in model else 16
+        if batch == 1536 or 'swin-1b' in model:
+            self.images_per_rank = 2
+        name = ConfigName(model, method, batch, length, dataset)
+        self.path = f'configs/{self.folder}/{name}.py'
 
 
-def all_runs() -> Iterator[Run]:
-    """Yield every leaf, architecture by architecture."""
-    for model, methods, batches, epochs in RUNS:
-        for method in methods.split():
-            for batch in batches:
-                yield Run(model, method, batch, epochs)
+ALL_RUNS = {
+    run.path: run
+    for model, methods, batches, epochs in RUNS
+    for method in methods.split()
+    for run in (Run(model, method, batch, epochs) for batch in batches)
+}
+
+
+def plain_optimizer(run: Run) -> str:
+    """Return the method that a run's method changes: SGD or AdamW alone."""
+    own = METHODS[run.method].optimizer
+    return 'sgd' if own in ('SGD', 'BaselineLARS') else 'adamw'
 
 
 def learning_rate(run: Run) -> tuple[str, str]:
@@ -227,13 +190,14 @@ def learning_rate(run: Run) -> tuple[str, str]:
 def description(run: Run) -> str:
     """Return the comment at the top of a leaf."""
     text = f'{METHODS[run.method].title} at total batch {run.batch}. '
-    if run.is_released:
+    released = run.method == 'agvm-sgd' and run.batch in (256, 512)
+    if released and run.folder in ('faster_rcnn', 'mask_rcnn'):
         text += "Numbers of the authors' released recipe"
         if run.epochs == 14:
             text += ", at the 14 epochs of the paper's table"
     else:
         text += f'Ours: lr {learning_rate(run)[1]}'
-        if (run.dataset, run.batch) in RELEASED_WARMUP:
+        if run.epochs and run.batch in RELEASED_WARMUP:
             text += f"; the authors' {run.warmup} updates of warm-up"
         if run.is_agvm:
             text += f'; AGVM begins {run.gap} updates after the warm-up'
@@ -244,14 +208,11 @@ def description(run: Run) -> str:
 
 
 def bases(run: Run) -> list[str]:
-    """Return the files that a leaf builds on."""
-    optimizer = (
-        'sgd' if METHODS[run.method].optimizer in ('SGD', 'BaselineLARS') else 'adamw'
-    )
+    """Return the files that a leaf builds on if there is no run to change."""
+    schedule = f'{run.dataset}_{plain_optimizer(run)}'
     if 'swin' in run.model:
-        optimizer += '_swin'
-    names = f'models/{run.model}', f'schedules/{run.dataset}_{optimizer}'
-    return [f'../_base_/{name}.py' for name in names]
+        schedule += '_swin'
+    return [f'../_base_/models/{run.model}.py', f'../_base_/schedules/{schedule}.py']
 
 
 def optim_wrapper(run: Run) -> dict:
@@ -265,10 +226,7 @@ def optim_wrapper(run: Run) -> dict:
         optimizer['period'] = min(run.epoch, 1000)
     if not run.is_agvm:
         return dict(optimizer=optimizer)
-    wrapper = dict(
-        type='AGVMOptimWrapper',
-        optimizer=optimizer,
-    )
+    wrapper = dict(type='AGVMOptimWrapper', optimizer=optimizer)
     if run.method == 'agvm-sgd' and run.batch >= 256:
         wrapper['clip_grad'] = dict(max_norm=1.0)
         wrapper['clip_window'] = (run.warmup - run.gap, run.begin)
@@ -290,7 +248,7 @@ def param_scheduler(run: Run) -> list[dict] | None:
         return [warmup, decay | dict(power=0.9, eta_min=0.0)]
     decay = dict(type='MultiStepLR', by_epoch=True, end=run.epochs)
     decay |= dict(milestones=MILESTONES[run.epochs], gamma=0.1)
-    if (run.dataset, run.batch) in RELEASED_WARMUP:
+    if run.batch in RELEASED_WARMUP:
         return [warmup, decay]
     return [Code('_base_.param_scheduler[0]'), decay] if run.epochs != 12 else None
 
@@ -325,20 +283,42 @@ def loop_and_hooks(run: Run) -> tuple[dict, dict]:
 
 
 def leaf_text(run: Run) -> str:
-    """Return the text of one config, not formatted yet."""
+    """Return the text of one config, not formatted yet.
+
+    It has what its method changes in the run with the optimizer alone.
+    """
+    settings = all_settings(run)
+    plain = Run(run.model, plain_optimizer(run), run.batch, run.epochs)
+    if plain.path != run.path and plain.path in ALL_RUNS:
+        settings = changes(settings, all_settings(plain))
+        settings = dict(_base_=f'./{Path(plain.path).name}') | settings
+    else:
+        settings = dict(_base_=bases(run)) | settings
+    lines = [
+        f'{name} = {expression(value)}' for name, value in settings.items() if value
+    ]
+    return '\n'.join([description(run), *lines, ''])
+
+
+def all_settings(run: Run) -> dict:
+    """Return the settings of a run that differ from ``_base_``."""
     train_cfg, default_hooks = loop_and_hooks(run)
-    settings = dict(
-        _base_=bases(run),
+    return dict(
         train_cfg=train_cfg,
         train_dataloader=dict(batch_size=run.images_per_rank),
         optim_wrapper=optim_wrapper(run),
         param_scheduler=param_scheduler(run),
         default_hooks=default_hooks,
     )
-    lines = [
-        f'{name} = {expression(value)}' for name, value in settings.items() if value
-    ]
-    return '\n'.join([description(run), *lines, ''])
+
+
+def changes(settings: dict, plain: dict) -> dict:
+    """Return the settings that are not in others, as MMEngine merges dicts."""
+    return {
+        key: changes(value, plain[key]) if isinstance(plain.get(key), dict) else value
+        for key, value in settings.items()
+        if value != plain.get(key)
+    }
 
 
 def expression(value: object) -> str:
@@ -351,33 +331,11 @@ def expression(value: object) -> str:
     return value if isinstance(value, Code) else repr(value)
 
 
-def is_as_long_as(table: str, run: Run) -> bool:
-    """Return whether a run has the epochs of a table."""
-    if table == 'open_source_rerun':
-        return run.epochs == 16
-    return run.folder != 'mask_rcnn' or run.epochs == 14
+def metadata(run: Run, figures: list[str]) -> dict:
+    """Return the metadata of a run in its metafile.
 
-
-def paper_figures(run: Run, paper: dict) -> list[str]:
-    """Return the cells of the paper's tables that a run reproduces.
-
-    As strings: MIM takes a list of dicts for inference times.
+    Figures are strings: MIM takes a list of dicts for inference times.
     """
-    return [
-        f'{row["metric"]} {value}: {column} in {key}'
-        for key, table in paper['tables'].items()
-        if is_as_long_as(key, run)
-        for row in table['rows']
-        if row['batch_size'] == run.batch
-        and MODELS[row['model']][0] == run.folder
-        and run.model.startswith(MODELS[row['model']][1])
-        for column, value in zip(table['columns'], row['values'], strict=True)
-        if value is not None and method_of(key, column) == run.method
-    ]
-
-
-def metadata(run: Run, paper: dict) -> dict:
-    """Return the metadata of a run in its metafile."""
     found = {
         'Task': ARCHS[run.folder].task,
         'Total Batch Size': run.batch,
@@ -391,12 +349,12 @@ def metadata(run: Run, paper: dict) -> dict:
             "The paper's one-billion-parameter detector is UniNet-G, which "
             'MMDetection does not have; its figures are not those of this model.'
         )
-    elif figures := paper_figures(run, paper):
+    elif figures:
         found['Figures of the AGVM paper, not measured here'] = figures
     return found
 
 
-def metafile_text(folder: str, runs: list[Run], paper: dict) -> str:
+def metafile_text(folder: str, runs: list[Run], figures: dict[str, list]) -> str:
     """Return a metafile as MIM reads it.
 
     It has no ``Results``, since we have measured none. The paper's figures have a key
@@ -417,7 +375,7 @@ def metafile_text(folder: str, runs: list[Run], paper: dict) -> str:
             'Name': Path(run.path).stem,
             'In Collection': collection['Name'],
             'Config': run.path,
-            'Metadata': metadata(run, paper),
+            'Metadata': metadata(run, figures[run.path]),
         }
         for run in runs
     ]
@@ -429,14 +387,16 @@ def metafile_text(folder: str, runs: list[Run], paper: dict) -> str:
 
 def all_files() -> dict[str, str]:
     """Return the text of every file by its path from the root of the repository."""
-    results = ROOT / 'configs/paper_results.json'
-    paper = json.loads(results.read_text(encoding='utf-8'))
-    runs = list(all_runs())
-    files = {run.path: leaf_text(run) for run in runs}
+    figures: dict[str, list[str]] = {path: [] for path in ALL_RUNS}
+    for cell in paper_cells(list(figures)):
+        if cell.config and cell.paper is not None:
+            text = f'{cell.metric} {cell.paper}: {cell.column} in {cell.table}'
+            figures[cell.config].append(text)
+    files = {path: leaf_text(run) for path, run in ALL_RUNS.items()}
     metafiles = {folder: f'configs/{folder}/metafile.yml' for folder in sorted(ARCHS)}
     for folder, path in metafiles.items():
-        own = [run for run in runs if run.folder == folder]
-        files[path] = metafile_text(folder, own, paper)
+        own = [run for run in ALL_RUNS.values() if run.folder == folder]
+        files[path] = metafile_text(folder, own, figures)
     files['model-index.yml'] = yaml.safe_dump(dict(Import=list(metafiles.values())))
     return files
 

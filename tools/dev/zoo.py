@@ -11,8 +11,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,15 +65,6 @@ def no_log() -> Iterator[None]:
         logging.disable(level)
 
 
-def print_counts(
-    outcomes: dict[str, str], results: Iterable[stock.Result | families.Update]
-) -> None:
-    """Print how often there is each outcome."""
-    counts = Counter(result.outcome for result in results)
-    for outcome, meaning in outcomes.items():
-        print(f'{outcome:<12}{counts[outcome]:>5}  {meaning}')
-
-
 def main() -> int:
     """Write the page, and return the exit status."""
     args = parse_args()
@@ -91,8 +81,6 @@ def main() -> int:
         updates = update_families(results)
     found = {result.outcome for result in results}
     found |= {update.outcome for update in updates.values()}
-    print_counts(stock.OUTCOMES, results)
-    print_counts(families.OUTCOMES, updates.values())
     args.out.write_text(zoo_page.page(results, updates), encoding='utf-8')
     return int(not found.isdisjoint(FAULTS))
 

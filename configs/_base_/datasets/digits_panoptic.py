@@ -1,15 +1,13 @@
-# Scenes of handwritten digits with panoptic maps, written by `python -m
-# demo`: ten digits are things, four textures are stuff.
+# digits_detection.py with panoptic maps: digits are things, textures are stuff.
+_base_ = './digits_detection.py'
 dataset_type = 'DigitsPanopticDataset'
 data_root = 'data/digits/'
 
-# No flips: a mirrored digit has another shape.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadPanopticAnnotations'),
     dict(type='PackDetInputs'),
 ]
-# Resize changes nothing here, but records the scale that testing needs.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(96, 96), keep_ratio=True),
@@ -20,37 +18,25 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=32,
-    num_workers=0,
-    persistent_workers=False,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
-        data_root=data_root,
         ann_file='annotations/panoptic_train.json',
-        data_prefix=dict(img='train/', seg='annotations/panoptic_train/'),
-        filter_cfg=dict(filter_empty_gt=True),
+        data_prefix=dict(seg='annotations/panoptic_train/'),
         pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
-    batch_size=32,
-    num_workers=0,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
-        data_root=data_root,
         ann_file='annotations/panoptic_val.json',
-        data_prefix=dict(img='val/', seg='annotations/panoptic_val/'),
-        test_mode=True,
+        data_prefix=dict(seg='annotations/panoptic_val/'),
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
+    _delete_=True,
     type='CocoPanopticMetric',
     ann_file=data_root + 'annotations/panoptic_val.json',
     seg_prefix=data_root + 'annotations/panoptic_val/',

@@ -1,10 +1,10 @@
-# Scenes of handwritten digits with label maps, written by `python -m demo.data`:
-# ten digits, and the textures as one class of background. Learning to distinguish
-# plain, striped, checked and blobbed background takes longer than these runs.
+# digits_detection.py with label maps: ten digits, and the textures as one class of
+# background. Learning to distinguish plain, striped, checked and blobbed background
+# takes longer than these runs.
+_base_ = './digits_detection.py'
 dataset_type = 'DigitsSegDataset'
 data_root = 'data/digits/'
 
-# No flips: a mirrored digit has another shape.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -12,11 +12,8 @@ train_pipeline = [
 ]
 test_pipeline = train_pipeline
 train_dataloader = dict(
-    batch_size=32,
-    num_workers=0,
-    persistent_workers=False,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
+        _delete_=True,
         type=dataset_type,
         textures=False,
         data_root=data_root,
@@ -25,12 +22,8 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=32,
-    num_workers=0,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
+        _delete_=True,
         type=dataset_type,
         textures=False,
         data_root=data_root,
@@ -41,5 +34,5 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+val_evaluator = dict(_delete_=True, type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

@@ -1,9 +1,5 @@
-# MMDetection's Faster R-CNN with Swin-T, and the softmax RPN and SmoothL1 losses of
-# faster-rcnn_r50_fpn.py.
-_base_ = [
-    'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_detection.py',
-]
+# faster-rcnn_r50_fpn.py with Swin-T.
+_base_ = './faster-rcnn_r50_fpn.py'
 
 # ImageNet-1K weights of the Swin Transformer's authors.
 swin_t = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth'  # noqa: E501
@@ -25,18 +21,4 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint=swin_t),
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
-    rpn_head=dict(
-        loss_cls=dict(use_sigmoid=False),
-        loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0),
-    ),
-    roi_head=dict(
-        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=2)),
-        bbox_head=dict(
-            loss_bbox=dict(
-                _delete_=True, type='SmoothL1Loss', beta=1.0, loss_weight=1.0
-            )
-        ),
-    ),
-    train_cfg=dict(rpn_proposal=dict(max_per_img=2000)),
-    test_cfg=dict(rcnn=dict(score_thr=0.0)),
 )

@@ -1,35 +1,10 @@
-# MMDetection's Panoptic FPN on the Mask R-CNN of mask-rcnn_r50_fpn.py.
-_base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_panoptic.py',
-]
+# MMDetection's Panoptic FPN on the Mask R-CNN of mask-rcnn_r50.py.
+_base_ = ['./mask-rcnn_r50.py', 'mmdet::_base_/datasets/coco_panoptic.py']
 
 model = dict(
     type='PanopticFPN',
     data_preprocessor=dict(
         pad_mask=True, mask_pad_value=0, pad_seg=True, seg_pad_value=255
-    ),
-    backbone=dict(
-        frozen_stages=1,
-        norm_cfg=dict(type='SyncBN', requires_grad=True),
-        norm_eval=False,
-    ),
-    rpn_head=dict(
-        loss_cls=dict(use_sigmoid=False),
-        loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0),
-    ),
-    roi_head=dict(
-        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=0)),
-        bbox_head=dict(
-            loss_bbox=dict(
-                _delete_=True, type='SmoothL1Loss', beta=1.0, loss_weight=1.0
-            )
-        ),
-        mask_roi_extractor=dict(roi_layer=dict(sampling_ratio=2)),
-    ),
-    train_cfg=dict(
-        rpn_proposal=dict(max_per_img=2000),
-        rcnn=dict(assigner=dict(match_low_quality=True)),
     ),
     semantic_head=dict(
         type='PanopticFPNHead',

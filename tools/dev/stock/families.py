@@ -96,13 +96,9 @@ def by_family(results: Iterable[Result]) -> dict[Family, list[Result]]:
 
 
 def update_family(results: Iterable[Result]) -> Update:
-    """Run one update of the smallest config of a family that trains here.
+    """Run one update of the smallest config of a family that trains, or the smallest.
 
-    Args:
-        results: Configs of the family, smallest first.
-
-    Returns:
-        The update; if none trains, that of the smallest config.
+    The configs come smallest first.
     """
     sizes = {result.parameters: result for result in reversed(list(results))}
     smallest = sorted(sizes)[:CANDIDATES]
@@ -112,12 +108,7 @@ def update_family(results: Iterable[Result]) -> Update:
 def one_update(config: str) -> Update:
     """Run one update of a config with AGVM and without.
 
-    Args:
-        config: Name as MMEngine's ``get_config`` takes it.
-
-    Returns:
-        The update on the smallest images of ``SIZES`` on which the stock model trains;
-        if there are none, that on the smallest.
+    The images are the smallest of ``SIZES`` on which the stock model trains.
     """
     with one_rank(), quiet(), _one_thread():
         return _first_run(
@@ -192,12 +183,9 @@ def _judge(
 
 
 def small_model(settings: ConfigDict, size: int) -> ConfigDict:
-    """Return the settings of a model that trains fast on a CPU.
+    """Return the settings of a model that trains fast on a CPU on images of a size.
 
-    Args:
-        settings: Of a stock model. It keeps its layers, but gets random weights,
-            BatchNorm in place of SyncBN and few boxes.
-        size: Height and width of the images.
+    It keeps its layers, but gets random weights, BatchNorm for SyncBN and few boxes.
     """
     model = _shrink(revert_sync_bn(settings))
     preprocessor = model.get('data_preprocessor', {})
@@ -261,16 +249,7 @@ def build_model(cfg: Config) -> BaseModel:
 def gradients_of_update(
     model: BaseModel, wrapper: OptimWrapper, images: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Train a model for one update.
-
-    Args:
-        model: The model.
-        wrapper: Its optimizer wrapper, which accumulates ``MICRO_BATCHES``.
-        images: Images of all micro-batches, see
-            :func:`stock.images.make_images`.
-
-    Returns:
-        Gradients by parameter name at the moment of the step.
+    """Train a model for one update; return its gradients at the step by name.
 
     Raises:
         RuntimeError: If there was no step.

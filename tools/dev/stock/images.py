@@ -18,16 +18,9 @@ CLASSES = ('num_classes', 'num_things_classes')
 
 
 def make_images(cfg: Config, count: int, size: int) -> dict[str, Any]:
-    """Return images with annotations for the model of a config.
+    """Return square images, or pairs of frames, with annotations for a config's model.
 
-    Args:
-        cfg: Config of a detector, segmenter or tracker.
-        count: Number of images, or of pairs of frames.
-        size: Height and width in pixels.
-
-    Returns:
-        A batch as the data loader collates it, with the keys 'inputs' and
-        'data_samples'; the same at each call.
+    The batch is as the data loader collates it, and the same at each call.
     """
     np.random.seed(0)
     classes = min(numbers_of(cfg.model, *CLASSES), default=1)

@@ -96,33 +96,23 @@ def add_agvm(cfg: Config) -> None:
 def examine_all(
     configs: Iterable[str], report: Callable[[Result], None] = lambda result: None
 ) -> list[Result]:
-    """Examine configs, equal ones once, and call ``report`` with each result.
-
-    Returns:
-        Results, without those of configs that train nothing.
-    """
+    """Examine configs that train something, and call ``report`` with each result."""
     known: dict[str, Result] = {}
     results = []
     with one_rank():
         for config in configs:
-            result = examine(config, known)
+            result = _examine(config, known)
             if result is not None:
                 results.append(result)
                 report(result)
     return results
 
 
-def examine(config: str, known: dict[str, Result] | None = None) -> Result | None:
-    """Compare the optimizers of a config with and without AGVM.
+def _examine(config: str, known: dict[str, Result]) -> Result | None:
+    """Return the result of a config, None if it trains nothing.
 
-    Args:
-        config: Name of the config.
-        known: Results of equal models and optimizers, which is extended.
-
-    Returns:
-        The result, None if the config trains nothing.
+    Equal models and optimizers are compared once, and are known then.
     """
-    known = {} if known is None else known
     try:
         cfg = load(config)
     except Exception as error:  # Whatever the toolbox raises is the reason.
@@ -132,7 +122,7 @@ def examine(config: str, known: dict[str, Result] | None = None) -> Result | Non
     key = repr((cfg.get('default_scope'), cfg.model, cfg.optim_wrapper))
     if key not in known:
         with quiet():
-            known[key] = _examine(cfg)
+            known[key] = _compare(cfg)
     found = known[key]
     return found._replace(config=config, family=type_name(cfg.model.type))
 
@@ -149,7 +139,8 @@ def load(config: str) -> Config:
     return cfg
 
 
-def _examine(cfg: Config) -> Result:
+def _compare(cfg: Config) -> Result:
+    """Compare the optimizers of a config with and without AGVM."""
     try:
         model = build_model(cfg)
         stock = build_optim_wrapper(model, in_float32(cfg.optim_wrapper))

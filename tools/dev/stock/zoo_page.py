@@ -5,13 +5,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 
 from stock import families, stock
-from stock.families import (
-    IMAGES,
-    MICRO_BATCHES,
-    Family,
-    Update,
-    by_family,
-)
+from stock.families import IMAGES, MICRO_BATCHES, Family, Update, by_family
 from stock.stock import TOOLBOXES, Result
 
 PAGE = """\
@@ -35,12 +29,7 @@ and compares their modules and optimizers."""
 
 
 def page(results: list[Result], updates: Mapping[Family, Update]) -> str:
-    """Return the page of the documentation, in Markdown.
-
-    Args:
-        results: What AGVM does to each config.
-        updates: One update of each family.
-    """
+    """Return the page of the documentation, in Markdown."""
     versions = ' and '.join(
         f'{title} {import_module(name).__version__}'
         for name, title in TOOLBOXES.items()
