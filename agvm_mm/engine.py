@@ -1,9 +1,9 @@
 """All private attributes of MMEngine that this package uses.
 
 MMEngine has no public way to do this. Nothing else in this package uses a
-private name of MMEngine, or overrides one but those of ``PRIVATE_OVERRIDES``;
-``tests/test_engine.py`` checks that, and names the attribute that a new release of
-MMEngine drops.
+private name of MMEngine, or overrides one but those listed in
+``tests/test_engine.py``, which checks that, and names the attribute that a new release
+of MMEngine drops.
 """
 
 from copy import copy
@@ -16,40 +16,6 @@ from mmengine.runner.base_loop import BaseLoop
 from torch.utils.data import DataLoader, Sampler
 
 __all__ = ['ParamScheduler']
-
-PRIVATE_NAMES = dict(
-    optim_wrapper=('_accumulative_counts', '_clip_grad', '_inner_count', '_max_counts'),
-    runner=(
-        '_has_loaded',
-        '_load_from',
-        '_randomness_cfg',
-        '_resume',
-        '_train_dataloader',
-    ),
-    train_loop=('_epoch', '_iter'),
-    checkpoint_hook=(
-        '_save_best_checkpoint',
-        '_save_checkpoint_with_step',
-    ),
-)
-"""Private attributes by the object that has them."""
-
-PRIVATE_OVERRIDES = {
-    'ExponentialWarmupLR._get_value': (
-        'MMEngine asks each scheduler for the value of a step by this method only'
-    ),
-}
-"""Private names of a base class that a class elsewhere in this package overrides."""
-
-
-def missing_names(kind: str, owner: object) -> list[str]:
-    """Return the private attributes that an object lacks.
-
-    Args:
-        kind: A key of :data:`PRIVATE_NAMES`.
-        owner: The object, such as a Runner.
-    """
-    return [name for name in PRIVATE_NAMES[kind] if not hasattr(owner, name)]
 
 
 # Optimizer wrapper
@@ -123,9 +89,7 @@ def build_train_dataloader(runner: Runner) -> DataLoader | None:
     """Build the dataloader of the training as its loop would do later.
 
     MMEngine's iteration-based loop starts the workers as soon as it has built it.
-
-    Returns:
-        The dataloader; None if the config asks for no workers.
+    Return None if the config asks for no workers.
     """
     settings = runner._train_dataloader
     if isinstance(settings, dict):
@@ -164,35 +128,6 @@ def count_epoch(loop: BaseLoop) -> None:
 
 
 # Checkpoints
-
-
-class OpenCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook`` with public methods that save."""
-
-    def save_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Save the checkpoint of an epoch or iteration and remove outdated ones.
-
-        Args:
-            runner: The runner.
-            step: Number of the epoch or iteration, which the file name contains.
-            meta: Goes into the checkpoint.
-        """
-        super()._save_checkpoint_with_step(runner, step, meta)
-
-    def save_best_step(self, runner: Runner, metrics: dict) -> None:
-        """Save the best checkpoints so far and remove those before.
-
-        Args:
-            runner: The runner.
-            metrics: Results of an evaluation.
-        """
-        super()._save_best_checkpoint(runner, metrics)
-
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        self.save_step(runner, step, meta)
-
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        self.save_best_step(runner, metrics)
 
 
 def save_extra(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from agvm_mm.engine import OpenCheckpointHook
 from agvm_mm.training.resume import resume_hook
 
 
@@ -72,7 +72,7 @@ register_backend('agvm_atomic', AtomicLocalBackend, force=True)
 
 
 @HOOKS.register_module()
-class AtomicCheckpointHook(OpenCheckpointHook):
+class AtomicCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook`` that survives a crash while it saves.
 
     A checkpoint appears under its name only when it is complete, and so does the file
@@ -102,15 +102,19 @@ class AtomicCheckpointHook(OpenCheckpointHook):
         Raises:
             ValueError: If nothing can be written to ``out_dir``.
         """
-        named = (self.backend_args or self.file_client_args or {}).get('backend')
         out_dir = str(self.out_dir or runner.work_dir)
-        check_can_write(out_dir)
+        if out_dir.startswith(('http://', 'https://')):
+            raise ValueError(
+                f'out_dir={out_dir!r}: nothing can be written there; use a local '
+                'folder or a storage such as s3://'
+            )
+        named = (self.backend_args or self.file_client_args or {}).get('backend')
         if named in ('local', 'disk') or (named is None and '://' not in out_dir):
             self.file_client_args = None
             self.backend_args = dict(backend='agvm_atomic')
         super().before_train(runner)
 
-    def save_step(self, runner: Runner, step: int, meta: dict) -> None:
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint, name it in ``last_checkpoint``, then remove the oldest."""
         hub, outdated = runner.message_hub, None
         # After a validation MMEngine saves the same step again.
@@ -138,14 +142,14 @@ class AtomicCheckpointHook(OpenCheckpointHook):
                 partial.write_text(self.last_ckpt)
             self._remove(outdated, replaced_by=self.last_ckpt)
 
-    def save_best_step(self, runner: Runner, metrics: dict) -> None:
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save the best checkpoints so far, then remove those before."""
         if not self.save_best:
             return
         before, self.best_paths = self.best_paths, [None] * len(self.save_best)
         try:
             # It finds none to remove.
-            super().save_best_step(runner, metrics)
+            super()._save_best_checkpoint(runner, metrics)
         finally:
             pairs = list(zip(before, self.best_paths, strict=True))
             self.best_paths = [new or old for old, new in pairs]
@@ -183,19 +187,3 @@ class AtomicCheckpointHook(OpenCheckpointHook):
         else:
             return False
         return True
-
-
-def check_can_write(out_dir: str) -> None:
-    """Check that checkpoints can be written to a folder.
-
-    Args:
-        out_dir: From the config.
-
-    Raises:
-        ValueError: If MMEngine can only read there.
-    """
-    if out_dir.startswith(('http://', 'https://')):
-        raise ValueError(
-            f'out_dir={out_dir!r}: nothing can be written there; use a local folder '
-            'or a storage such as s3://'
-        )
