@@ -135,17 +135,8 @@ def save_extra(
 ) -> str:
     """Save a checkpoint like a hook, which does not count it as its own.
 
-    It is complete, whatever parts the hook leaves out.
-
-    Args:
-        hook: Its folder and storage are used.
-        runner: The runner.
-        template: File name with ``{}`` for the step.
-        step: Number in the file name.
-        meta: Goes into the checkpoint.
-
-    Returns:
-        Path of the checkpoint.
+    It is complete, whatever parts the hook leaves out. The template of its name has
+    ``{}`` for the step. Return its path.
     """
     hook = copy(hook)
     hook.filename_tmpl, hook.max_keep_ckpts = template, -1

@@ -59,11 +59,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Check that a setting is one of the allowed names.
-
-    Raises:
-        ValueError: If it is not; the message lists the allowed names.
-    """
+    """Raise a ValueError, which lists the allowed names, for any other setting."""
     choices = list(choices)
     if value not in choices:
         raise ValueError(
@@ -144,9 +140,8 @@ def check_arguments(
         name: Name of the class or function, for the message.
         given: Names given by the user.
         known: Names that the class or function accepts.
-        settings: Further names to suggest. Defaults to none.
-        advice: Sentences for certain unknown names, instead of a suggestion. Defaults
-            to none.
+        settings: Further names to suggest.
+        advice: Sentences for certain unknown names, instead of a suggestion.
 
     Raises:
         TypeError: If a name is unknown; the message suggests the nearest known one.

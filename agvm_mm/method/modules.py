@@ -16,14 +16,6 @@ ENCODER_DECODER = ('encoder', 'decoder')
 ENCODER_INPUTS = ('level_embed', 'text_feat_map')
 
 
-def has_prefix(name: str, prefix: str) -> bool:
-    """Return whether a dotted name is the prefix or begins with it and a dot.
-
-    'neck' is a prefix of 'neck.conv.weight' but not of 'bottleneck.weight'.
-    """
-    return name == prefix or name.startswith(prefix + '.')
-
-
 def default_modules(model: nn.Module) -> dict[str, list[str]]:
     """Split a detector or segmenter into modules.
 
@@ -202,7 +194,8 @@ def _match_prefixes(
     assigned: dict[str, str] = {}
     pairs = [(module, prefix) for module in modules for prefix in modules[module]]
     for module, prefix in pairs:
-        matched = [name for name in names if has_prefix(name, prefix)]
+        # Whole parts: 'neck' is no prefix of 'neck2.weight'.
+        matched = [name for name in names if f'{name}.'.startswith(f'{prefix}.')]
         if not matched:
             known = {'.'.join(n.split('.')[:depth]) for n in names for depth in (1, 2)}
             raise ValueError(

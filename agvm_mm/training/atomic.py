@@ -19,13 +19,10 @@ from agvm_mm.training.resume import resume_hook
 def replaced_when_whole(path: Path, *, sole_writer: bool = False) -> Iterator[Path]:
     """Yield a path next to ``path`` to write to, and move it to ``path`` at the end.
 
-    On an error ``path`` stays as it was. An existing file or folder is replaced. A
-    file is flushed to the disk first.
-
-    Args:
-        path: File or folder to write. Missing parents are created.
-        sole_writer: Whether no other process writes ``path`` now. Leftovers of killed
-            writers are then removed first. Defaults to False.
+    On an error ``path`` stays as it was. An existing file or folder is replaced, and
+    missing parents are created. A file is flushed to the disk first. The sole writer
+    of ``path``, while no other process writes it, first removes what killed writers
+    left over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f'.{path.name}.partial-'
@@ -89,11 +86,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Check the checkpoint to resume before the runner reads it.
-
-        Raises:
-            RuntimeError: If it is missing, truncated or corrupt.
-        """
+        """Have a :class:`.ResumeHook` check the checkpoint to resume."""
         resume_hook(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -172,9 +165,8 @@ class AtomicCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict = dict(zip(self.save_best, paths, strict=True))
 
     def _path(self, step: int) -> str:
-        return self.file_backend.join_path(
-            self.out_dir, self.filename_tmpl.format(step)
-        )
+        name = self.filename_tmpl.format(step)
+        return self.file_backend.join_path(self.out_dir, name)
 
     def _remove(self, path: str | None, *, replaced_by: str | None) -> bool:
         """Remove a checkpoint if another one has replaced it; return whether so."""

@@ -62,18 +62,18 @@ class LateMaximum:
     """
 
     def __init__(self) -> None:
-        self._group = None
         self._number = torch.zeros((), dtype=torch.int64)
-        self._work: dist.Work | None = None
-        if get_world_size() > 1:
-            try:
-                self._group = dist.new_group(backend='gloo')
-            except RuntimeError as error:
-                raise RuntimeError(
-                    f'PreemptionHook: gloo cannot connect the ranks ({error}). Set '
-                    'GLOO_SOCKET_IFNAME to the network interface that the nodes '
-                    'share, or remove the hook'
-                ) from error
+        self._group = self._work = None
+        if get_world_size() == 1:
+            return
+        try:
+            self._group = dist.new_group(backend='gloo')
+        except RuntimeError as error:
+            raise RuntimeError(
+                f'PreemptionHook: gloo cannot connect the ranks ({error}). Set '
+                'GLOO_SOCKET_IFNAME to the network interface that the nodes share, or '
+                'remove the hook'
+            ) from error
 
     def exchange(self, number: int) -> int:
         """Return the maximum of the last call; if it is 0, hand over a number."""
@@ -216,11 +216,7 @@ class PreemptionHook(Hook):
                 runner.val_loop.run()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
-        """Stop after this update if a rank received a signal.
-
-        Raises:
-            Preempted: If so.
-        """
+        """Raise :class:`Preempted` after this update if a rank received a signal."""
         if not self._active:
             return
         loop, update = runner.train_loop, runner.iter + 1
@@ -232,25 +228,20 @@ class PreemptionHook(Hook):
                     f'received {signal.Signals(self._agreed).name}: the run stops '
                     f'after the next {unit} from which {type(loop).__name__} can resume'
                 )
-        if (
-            not self._agreed
-            or not resumes_within_epoch(loop)
-            or not engine.is_between_updates(runner.optim_wrapper)
-            or self.is_last_train_iter(runner)
-        ):
-            return
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
-        if by_epoch and self.end_of_epoch(runner.train_dataloader, batch_idx):
-            return  # A resume after the epoch does not load its images again.
-        due = not by_epoch and validates_after(loop, update)
-        self._stop(runner, runner.epoch, update, due)
+        if (
+            self._agreed
+            and resumes_within_epoch(loop)
+            and engine.is_between_updates(runner.optim_wrapper)
+            and not self.is_last_train_iter(runner)
+            # A resume after the epoch does not load its images again.
+            and not (by_epoch and self.end_of_epoch(runner.train_dataloader, batch_idx))
+        ):
+            due = not by_epoch and validates_after(loop, update)
+            self._stop(runner, runner.epoch, update, due)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Stop after this epoch if a rank received a signal.
-
-        Raises:
-            Preempted: If so.
-        """
+        """Raise :class:`Preempted` after this epoch if a rank received a signal."""
         loop = runner.train_loop
         if not self._active or isinstance(loop, IterBasedTrainLoop):
             return

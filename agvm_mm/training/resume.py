@@ -41,43 +41,6 @@ def path_and_folders(runner: Runner) -> tuple[str | None, list[Path]]:
     return path, folders
 
 
-def check_resume(runner: Runner, schedulers: int) -> None:
-    """Check that a runner can read the checkpoint that it is about to resume.
-
-    Args:
-        runner: Before it loads anything; it is about to resume.
-        schedulers: Schedules whose state a checkpoint must have to be recommended.
-
-    Raises:
-        RuntimeError: If the file is missing, truncated or corrupt, or the work folder
-            does not say which one is the latest; the message names the newest one that
-            can be resumed.
-    """
-    path, folders = path_and_folders(runner)
-    pointer = folders[0] / 'last_checkpoint'
-    if path is None:
-        if newest_resumable(folders, schedulers) is None:
-            return  # The first start of a run that always has `resume`.
-        problem = f'there is no {pointer}, which names the checkpoint'
-    elif not path:
-        problem = f'{pointer}, which names the checkpoint, is empty'
-    elif '://' in path or is_whole(Path(path).expanduser()):
-        return
-    else:
-        exists = Path(path).expanduser().is_file()
-        problem = f'{path} {"is truncated or corrupt" if exists else "does not exist"}'
-        problem += '' if checkpoint_to_resume(runner) else f' ({pointer} names it)'
-    raise RuntimeError(
-        f'cannot resume the training: {problem}; {advise(folders, schedulers)}'
-    )
-
-
-def built_schedulers(runner: Runner) -> list[ParamScheduler]:
-    """Return the parameter schedulers of a run; a runner that evaluates has none."""
-    schedulers = runner.param_schedulers or ()
-    return [each for each in schedulers if isinstance(each, ParamScheduler)]
-
-
 class ResumeHook(Hook):
     """Hook that checks the checkpoint that a run resumes.
 
@@ -102,16 +65,38 @@ class ResumeHook(Hook):
         self._fresh: list[dict] = []
 
     def before_run(self, runner: Runner) -> None:
-        """Check the checkpoint to resume before the runner reads it.
+        """Check that the runner can read the checkpoint that it is about to resume.
 
         Raises:
-            RuntimeError: If it is missing, truncated or corrupt.
+            RuntimeError: If the file is missing, truncated or corrupt, or the work
+                folder does not say which one is the latest; the message names the
+                newest one that can be resumed.
         """
         allow_runner_checkpoints()
-        if is_resuming(runner):
-            schedulers = built_schedulers(runner)
-            check_resume(runner, schedulers=len(schedulers))
-            self._fresh = [copy.deepcopy(each.state_dict()) for each in schedulers]
+        if not is_resuming(runner):
+            return
+        # A runner that evaluates has none, or configs.
+        schedulers = runner.param_schedulers or ()
+        built = [each for each in schedulers if isinstance(each, ParamScheduler)]
+        self._fresh = [copy.deepcopy(each.state_dict()) for each in built]
+        path, folders = path_and_folders(runner)
+        pointer = folders[0] / 'last_checkpoint'
+        if path is None:
+            if newest_resumable(folders, len(built)) is None:
+                return  # The first start of a run that always has `resume`.
+            problem = f'there is no {pointer}, which names the checkpoint'
+        elif not path:
+            problem = f'{pointer}, which names the checkpoint, is empty'
+        elif '://' in path or is_whole(Path(path).expanduser()):
+            return
+        else:
+            exists = Path(path).expanduser().is_file()
+            state = 'is truncated or corrupt' if exists else 'does not exist'
+            named = '' if checkpoint_to_resume(runner) else f' ({pointer} names it)'
+            problem = f'{path} {state}{named}'
+        raise RuntimeError(
+            f'cannot resume the training: {problem}; {advise(folders, len(built))}'
+        )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check that a checkpoint to resume is complete.
@@ -123,7 +108,7 @@ class ResumeHook(Hook):
         trains = isinstance(runner.optim_wrapper, BaseOptimWrapper)
         if not (self.compares and trains and is_resuming(runner)):
             return
-        schedulers = len(built_schedulers(runner))
+        schedulers = len(self._fresh)
         missing = missing_parts(checkpoint, schedulers=schedulers)
         if not missing:
             return
@@ -142,15 +127,9 @@ class ResumeHook(Hook):
         self.replays = True
 
     def compare(self, saved: Mapping, now: Mapping, names: Iterable[str]) -> set[str]:
-        """Compare settings of a checkpoint with those of this run.
+        """Compare settings of a checkpoint with those of this run by their names.
 
-        Args:
-            saved: Settings of the checkpoint.
-            now: Settings of this run.
-            names: Settings to compare; those that either lacks are left out.
-
-        Returns:
-            Settings that differ.
+        Those that either lacks are left out. Return the names of those that differ.
 
         Raises:
             ValueError: If there are some, unless mismatches are allowed.
@@ -238,11 +217,8 @@ def replay_schedules(runner: Runner, fresh: Sequence[dict]) -> None:
     """Bring schedules and parameter groups to where a run has got.
 
     Schedulers compute a value from the one before, which is in the groups of the
-    optimizer. Without the state of either, all steps so far are repeated.
-
-    Args:
-        runner: Its schedules and their groups are changed in place.
-        fresh: States of the schedules before the first update.
+    optimizer. Without the state of either, all steps so far are repeated from the fresh
+    states, those before the first update.
 
     Raises:
         ValueError: If one of them follows a metric.
@@ -286,9 +262,7 @@ def is_whole(path: Path) -> bool:
 def newest_resumable(folders: Iterable[Path], schedulers: int = 0) -> Path | None:
     """Return the checkpoint that was written last of those that a run can resume.
 
-    Args:
-        folders: Where to look.
-        schedulers: Schedules of the run. Defaults to 0.
+    ``schedulers`` is the number of its parameter schedulers.
     """
     paths = {path.resolve(): path for each in folders for path in each.glob('*.pth')}
     for path in sorted(
