@@ -16,7 +16,6 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from mmengine.runner.base_loop import BaseLoop
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
@@ -220,10 +219,11 @@ class PreemptionHook(Hook):
         if not self._active:
             return
         loop, update = runner.train_loop, runner.iter + 1
+        within_epoch = isinstance(loop, LargeBatchTrainLoop | IterBasedTrainLoop)
         if not self._agreed:
             self._agreed = self._ranks.exchange(self._received)
             if self._agreed:
-                unit = 'update' if resumes_within_epoch(loop) else 'epoch'
+                unit = 'update' if within_epoch else 'epoch'
                 runner.logger.warning(
                     f'received {signal.Signals(self._agreed).name}: the run stops '
                     f'after the next {unit} from which {type(loop).__name__} can resume'
@@ -231,7 +231,7 @@ class PreemptionHook(Hook):
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         if (
             self._agreed
-            and resumes_within_epoch(loop)
+            and within_epoch
             and engine.is_between_updates(runner.optim_wrapper)
             and not self.is_last_train_iter(runner)
             # A resume after the epoch does not load its images again.
@@ -327,11 +327,6 @@ class PreemptionHook(Hook):
         # A launcher may kill the other ranks as soon as one ends, so it waits for them.
         self.after_train(runner)
         raise Preempted(PREEMPTED)
-
-
-def resumes_within_epoch(loop: BaseLoop) -> bool:
-    """Return whether a loop can resume after any update."""
-    return isinstance(loop, LargeBatchTrainLoop | IterBasedTrainLoop)
 
 
 def validates_after(loop: EpochBasedTrainLoop | IterBasedTrainLoop, done: int) -> bool:

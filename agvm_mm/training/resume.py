@@ -90,10 +90,10 @@ class ResumeHook(Hook):
         elif '://' in path or is_whole(Path(path).expanduser()):
             return
         else:
-            exists = Path(path).expanduser().is_file()
-            state = 'is truncated or corrupt' if exists else 'does not exist'
-            named = '' if checkpoint_to_resume(runner) else f' ({pointer} names it)'
-            problem = f'{path} {state}{named}'
+            problem = f'{path} does not exist'
+            if Path(path).expanduser().is_file():
+                problem = f'{path} is truncated or corrupt'
+            problem += '' if checkpoint_to_resume(runner) else f' ({pointer} names it)'
         raise RuntimeError(
             f'cannot resume the training: {problem}; {advise(folders, len(built))}'
         )
