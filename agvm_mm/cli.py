@@ -169,13 +169,13 @@ def train(runner: Runner) -> None:
     Raises:
         Preempted: If the training stopped on a signal.
     """
-    hooks = [hook for hook in runner.hooks if isinstance(hook, PreemptionHook)]
-    if not hooks:
+    hook = next((h for h in runner.hooks if isinstance(h, PreemptionHook)), None)
+    if hook is None:
         runner.train()
         return
     dataloader = engine.build_train_dataloader(runner)
     if dataloader is not None:
-        protect_workers(dataloader, hooks[0].signals)
+        protect_workers(dataloader, hook.signals)
     try:
         runner.train()
     except Preempted as stop:
@@ -183,11 +183,11 @@ def train(runner: Runner) -> None:
             Path(os.environ[PREEMPTED_FILE]).touch()
             stop.code = 0
         # A launcher may now send signals to ranks that end slightly later than others.
-        end_at_once(hooks[0].signals, stop.code)
+        end_at_once(hook.signals, stop.code)
         raise
     finally:
         # After a failure as well; no hook is told of it.
-        hooks[0].restore_handlers()
+        hook.restore_handlers()
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:

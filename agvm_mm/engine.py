@@ -18,9 +18,6 @@ from torch.utils.data import DataLoader, Sampler
 __all__ = ['ParamScheduler']
 
 
-# Optimizer wrapper
-
-
 def accumulative_counts(optim_wrapper: OptimWrapper) -> int:
     """Return the number of micro-batches that a wrapper accumulates for one update."""
     return optim_wrapper._accumulative_counts
@@ -58,9 +55,6 @@ class ConditionalClipping:
     def _clip_grad(self) -> None:
         if self.clips_now():
             super()._clip_grad()
-
-
-# Runner
 
 
 def checkpoint_to_resume(runner: Runner) -> str | None:
@@ -101,9 +95,6 @@ def build_train_dataloader(runner: Runner) -> DataLoader | None:
     return runner._train_dataloader
 
 
-# Samplers
-
-
 def is_endless(batch_sampler: Sampler) -> bool:
     """Return whether a batch sampler never ends.
 
@@ -114,9 +105,6 @@ def is_endless(batch_sampler: Sampler) -> bool:
     return any(hasattr(sampler, '_infinite_indices') for sampler in samplers)
 
 
-# Training loops
-
-
 def count_iteration(loop: BaseLoop) -> None:
     """Add one to the iterations of a training loop."""
     loop._iter += 1
@@ -125,9 +113,6 @@ def count_iteration(loop: BaseLoop) -> None:
 def count_epoch(loop: BaseLoop) -> None:
     """Add one to the epochs of a training loop."""
     loop._epoch += 1
-
-
-# Checkpoints
 
 
 def save_extra(

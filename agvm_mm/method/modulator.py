@@ -116,9 +116,8 @@ class Modulator:
         if the measurement was skipped because a variance is not finite or the anchor
         had no gradient.
         """
-        if self.anchor not in variances or not all(
-            map(math.isfinite, variances.values())
-        ):
+        finite = all(map(math.isfinite, variances.values()))
+        if not finite or self.anchor not in variances:
             return False
         for name, variance in variances.items():
             raw = raw_multiplier(variances[self.anchor], variance, self.ratio_bounds)

@@ -144,12 +144,10 @@ def learning_rates(
     group['lr'] = float(group['lr'])
     # Schedulers that step count the steps of an optimizer.
     optimizer = SimpleNamespace(param_groups=[group], step=None)
-    clones = []
-    for scheduler in schedulers:
-        clone = copy.copy(scheduler)
+    clones = [copy.copy(scheduler) for scheduler in schedulers]
+    for clone in clones:
         clone.optimizer, clone.verbose = optimizer, False
-        clone.base_values = [scheduler.base_values[largest]]
-        clones.append(clone)
+        clone.base_values = [clone.base_values[largest]]
     rates = []
     with warnings.catch_warnings():
         # About schedules that step without an optimizer.
