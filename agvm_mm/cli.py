@@ -107,12 +107,10 @@ def message_of(error: Exception) -> str:
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file and merge ``--cfg-options`` into it.
+    """Read a config file and merge ``--cfg-options`` into it, values by dotted key.
 
-    Args:
-        path: Path of the config file, or name of a config in an installed toolbox,
-            such as 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'.
-        options: Values by dotted key.
+    The path may be the name of a config in an installed toolbox, such as
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'.
 
     Raises:
         FileNotFoundError: If there is no such file. The message suggests the nearest
@@ -126,9 +124,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         folder, name = os.path.split(path)
         folder = folder or '.'
         known = os.listdir(folder) if os.path.isdir(folder) else []
-        raise FileNotFoundError(
-            f'there is no config {path}.{did_you_mean(name, known)}'
-        )
+        near = did_you_mean(name, known)
+        raise FileNotFoundError(f'there is no config {path}.{near}')
     cfg = Config.fromfile(path)
     if options:
         cfg.merge_from_dict(options)
@@ -148,7 +145,8 @@ def load_run_config(args: argparse.Namespace) -> Config:
     # torchrun sets the variable; other launchers pass the argument.
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
-    set_work_dir(cfg, args.work_dir, args.config)
+    by_name = os.path.join('work_dirs', Path(args.config).stem)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or by_name
     return cfg
 
 
@@ -171,13 +169,13 @@ def train(runner: Runner) -> None:
     Raises:
         Preempted: If the training stopped on a signal.
     """
-    hooks = [hook for hook in runner.hooks if isinstance(hook, PreemptionHook)]
-    if not hooks:
+    hook = next((h for h in runner.hooks if isinstance(h, PreemptionHook)), None)
+    if hook is None:
         runner.train()
         return
     dataloader = engine.build_train_dataloader(runner)
     if dataloader is not None:
-        protect_workers(dataloader, hooks[0].signals)
+        protect_workers(dataloader, hook.signals)
     try:
         runner.train()
     except Preempted as stop:
@@ -185,29 +183,24 @@ def train(runner: Runner) -> None:
             Path(os.environ[PREEMPTED_FILE]).touch()
             stop.code = 0
         # A launcher may now send signals to ranks that end slightly later than others.
-        end_at_once(hooks[0].signals, stop.code)
+        end_at_once(hook.signals, stop.code)
         raise
     finally:
         # After a failure as well; no hook is told of it.
-        hooks[0].restore_handlers()
-
-
-def set_work_dir(cfg: Config, work_dir: str | None, config_path: str) -> None:
-    """Set ``cfg.work_dir`` from the command line, the config, or the config's name."""
-    by_name = os.path.join('work_dirs', Path(config_path).stem)
-    cfg.work_dir = work_dir or cfg.get('work_dir') or by_name
+        hook.restore_handlers()
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
     """Set up resuming from a checkpoint; None leaves the config unchanged.
 
-    ``'auto'`` is the latest checkpoint of the work folder, if there is one.
+    ``'auto'`` is the latest checkpoint of the work folder. If there is none, the run is
+    a new one, which begins from the weights of ``load_from``.
     """
     if resume is None:
         return
     if resume == 'auto' and not list(Path(cfg.work_dir).glob('*.pth')):
         if find_latest_checkpoint(cfg.work_dir) is None:
-            return  # A new run, which begins from the weights of load_from.
+            return
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
 
@@ -263,6 +256,7 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
 
     Raises:
         ValueError: If slurm or mpi is requested without an accelerator.
+        RuntimeError: If torchrun has not set the environment variables.
     """
     cfg.launcher = launcher
     if launcher == 'none' or get_device() != 'cpu':
@@ -272,7 +266,22 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
             f'Without an accelerator only --launcher pytorch works, got {launcher}'
         )
     use_cpu_ranks(cfg)
-    init_cpu_process_group()
+    variables = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+    missing = [name for name in variables if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f'--launcher pytorch is for torchrun, which sets {", ".join(missing)}. '
+            'Use tools/dist_train.sh, or leave --launcher out for one process'
+        )
+    dist.init_process_group('gloo')
+    # A process that ends before gloo's threads can be aborted by them.
+    atexit.register(end_process_group)
+
+
+def end_process_group() -> None:
+    """Destroy the process group, if it still exists."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def use_cpu_ranks(cfg: Config) -> None:
@@ -307,30 +316,6 @@ def revert_sync_bn(settings: Any) -> Any:
     if isinstance(settings, list | tuple):
         return type(settings)(revert_sync_bn(value) for value in settings)
     return settings
-
-
-def init_cpu_process_group() -> None:
-    """Start the gloo process group of the ranks that torchrun has started.
-
-    Raises:
-        RuntimeError: If torchrun has not set the environment variables.
-    """
-    variables = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-    missing = [name for name in variables if name not in os.environ]
-    if missing:
-        raise RuntimeError(
-            f'--launcher pytorch is for torchrun, which sets {", ".join(missing)}. '
-            'Use tools/dist_train.sh, or leave --launcher out for one process'
-        )
-    dist.init_process_group('gloo')
-    # A process that ends before gloo's threads can be aborted by them.
-    atexit.register(end_process_group)
-
-
-def end_process_group() -> None:
-    """Destroy the process group, if it still exists."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

@@ -1,9 +1,9 @@
 """All private attributes of MMEngine that this package uses.
 
 MMEngine has no public way to do this. Nothing else in this package uses a
-private name of MMEngine, or overrides one but those of ``PRIVATE_OVERRIDES``;
-``tests/test_engine.py`` checks that, and names the attribute that a new release of
-MMEngine drops.
+private name of MMEngine, or overrides one but those listed in
+``tests/test_engine.py``, which checks that, and names the attribute that a new release
+of MMEngine drops.
 """
 
 from copy import copy
@@ -16,43 +16,6 @@ from mmengine.runner.base_loop import BaseLoop
 from torch.utils.data import DataLoader, Sampler
 
 __all__ = ['ParamScheduler']
-
-PRIVATE_NAMES = dict(
-    optim_wrapper=('_accumulative_counts', '_clip_grad', '_inner_count', '_max_counts'),
-    runner=(
-        '_has_loaded',
-        '_load_from',
-        '_randomness_cfg',
-        '_resume',
-        '_train_dataloader',
-    ),
-    train_loop=('_epoch', '_iter'),
-    checkpoint_hook=(
-        '_save_best_checkpoint',
-        '_save_checkpoint_with_step',
-    ),
-)
-"""Private attributes by the object that has them."""
-
-PRIVATE_OVERRIDES = {
-    'ExponentialWarmupLR._get_value': (
-        'MMEngine asks each scheduler for the value of a step by this method only'
-    ),
-}
-"""Private names of a base class that a class elsewhere in this package overrides."""
-
-
-def missing_names(kind: str, owner: object) -> list[str]:
-    """Return the private attributes that an object lacks.
-
-    Args:
-        kind: A key of :data:`PRIVATE_NAMES`.
-        owner: The object, such as a Runner.
-    """
-    return [name for name in PRIVATE_NAMES[kind] if not hasattr(owner, name)]
-
-
-# Optimizer wrapper
 
 
 def accumulative_counts(optim_wrapper: OptimWrapper) -> int:
@@ -96,9 +59,6 @@ class ConditionalClipping:
             self.message_hub.log_scalars.pop(f'train/{self.grad_name}', None)
 
 
-# Runner
-
-
 def checkpoint_to_resume(runner: Runner) -> str | None:
     """Return the checkpoint that a runner is to resume, or None for the latest."""
     return runner._load_from
@@ -125,9 +85,7 @@ def build_train_dataloader(runner: Runner) -> DataLoader | None:
     """Build the dataloader of the training as its loop would do later.
 
     MMEngine's iteration-based loop starts the workers as soon as it has built it.
-
-    Returns:
-        The dataloader; None if the config asks for no workers.
+    Return None if the config asks for no workers.
     """
     settings = runner._train_dataloader
     if isinstance(settings, dict):
@@ -137,9 +95,6 @@ def build_train_dataloader(runner: Runner) -> DataLoader | None:
             settings, seed=runner.seed, diff_rank_seed=has_rank_seeds(runner)
         )
     return runner._train_dataloader
-
-
-# Samplers
 
 
 def is_endless(batch_sampler: Sampler) -> bool:
@@ -152,9 +107,6 @@ def is_endless(batch_sampler: Sampler) -> bool:
     return any(hasattr(sampler, '_infinite_indices') for sampler in samplers)
 
 
-# Training loops
-
-
 def count_iteration(loop: BaseLoop) -> None:
     """Add one to the iterations of a training loop."""
     loop._iter += 1
@@ -165,54 +117,13 @@ def count_epoch(loop: BaseLoop) -> None:
     loop._epoch += 1
 
 
-# Checkpoints
-
-
-class OpenCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook`` with public methods that save."""
-
-    def save_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Save the checkpoint of an epoch or iteration and remove outdated ones.
-
-        Args:
-            runner: The runner.
-            step: Number of the epoch or iteration, which the file name contains.
-            meta: Goes into the checkpoint.
-        """
-        super()._save_checkpoint_with_step(runner, step, meta)
-
-    def save_best_step(self, runner: Runner, metrics: dict) -> None:
-        """Save the best checkpoints so far and remove those before.
-
-        Args:
-            runner: The runner.
-            metrics: Results of an evaluation.
-        """
-        super()._save_best_checkpoint(runner, metrics)
-
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        self.save_step(runner, step, meta)
-
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        self.save_best_step(runner, metrics)
-
-
 def save_extra(
     hook: CheckpointHook, runner: Runner, template: str, step: int, meta: dict
 ) -> str:
     """Save a checkpoint like a hook, which does not count it as its own.
 
-    It is complete, whatever parts the hook leaves out.
-
-    Args:
-        hook: Its folder and storage are used.
-        runner: The runner.
-        template: File name with ``{}`` for the step.
-        step: Number in the file name.
-        meta: Goes into the checkpoint.
-
-    Returns:
-        Path of the checkpoint.
+    It is complete, whatever parts the hook leaves out. The template of its name has
+    ``{}`` for the step. Return its path.
     """
     hook = copy(hook)
     hook.filename_tmpl, hook.max_keep_ckpts = template, -1

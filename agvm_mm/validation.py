@@ -12,27 +12,26 @@ from typing import Any
 
 from mmengine.registry import OPTIMIZERS
 
+BOUNDS = dict(
+    low=(operator.ge, 'at least'),
+    above=(operator.gt, 'more than'),
+    high=(operator.le, 'at most'),
+    below=(operator.lt, 'less than'),
+)
+"""Comparison of a value with each bound, and its name in messages."""
+
 
 def check_number(
-    name: str,
-    value: object,
-    *,
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-    below: float | None = None,
-    integer: bool = False,
+    name: str, value: object, *, integer: bool = False, **bounds: float
 ) -> None:
     """Check that a setting is a finite number within bounds.
 
     Args:
         name: Name of the setting, for the message.
         value: Value given by the user.
-        low: Smallest allowed value.
-        above: Lower bound that is itself not allowed.
-        high: Largest allowed value.
-        below: Upper bound that is itself not allowed.
         integer: Whether the value must be a whole number. Defaults to False.
+        bounds: ``low`` and ``high`` are allowed themselves, ``above`` and ``below`` are
+            not.
 
     Raises:
         TypeError: If the value is not a number or not a whole one; a bool is not
@@ -43,36 +42,24 @@ def check_number(
     if not isinstance(value, kind) or isinstance(value, bool):
         expected = 'a whole number' if integer else 'a number'
         raise TypeError(f'{name} must be {expected}, got {value!r}')
-    bounds = [
-        (low, operator.ge, 'at least'),
-        (above, operator.gt, 'more than'),
-        (high, operator.le, 'at most'),
-        (below, operator.lt, 'less than'),
-    ]
-    bounds = [bound for bound in bounds if bound[0] is not None]
-    if not math.isfinite(value) or not all(
-        holds(value, limit) for limit, holds, _ in bounds
-    ):
-        wanted = ' and '.join(f'{text} {limit}' for limit, _, text in bounds)
-        raise ValueError(f'{name} must be {wanted or "finite"}, got {value!r}')
+    wanted, holds = [], math.isfinite(value)
+    for key, limit in bounds.items():
+        compare, text = BOUNDS[key]
+        wanted.append(f'{text} {limit}')
+        holds = holds and compare(value, limit)
+    if not holds:
+        listed = ' and '.join(wanted) or 'finite'
+        raise ValueError(f'{name} must be {listed}, got {value!r}')
 
 
 def check_flag(name: str, value: object) -> None:
-    """Check that a setting is True or False.
-
-    Raises:
-        TypeError: If it is not.
-    """
+    """Raise a TypeError if a setting is not True or False."""
     if not isinstance(value, bool):
         raise TypeError(f'{name} must be True or False, got {value!r}')
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Check that a setting is one of the allowed names.
-
-    Raises:
-        ValueError: If it is not; the message lists the allowed names.
-    """
+    """Raise a ValueError, which lists the allowed names, for any other setting."""
     choices = list(choices)
     if value not in choices:
         raise ValueError(
@@ -84,9 +71,8 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 def type_name(kind: str | Callable | None) -> str:
     """Return the name of a ``type`` in a config, without scope or package.
 
-    Args:
-        kind: A name ('BN'), one with a scope ('mmdet.X', 'mmdet::X') or a package
-            ('torch.optim.SGD'), or a class, as in configs in pure Python. None for ''.
+    The type is a name ('BN'), one with a scope ('mmdet.X', 'mmdet::X') or a package
+    ('torch.optim.SGD'), or a class, as in configs in pure Python. '' if it is None.
     """
     if isinstance(kind, str):
         return kind.replace(':', '.').rpartition('.')[2]
@@ -103,12 +89,7 @@ def package_of(kind: str | Callable) -> str:
 
 
 def resolve_type(kind: str | Callable | None, registry: Any) -> Callable | None:
-    """Return the class of a ``type`` in a config, None if a name is not registered.
-
-    Args:
-        kind: See :func:`type_name`.
-        registry: Registry of MMEngine that names are looked up in.
-    """
+    """Return the class of a ``type`` in a config, None if a name is not registered."""
     if not isinstance(kind, str):
         return kind
     # The default scope may be that of a toolbox.
@@ -124,16 +105,10 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 @functools.cache
 def argument_names(target: Callable) -> set[str] | None:
-    """Return the names of the keyword arguments that a function or class accepts.
+    """Return the keyword arguments of a function or class; None if it takes any.
 
     An ``__init__`` with ``**kwargs`` is taken to pass them to the next base class, so
     the arguments of that class are included.
-
-    Args:
-        target: Function or class.
-
-    Returns:
-        Names of the arguments, or None if any name is accepted.
     """
     functions = [target]
     if isinstance(target, type):
@@ -165,9 +140,8 @@ def check_arguments(
         name: Name of the class or function, for the message.
         given: Names given by the user.
         known: Names that the class or function accepts.
-        settings: Further names to suggest. Defaults to none.
-        advice: Sentences for certain unknown names, instead of a suggestion. Defaults
-            to None.
+        settings: Further names to suggest.
+        advice: Sentences for certain unknown names, instead of a suggestion.
 
     Raises:
         TypeError: If a name is unknown; the message suggests the nearest known one.
@@ -188,15 +162,12 @@ def suggests_arguments(
     """Return a decorator that refuses unknown arguments and suggests the nearest name.
 
     Python's own message lists no arguments, and it names a base class if a subclass
-    passes the argument on.
+    passes the argument on. A decorated class has its ``__init__`` wrapped.
 
     Args:
         settings: Further keys of the same part of a config that are removed before
             the call. They are suggested but not accepted.
         advice: See :func:`check_arguments`.
-
-    Returns:
-        Decorator for a function or for a class, whose ``__init__`` it wraps.
 
     Raises:
         TypeError: If the decorated function or class accepts any argument.
@@ -231,11 +202,8 @@ def check_optimizer_type(settings: Mapping | None) -> None:
 
     MMEngine's constructor ends with "None is not a callable object".
 
-    Args:
-        settings: ``optim_wrapper.optimizer`` of the config.
-
     Raises:
-        KeyError: If its type is not registered.
+        KeyError: If the type in ``optim_wrapper.optimizer`` is not registered.
     """
     kind = (settings or {}).get('type')
     if kind is not None and resolve_type(kind, OPTIMIZERS) is None:

@@ -30,10 +30,21 @@ def config(**settings: Any) -> Config:
         (None, None, 'work_dirs/some_config'),
     ],
 )
-def test_work_dir(argument: str | None, in_config: str | None, expected: str):
-    cfg = config(work_dir=in_config)
-    cli.set_work_dir(cfg, argument, 'configs/digits/some_config.py')
-    assert cfg.work_dir == expected
+def test_work_dir(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    argument: str | None,
+    in_config: str | None,
+    expected: str,
+):
+    path = tmp_path / 'some_config.py'
+    path.write_text(f'work_dir = {in_config!r}')
+    parser = ArgumentParser()
+    cli.add_run_flags(parser)
+    given = ['--work-dir', argument] if argument else []
+    args = parser.parse_args([str(path), *given])
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    assert cli.load_run_config(args).work_dir == expected
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from toy import ToyDetector
 from agvm_mm.method.modules import (
     assign_modules,
     default_modules,
-    has_prefix,
     has_sync_bn,
 )
 from agvm_mm.report.plan import build_model
@@ -172,10 +171,17 @@ def test_models_of_toolboxes(path):
 
 
 def test_prefixes_match_at_dots_only():
-    assert has_prefix('neck.conv.weight', 'neck')
-    assert has_prefix('neck.weight', 'neck.weight')
-    assert not has_prefix('bottleneck.weight', 'neck')
-    assert not has_prefix('neck2.weight', 'neck')
+    model = nn.ModuleDict(
+        {name: nn.Linear(1, 1, bias=False) for name in ('neck', 'neck2', 'bottleneck')}
+    )
+    model['neck'].conv = nn.Linear(1, 1, bias=False)
+    prefixes = dict(one=['neck'], two=['neck2.weight'], three=['bottleneck'])
+    assert assign_modules(model, prefixes) == {
+        'neck.weight': 'one',
+        'neck.conv.weight': 'one',
+        'neck2.weight': 'two',
+        'bottleneck.weight': 'three',
+    }
 
 
 def test_default_split_of_a_detector():

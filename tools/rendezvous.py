@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 WAIT = 600
 """Seconds to wait for node 0, the same as torchrun's."""
@@ -63,11 +63,10 @@ def resolve(address: str, port: int) -> list[tuple]:
         ) from error
 
 
-def check_node_0(nnodes: int, address: str, port: int) -> str | None:
+def check_node_0(nnodes: int, address: str, port: int) -> None:
     """Check on node 0 that it can listen at the address that the others use.
 
-    Returns:
-        A warning about something that may work, or None.
+    Report a problem that may not matter.
 
     Raises:
         RendezvousError: If the port is in use or not allowed.
@@ -91,13 +90,12 @@ def check_node_0(nnodes: int, address: str, port: int) -> str | None:
             f'choose another PORT{same}'
         ) from error
     if nnodes > 1 and not is_own_address(address, port):
-        return (
+        report(
             f'MASTER_ADDR={address} is not an address of this machine ('
             f'{socket.gethostname()}), but NODE_RANK is 0 here. If the start does not '
             'continue, check that NODE_RANK differs on every node and that '
             'MASTER_ADDR is node 0'
         )
-    return None
 
 
 def is_own_address(address: str, port: int) -> bool:
@@ -112,12 +110,10 @@ def is_own_address(address: str, port: int) -> bool:
     return False
 
 
-def wait_for_node_0(
-    address: str, port: int, *, seconds: float, report: Callable[[str], None]
-) -> None:
+def wait_for_node_0(address: str, port: int, seconds: float) -> None:
     """Wait on another node until node 0 listens, at most so many seconds.
 
-    ``report`` gets a message after 10 seconds, and then every minute.
+    Report it after 10 seconds, and then every minute.
 
     Raises:
         RendezvousError: If node 0 did not listen in time.
@@ -143,16 +139,14 @@ def wait_for_node_0(
 def explain(error: OSError, address: str, port: int) -> str:
     """Return what to check when node 0 could not be reached."""
     check = (
-        'that MASTER_ADDR is an address of node 0 in the network that the nodes share, '
-        'and that no firewall blocks the port'
+        'MASTER_ADDR is an address of node 0 in the network that the nodes share, and '
+        'that no firewall blocks the port'
     )
     if isinstance(error, ConnectionRefusedError):
-        check = (
-            'that node 0 has been started, with the same PORT, and that MASTER_ADDR is '
-            'node 0'
-        )
-    text = f'MASTER_ADDR={address} PORT={port} cannot be reached ({error}). '
-    text += f'Check {check}'
+        check = 'node 0 has been started, with the same PORT, and that MASTER_ADDR is '
+        check += 'node 0'
+    text = f'MASTER_ADDR={address} PORT={port} cannot be reached ({error}). Check that '
+    text += check
     if address in ('localhost', '::1') or address.startswith('127.'):
         text += '. This MASTER_ADDR is this machine itself: set it to node 0'
     return text
@@ -163,41 +157,34 @@ def report(message: object) -> None:
     print(f'rendezvous: {message}.', file=sys.stderr, flush=True)
 
 
-def meet(nnodes: str, node_rank: str, address: str, port: str) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Check this node and, if it is not node 0, wait for node 0.
 
-    Raises:
-        RendezvousError: If the nodes cannot meet.
+    End with status 1 and a line on stderr if the nodes cannot meet.
     """
-    nnodes, node_rank, port = check_settings(nnodes, node_rank, port)
-    if node_rank > 0:
-        seconds = float(os.environ.get('RENDEZVOUS_TIMEOUT', WAIT))
-        wait_for_node_0(address, port, seconds=seconds, report=report)
-        return
-    warning = check_node_0(nnodes, address, port)
-    if warning:
-        report(warning)
-    if nnodes > 1:
-        report(
-            f'node 0 of {nnodes} starts; the others have ten minutes to join with '
-            f'MASTER_ADDR={address} PORT={port} NNODES={nnodes} and NODE_RANK 1 to '
-            f'{nnodes - 1}'
-        )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Check, and end with status 1 and a line on stderr if the nodes cannot meet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('nnodes', help='number of machines')
     parser.add_argument('node_rank', help='number of this machine, from 0')
     parser.add_argument('master_addr', help='host name or address of node 0')
     parser.add_argument('port', help='a free port of node 0')
     args = parser.parse_args(argv)
+    address = args.master_addr
     try:
-        meet(args.nnodes, args.node_rank, args.master_addr, args.port)
+        nnodes, node_rank, port = check_settings(args.nnodes, args.node_rank, args.port)
+        if node_rank > 0:
+            seconds = float(os.environ.get('RENDEZVOUS_TIMEOUT', WAIT))
+            wait_for_node_0(address, port, seconds)
+            return
+        check_node_0(nnodes, address, port)
     except RendezvousError as error:
         report(error)
         sys.exit(1)
+    if nnodes > 1:
+        report(
+            f'node 0 of {nnodes} starts; the others have ten minutes to join with '
+            f'MASTER_ADDR={address} PORT={port} NNODES={nnodes} and NODE_RANK 1 to '
+            f'{nnodes - 1}'
+        )
 
 
 if __name__ == '__main__':

@@ -59,10 +59,7 @@ def raw_multiplier(
 ) -> float:
     """Return sqrt(r), the multiplier of one measurement without momentum.
 
-    Args:
-        anchor_variance: Phi of the anchor.
-        variance: Phi of the module.
-        ratio_bounds: Smallest and largest ratio r.
+    The variances are Phi, the bounds the smallest and the largest r.
     """
     low, high = ratio_bounds
     ratio = (anchor_variance + EPS) / (variance + EPS)
@@ -113,25 +110,19 @@ class Modulator:
         self.multipliers = dict.fromkeys(modules, 1.0)
 
     def update(self, variances: Mapping[str, float]) -> bool:
-        """Update the multipliers with one measurement.
+        """Update the multipliers with one measurement, Phi by module name.
 
-        Args:
-            variances: Phi by module name. A module without a gradient is missing and
-                keeps its multiplier.
-
-        Returns:
-            False if the measurement was skipped because a variance is not finite or
-            the anchor had no gradient.
+        A module without a gradient is missing and keeps its multiplier. Return False
+        if the measurement was skipped because a variance is not finite or the anchor
+        had no gradient.
         """
-        if self.anchor not in variances:
-            return False
-        if not all(math.isfinite(value) for value in variances.values()):
+        finite = all(map(math.isfinite, variances.values()))
+        if not finite or self.anchor not in variances:
             return False
         for name, variance in variances.items():
             raw = raw_multiplier(variances[self.anchor], variance, self.ratio_bounds)
-            self.multipliers[name] = (
-                self.momentum * self.multipliers[name] + (1 - self.momentum) * raw
-            )
+            past = self.momentum * self.multipliers[name]
+            self.multipliers[name] = past + (1 - self.momentum) * raw
         return True
 
     def state_dict(self) -> dict:

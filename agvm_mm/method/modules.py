@@ -1,36 +1,19 @@
 """Assignment of parameters to modules of the network, which share a multiplier."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from torch import nn
 
 from agvm_mm.validation import did_you_mean
 
-# Inputs of the encoder among the layers and parameters of a DETR.
+# Attributes of a whole detector or segmenter. Some backbones have a backbone as well,
+# and language models are models: MMEngine gives both a train_step.
+MODEL = ('train_step', 'backbone')
+# Of a head like that of Mask2Former.
+MASK_TRANSFORMER = ('pixel_decoder', 'transformer_decoder')
+# Of a transformer like DETR, and inputs of the encoder among its layers and parameters.
+ENCODER_DECODER = ('encoder', 'decoder')
 ENCODER_INPUTS = ('level_embed', 'text_feat_map')
-
-
-def has_prefix(name: str, prefix: str) -> bool:
-    """Return whether a dotted name is the prefix or begins with it and a dot.
-
-    'neck' is a prefix of 'neck.conv.weight' but not of 'bottleneck.weight'.
-    """
-    return name == prefix or name.startswith(prefix + '.')
-
-
-class _Part(NamedTuple):
-    """Part of a model to which a parameter belongs.
-
-    Args:
-        owner: Dotted name of the opened child that holds it, '' for the model.
-        module: Name of its module within the owner.
-        prefix: Prefix of the names of its parameters.
-    """
-
-    owner: str
-    module: str
-    prefix: str
 
 
 def default_modules(model: nn.Module) -> dict[str, list[str]]:
@@ -60,10 +43,10 @@ def default_modules(model: nn.Module) -> dict[str, list[str]]:
         Prefixes of parameter names by module name.
     """
     names = [name for name, p in model.named_parameters() if p.requires_grad]
-    parts = list(dict.fromkeys(_part_of(model, name) for name in names))
+    parts = dict.fromkeys(_part_of(model, name) for name in names)
     owners: dict[str, set[str]] = {}
-    for part in parts:
-        owners.setdefault(part.module, set()).add(part.owner)
+    for owner, module, _ in parts:
+        owners.setdefault(module, set()).add(owner)
     modules: dict[str, list[str]] = {}
     for owner, module, prefix in parts:
         name = f'{owner}.{module}' if owner and len(owners[module]) > 1 else module
@@ -71,73 +54,41 @@ def default_modules(model: nn.Module) -> dict[str, list[str]]:
     return modules
 
 
-def _part_of(model: nn.Module, name: str) -> _Part:
-    """Return the part of a model that holds a parameter."""
-    owner, path, names = model, [], name.split('.')
-    while len(names) > 1 and _is_opened(names[0], owner.get_submodule(names[0])):
-        owner = owner.get_submodule(names[0])
-        path.append(names.pop(0))
-    child = names[0]
-    member = getattr(owner, child)
-    if _is_mask_transformer(owner):
-        module = _module_of_mask_transformer(child, member)
-    elif isinstance(member, nn.Parameter) and path and not _is_model(owner):
-        return _Part('.'.join(path[:-1]), path[-1], '.'.join([*path, child]))
-    elif _is_cascade(owner, member):
-        module = child = f'{child}.{names[1]}'
-    elif _is_encoder_decoder(owner) and (_is_layer(member) or _is_embedding(member)):
-        module = 'encoder' if child in ENCODER_INPUTS else 'decoder'
-    else:
-        module = child
-    return _Part('.'.join(path), module, '.'.join([*path, child]))
+def _has(member: object, names: Sequence[str]) -> bool:
+    """Return whether an object has all of the attributes."""
+    return all(hasattr(member, name) for name in names)
 
 
-def _is_opened(name: str, child: nn.Module) -> bool:
-    """Return whether the children of a child are modules instead of the child."""
-    return name == 'roi_head' or _is_model(child) or _is_mask_transformer(child)
+def _part_of(model: nn.Module, name: str) -> tuple[str, str, str]:
+    """Return the owner of a parameter, its module there, and the prefix of the latter.
 
-
-def _is_model(child: nn.Module) -> bool:
-    """Return whether a child is a whole detector or segmenter.
-
-    Some backbones have a ``backbone`` as well, and language models are models: MMEngine
-    gives both a ``train_step``, but only a whole detector has the two.
+    The owner is the dotted name of the opened child that holds it, '' for the model.
     """
-    return hasattr(child, 'train_step') and hasattr(child, 'backbone')
-
-
-def _is_cascade(owner: nn.Module, member: nn.Module | nn.Parameter) -> bool:
-    """Return whether a child is the list of the stages of a cascade."""
-    stages = getattr(owner, 'num_stages', None)
-    return isinstance(member, nn.ModuleList) and len(member) == stages
-
-
-def _is_encoder_decoder(owner: nn.Module) -> bool:
-    """Return whether a model is a transformer like DETR."""
-    return hasattr(owner, 'encoder') and hasattr(owner, 'decoder')
-
-
-def _is_mask_transformer(child: nn.Module) -> bool:
-    """Return whether a child is a head like that of Mask2Former."""
-    return hasattr(child, 'pixel_decoder') and hasattr(child, 'transformer_decoder')
-
-
-def _module_of_mask_transformer(child: str, member: nn.Module | nn.Parameter) -> str:
-    """Return the module of a child or parameter of a head like that of Mask2Former."""
-    if child == 'pixel_decoder':
-        return child
-    # Projections of its inputs, such as decoder_input_projs.
-    feeds_decoder = child.startswith(('transformer_decoder', 'decoder_'))
-    return (
-        'transformer_decoder'
-        if feeds_decoder or _is_embedding(member)
-        else 'predictors'
-    )
-
-
-def _is_layer(member: nn.Module | nn.Parameter) -> bool:
-    """Return whether a child is a single layer."""
-    return isinstance(member, nn.Module) and not list(member.children())
+    owner, path, names = model, [], name.split('.')
+    while len(names) > 1:
+        child = getattr(owner, names[0])
+        known = _has(child, MODEL) or _has(child, MASK_TRANSFORMER)
+        if not known and names[0] != 'roi_head':
+            break
+        owner = child
+        path.append(names.pop(0))
+    module = child = names[0]
+    member, stages = getattr(owner, child), getattr(owner, 'num_stages', None)
+    if _has(owner, MASK_TRANSFORMER):
+        if child != 'pixel_decoder':
+            # The second one is that of its input projections.
+            prefixes = ('transformer_decoder', 'decoder_')
+            of_decoder = child.startswith(prefixes) or _is_embedding(member)
+            module = 'transformer_decoder' if of_decoder else 'predictors'
+    elif isinstance(member, nn.Parameter) and path and not _has(owner, MODEL):
+        return '.'.join(path[:-1]), path[-1], '.'.join([*path, child])
+    elif isinstance(member, nn.ModuleList) and len(member) == stages:
+        module = child = f'{child}.{names[1]}'
+    elif _has(owner, ENCODER_DECODER) and (
+        _is_embedding(member) or not list(member.children())
+    ):
+        module = 'encoder' if child in ENCODER_INPUTS else 'decoder'
+    return '.'.join(path), module, '.'.join([*path, child])
 
 
 def _is_embedding(member: nn.Module | nn.Parameter) -> bool:
@@ -207,14 +158,9 @@ def has_sync_bn(model: nn.Module) -> bool:
 def trainable_by_module(
     model: nn.Module, modules: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, list[nn.Parameter]]:
-    """Return the trainable parameters of each module.
+    """Return the trainable parameters of each module by :func:`assign_modules`.
 
-    Args:
-        model: Network, wrapped in DDP or not.
-        modules: See :func:`assign_modules`. Defaults to None, the default split.
-
-    Raises:
-        ValueError: See :func:`assign_modules`.
+    The model may be wrapped in DDP.
     """
     model = getattr(model, 'module', model)
     parameters = dict(model.named_parameters())
@@ -248,7 +194,8 @@ def _match_prefixes(
     assigned: dict[str, str] = {}
     pairs = [(module, prefix) for module in modules for prefix in modules[module]]
     for module, prefix in pairs:
-        matched = [name for name in names if has_prefix(name, prefix)]
+        # Whole parts: 'neck' is no prefix of 'neck2.weight'.
+        matched = [name for name in names if f'{name}.'.startswith(f'{prefix}.')]
         if not matched:
             known = {'.'.join(n.split('.')[:depth]) for n in names for depth in (1, 2)}
             raise ValueError(

@@ -11,7 +11,7 @@ Everything here is plain arithmetic: no network, no optimizer, no communication.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -101,27 +101,16 @@ def relative_images(images: float, noise_scale: float) -> float:
 
 def saved_updates(images: float, noise_scale: float) -> float:
     """Return the share of updates that a batch saves against half of it, up to 0.5."""
-    return 1 - relative_updates(images, noise_scale) / relative_updates(
-        images / 2, noise_scale
-    )
+    half = relative_updates(images / 2, noise_scale)
+    return 1 - relative_updates(images, noise_scale) / half
 
 
 def extra_images(images: float, noise_scale: float) -> float:
     """Return the share of images that a batch costs on top of half of it, up to 1."""
     if not noise_scale:
         return 1.0
-    return (
-        relative_images(images, noise_scale) / relative_images(images / 2, noise_scale)
-        - 1
-    )
-
-
-def total(parts: Iterable[SignalAndNoise]) -> SignalAndNoise:
-    """Return signal and noise of a whole network, the sums over its modules."""
-    parts = list(parts)
-    return SignalAndNoise(
-        sum(part.signal for part in parts), sum(part.noise for part in parts)
-    )
+    half = relative_images(images / 2, noise_scale)
+    return relative_images(images, noise_scale) / half - 1
 
 
 class NoiseAverages:
@@ -135,17 +124,16 @@ class NoiseAverages:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, float, float]] = {}
+        # Of signal, noise and weights.
+        self._sums: dict[str, list[float]] = {}
         self._learning_rate = 0.0
 
     def update(
         self, measured: Mapping[str, SignalAndNoise], learning_rate: float
     ) -> None:
-        """Add one measurement. A module that is missing keeps its averages.
+        """Add a measurement, at a learning rate of the schedule, by module.
 
-        Args:
-            measured: Signal and noise by module.
-            learning_rate: Of the schedule, at this update.
+        A module that is missing keeps its averages.
         """
         if self._learning_rate and learning_rate <= self._learning_rate / 2:
             self._sums = {}
@@ -153,10 +141,10 @@ class NoiseAverages:
         for name, (signal, noise) in measured.items():
             old = self._sums.get(name, (0.0, 0.0, 0.0))
             new = (signal, noise, 1.0)
-            self._sums[name] = tuple(
+            self._sums[name] = [
                 MOMENTUM * before + (1 - MOMENTUM) * now
                 for before, now in zip(old, new, strict=True)
-            )
+            ]
 
     def averages(self) -> dict[str, SignalAndNoise]:
         """Return the averages by module, and those of the network as :data:`ALL`."""
@@ -164,7 +152,10 @@ class NoiseAverages:
             name: SignalAndNoise(signal / weight, noise / weight)
             for name, (signal, noise, weight) in self._sums.items()
         }
-        return modules | {ALL: total(modules.values())} if modules else {}
+        if not modules:
+            return {}
+        sums = (sum(values) for values in zip(*modules.values(), strict=True))
+        return modules | {ALL: SignalAndNoise(*sums)}
 
     def noise_scales(self) -> dict[str, float]:
         """Return the noise scales in images; NaN for those that are not resolved."""
@@ -172,10 +163,9 @@ class NoiseAverages:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of signal, noise and weights by module, and the rate."""
-        sums = {name: list(values) for name, values in self._sums.items()}
-        return dict(sums=sums, learning_rate=self._learning_rate)
+        return dict(sums=dict(self._sums), learning_rate=self._learning_rate)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a saved state in place of this one."""
         self._learning_rate = state_dict['learning_rate']
-        self._sums = {name: tuple(sums) for name, sums in state_dict['sums'].items()}
+        self._sums = dict(state_dict['sums'])

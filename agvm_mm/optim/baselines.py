@@ -59,6 +59,7 @@ def build_lars(
 
     One-dimensional parameters (biases, normalization) take plain momentum steps without
     ratio and weight decay. Only ``clip_grad`` of the optimizer wrapper clips gradients.
+    Returns a ``pytorch_optimizer.LARS``.
 
     Args:
         params: Parameters or parameter groups.
@@ -66,9 +67,6 @@ def build_lars(
         momentum: Momentum factor. Defaults to 0.9.
         weight_decay: Weight decay. Defaults to 1e-4.
         trust_coefficient: eta in the paper. Defaults to 1e-3.
-
-    Returns:
-        An instance of ``pytorch_optimizer.LARS``.
 
     Raises:
         ImportError: If pytorch-optimizer is not installed.
@@ -102,7 +100,7 @@ def build_lamb(
 
     for each parameter tensor, without bias correction. The trust ratio includes weight
     decay. Clipping inside pytorch-optimizer is off: only ``clip_grad`` of the optimizer
-    wrapper clips gradients.
+    wrapper clips gradients. Returns a ``pytorch_optimizer.Lamb``.
 
     Args:
         params: Parameters or parameter groups.
@@ -110,9 +108,6 @@ def build_lamb(
         betas: b1 and b2. Defaults to (0.9, 0.999).
         eps: Added to sqrt(v). Defaults to 1e-6.
         weight_decay: Weight decay. Defaults to 0.01.
-
-    Returns:
-        An instance of ``pytorch_optimizer.Lamb``.
 
     Raises:
         ImportError: If pytorch-optimizer is not installed.
@@ -142,13 +137,8 @@ class PMDLAMB(Optimizer):
     moments contain gradients at weights of long ago. How much and how often they decay
     is a choice of this implementation: before the updates period, 2 period, 3 period,
     ... of a parameter both of its moments are multiplied by ``moment_decay``, and then
-
-        m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
-        u  = m / (sqrt(v) + eps) + weight_decay w
-        w <- w - lr min(|w|, 10) / |u| u              (ratio 1 where either is 0)
-
-    as in LAMB without bias correction. ``moment_decay=1`` is LAMB, and 0 resets the
-    moments.
+    it takes the step of :func:`build_lamb`. ``moment_decay=1`` is LAMB, and 0 resets
+    the moments.
 
     Args:
         params: Parameters or parameter groups.
@@ -185,25 +175,13 @@ class PMDLAMB(Optimizer):
         check_number('weight_decay', weight_decay, low=0)
         check_number('period', period, low=1, integer=True)
         check_number('moment_decay', moment_decay, low=0, high=1)
-        super().__init__(
-            params,
-            dict(
-                lr=lr,
-                betas=tuple(betas),
-                eps=eps,
-                weight_decay=weight_decay,
-                period=period,
-                moment_decay=moment_decay,
-            ),
-        )
+        defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        defaults |= dict(period=period, moment_decay=moment_decay)
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Perform one update.
-
-        Args:
-            closure: Reevaluates the model and returns the loss. Defaults to None.
-        """
+        """Perform one update; a closure reevaluates the model and returns the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

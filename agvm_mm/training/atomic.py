@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from agvm_mm.engine import OpenCheckpointHook
 from agvm_mm.training.resume import resume_hook
 
 
@@ -19,13 +19,10 @@ from agvm_mm.training.resume import resume_hook
 def replaced_when_whole(path: Path, *, sole_writer: bool = False) -> Iterator[Path]:
     """Yield a path next to ``path`` to write to, and move it to ``path`` at the end.
 
-    On an error ``path`` stays as it was. An existing file or folder is replaced. A
-    file is flushed to the disk first.
-
-    Args:
-        path: File or folder to write. Missing parents are created.
-        sole_writer: Whether no other process writes ``path`` now. Leftovers of killed
-            writers are then removed first. Defaults to False.
+    On an error ``path`` stays as it was. An existing file or folder is replaced, and
+    missing parents are created. A file is flushed to the disk first. The sole writer
+    of ``path``, while no other process writes it, first removes what killed writers
+    left over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f'.{path.name}.partial-'
@@ -72,7 +69,7 @@ register_backend('agvm_atomic', AtomicLocalBackend, force=True)
 
 
 @HOOKS.register_module()
-class AtomicCheckpointHook(OpenCheckpointHook):
+class AtomicCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook`` that survives a crash while it saves.
 
     A checkpoint appears under its name only when it is complete, and so does the file
@@ -89,11 +86,7 @@ class AtomicCheckpointHook(OpenCheckpointHook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Check the checkpoint to resume before the runner reads it.
-
-        Raises:
-            RuntimeError: If it is missing, truncated or corrupt.
-        """
+        """Have a :class:`.ResumeHook` check the checkpoint to resume."""
         resume_hook(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -102,15 +95,19 @@ class AtomicCheckpointHook(OpenCheckpointHook):
         Raises:
             ValueError: If nothing can be written to ``out_dir``.
         """
-        named = (self.backend_args or self.file_client_args or {}).get('backend')
         out_dir = str(self.out_dir or runner.work_dir)
-        check_can_write(out_dir)
+        if out_dir.startswith(('http://', 'https://')):
+            raise ValueError(
+                f'out_dir={out_dir!r}: nothing can be written there; use a local '
+                'folder or a storage such as s3://'
+            )
+        named = (self.backend_args or self.file_client_args or {}).get('backend')
         if named in ('local', 'disk') or (named is None and '://' not in out_dir):
             self.file_client_args = None
             self.backend_args = dict(backend='agvm_atomic')
         super().before_train(runner)
 
-    def save_step(self, runner: Runner, step: int, meta: dict) -> None:
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint, name it in ``last_checkpoint``, then remove the oldest."""
         hub, outdated = runner.message_hub, None
         # After a validation MMEngine saves the same step again.
@@ -138,14 +135,14 @@ class AtomicCheckpointHook(OpenCheckpointHook):
                 partial.write_text(self.last_ckpt)
             self._remove(outdated, replaced_by=self.last_ckpt)
 
-    def save_best_step(self, runner: Runner, metrics: dict) -> None:
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save the best checkpoints so far, then remove those before."""
         if not self.save_best:
             return
         before, self.best_paths = self.best_paths, [None] * len(self.save_best)
         try:
             # It finds none to remove.
-            super().save_best_step(runner, metrics)
+            super()._save_best_checkpoint(runner, metrics)
         finally:
             pairs = list(zip(before, self.best_paths, strict=True))
             self.best_paths = [new or old for old, new in pairs]
@@ -168,9 +165,8 @@ class AtomicCheckpointHook(OpenCheckpointHook):
             self.best_ckpt_path_dict = dict(zip(self.save_best, paths, strict=True))
 
     def _path(self, step: int) -> str:
-        return self.file_backend.join_path(
-            self.out_dir, self.filename_tmpl.format(step)
-        )
+        name = self.filename_tmpl.format(step)
+        return self.file_backend.join_path(self.out_dir, name)
 
     def _remove(self, path: str | None, *, replaced_by: str | None) -> bool:
         """Remove a checkpoint if another one has replaced it; return whether so."""
@@ -183,19 +179,3 @@ class AtomicCheckpointHook(OpenCheckpointHook):
         else:
             return False
         return True
-
-
-def check_can_write(out_dir: str) -> None:
-    """Check that checkpoints can be written to a folder.
-
-    Args:
-        out_dir: From the config.
-
-    Raises:
-        ValueError: If MMEngine can only read there.
-    """
-    if out_dir.startswith(('http://', 'https://')):
-        raise ValueError(
-            f'out_dir={out_dir!r}: nothing can be written there; use a local folder '
-            'or a storage such as s3://'
-        )

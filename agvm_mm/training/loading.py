@@ -1,7 +1,7 @@
 """Checkpoints of MMEngine's Runner, loaded safely."""
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,18 @@ NEEDED = ('state_dict', 'meta', 'message_hub', 'optimizer')
 HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
 
 
-def subclasses(kind: type) -> Iterator[type]:
-    """Yield a class and everything that inherits from it."""
-    yield kind
-    for child in kind.__subclasses__():
-        yield from subclasses(child)
+def static_methods(kind: type) -> dict[type, set[str]]:
+    """Return the names of the static methods of a class and all that inherit from it.
 
-
-def static_methods(kind: type) -> set[str]:
-    """Return the names of the static methods that a class itself defines."""
-    return {
+    They are listed by the class that defines them.
+    """
+    own = {
         name for name, value in vars(kind).items() if isinstance(value, staticmethod)
     }
+    found = {kind: own} if own else {}
+    for child in kind.__subclasses__():
+        found |= static_methods(child)
+    return found
 
 
 def stored_method(owner: type, name: str) -> object:
@@ -44,9 +44,8 @@ def stored_method(owner: type, name: str) -> object:
     Raises:
         UnpicklingError: If a file asks for anything else.
     """
-    is_statistic = owner is HistoryBuffer and name in HISTORY_STATISTICS
-    is_scheduler = isinstance(owner, type) and issubclass(owner, ParamScheduler)
-    if is_statistic or (is_scheduler and name in static_methods(owner)):
+    allowed = {HistoryBuffer: HISTORY_STATISTICS} | static_methods(ParamScheduler)
+    if isinstance(owner, type) and name in allowed.get(owner, ()):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
 
@@ -69,12 +68,11 @@ def runner_types() -> list[type | tuple[object, str]]:
         from numpy.core import multiarray
     numbers = {type(np.dtype(scalar)) for scalar in np.sctypeDict.values()}
     numbers -= {type(np.dtype(object)), type(np.dtype(np.void))}
-    schedulers = [kind for kind in subclasses(ParamScheduler) if static_methods(kind)]
     return [
         HistoryBuffer,
         Config,
         ConfigDict,
-        *schedulers,
+        *static_methods(ParamScheduler),
         (stored_method, 'builtins.getattr'),
         (empty_bytes, 'builtins.bytes'),
         # NumPy 2 moved the module; files name the module of their version.
@@ -102,13 +100,8 @@ def allow_runner_checkpoints() -> None:
 def read_outline(path: Path) -> object:
     """Return a checkpoint without the values of its tensors.
 
-    Before 2.6 torch reads them as well, and runs what a file names.
-
-    Args:
-        path: A local file.
-
-    Returns:
-        The checkpoint; None if it cannot be loaded safely, or is not a whole archive.
+    Return None if the local file cannot be loaded safely, or is not a whole archive.
+    Before 2.6 torch reads the tensors as well, and runs what a file names.
     """
     options = dict(map_location='cpu', weights_only=False)
     if LOADS_SAFELY:
@@ -125,9 +118,7 @@ def read_outline(path: Path) -> object:
 def missing_parts(checkpoint: object, *, schedulers: int = 0) -> list[str]:
     """Return what a checkpoint lacks to continue a run, by the keys of MMEngine.
 
-    Args:
-        checkpoint: As loaded, or from :func:`read_outline`.
-        schedulers: Parameter schedulers of the run. Defaults to 0.
+    ``schedulers`` is the number of parameter schedulers of the run.
     """
     if not isinstance(checkpoint, Mapping):
         return [*NEEDED]

@@ -16,7 +16,6 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from mmengine.runner.base_loop import BaseLoop
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
@@ -62,18 +61,18 @@ class LateMaximum:
     """
 
     def __init__(self) -> None:
-        self._group = None
         self._number = torch.zeros((), dtype=torch.int64)
-        self._work: dist.Work | None = None
-        if get_world_size() > 1:
-            try:
-                self._group = dist.new_group(backend='gloo')
-            except RuntimeError as error:
-                raise RuntimeError(
-                    f'PreemptionHook: gloo cannot connect the ranks ({error}). Set '
-                    'GLOO_SOCKET_IFNAME to the network interface that the nodes '
-                    'share, or remove the hook'
-                ) from error
+        self._group = self._work = None
+        if get_world_size() == 1:
+            return
+        try:
+            self._group = dist.new_group(backend='gloo')
+        except RuntimeError as error:
+            raise RuntimeError(
+                f'PreemptionHook: gloo cannot connect the ranks ({error}). Set '
+                'GLOO_SOCKET_IFNAME to the network interface that the nodes share, or '
+                'remove the hook'
+            ) from error
 
     def exchange(self, number: int) -> int:
         """Return the maximum of the last call; if it is 0, hand over a number."""
@@ -109,13 +108,8 @@ def start_worker(
 ) -> None:
     """Start a worker of a dataloader that outlives a signal to its rank.
 
-    Schedulers and torchrun signal the workers of a rank as well.
-
-    Args:
-        signals: Numbers of signals that do not end the worker.
-        init: The ``worker_init_fn`` of the dataloader.
-        args: Arguments of ``init``.
-        kwargs: Arguments of ``init``.
+    Schedulers and torchrun signal the workers of a rank as well. ``init`` is the
+    ``worker_init_fn`` of the dataloader.
     """
     for number in signals:
         if number == signal.SIGTERM:
@@ -141,15 +135,13 @@ def is_protected(dataloader: DataLoader) -> bool:
 
 def protect_workers(dataloader: DataLoader, signals: Sequence[int]) -> None:
     """Make workers that a dataloader starts from now on survive signals."""
-    init = dataloader.worker_init_fn
+    init, args, keywords = dataloader.worker_init_fn, (), {}
     if is_protected(dataloader):
         return
     if isinstance(init, partial):
         # Not nested, so that a loop can still replace the seed.
-        init = partial(start_worker, signals, init.func, *init.args, **init.keywords)
-    else:
-        init = partial(start_worker, signals, init)
-    dataloader.worker_init_fn = init
+        init, args, keywords = init.func, init.args, init.keywords
+    dataloader.worker_init_fn = partial(start_worker, signals, init, *args, **keywords)
 
 
 def end_at_once(signals: Sequence[int], status: int) -> None:
@@ -197,9 +189,8 @@ class PreemptionHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Begin to handle the signals, in the main thread only."""
-        loop = runner.train_loop
-        known = isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop)
-        self._active = known and bool(self.signals)
+        known = EpochBasedTrainLoop | IterBasedTrainLoop
+        self._active = bool(self.signals) and isinstance(runner.train_loop, known)
         if not self._active:
             return
         self._received = self._agreed = 0
@@ -223,44 +214,34 @@ class PreemptionHook(Hook):
             if runner.val_loop is not None:
                 runner.val_loop.run()
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: object = None,
-        outputs: dict | None = None,
-    ) -> None:
-        """Stop after this update if a rank received a signal.
-
-        Raises:
-            Preempted: If so.
-        """
+    def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
+        """Raise :class:`Preempted` after this update if a rank received a signal."""
         if not self._active:
             return
         loop, update = runner.train_loop, runner.iter + 1
+        within_epoch = isinstance(loop, LargeBatchTrainLoop | IterBasedTrainLoop)
         if not self._agreed:
             self._agreed = self._ranks.exchange(self._received)
             if self._agreed:
-                self._announce(runner)
-        if (
-            not self._agreed
-            or not resumes_within_epoch(loop)
-            or not engine.is_between_updates(runner.optim_wrapper)
-            or self.is_last_train_iter(runner)
-        ):
-            return
+                unit = 'update' if within_epoch else 'epoch'
+                runner.logger.warning(
+                    f'received {signal.Signals(self._agreed).name}: the run stops '
+                    f'after the next {unit} from which {type(loop).__name__} can resume'
+                )
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
-        if by_epoch and self.end_of_epoch(runner.train_dataloader, batch_idx):
-            return  # A resume after the epoch does not load its images again.
-        due = not by_epoch and validates_after(loop, update)
-        self._stop(runner, runner.epoch, update, due)
+        if (
+            self._agreed
+            and within_epoch
+            and engine.is_between_updates(runner.optim_wrapper)
+            and not self.is_last_train_iter(runner)
+            # A resume after the epoch does not load its images again.
+            and not (by_epoch and self.end_of_epoch(runner.train_dataloader, batch_idx))
+        ):
+            due = not by_epoch and validates_after(loop, update)
+            self._stop(runner, runner.epoch, update, due)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Stop after this epoch if a rank received a signal.
-
-        Raises:
-            Preempted: If so.
-        """
+        """Raise :class:`Preempted` after this epoch if a rank received a signal."""
         loop = runner.train_loop
         if not self._active or isinstance(loop, IterBasedTrainLoop):
             return
@@ -290,11 +271,12 @@ class PreemptionHook(Hook):
 
     def _protect_workers(self, runner: Runner) -> None:
         loop = runner.train_loop
-        started_early = isinstance(loop, IterBasedTrainLoop) and not isinstance(
-            loop, LargeBatchIterTrainLoop
-        )
-        protected = is_protected(loop.dataloader)
-        if started_early and loop.dataloader.num_workers and not protected:
+        if (
+            isinstance(loop, IterBasedTrainLoop)
+            and not isinstance(loop, LargeBatchIterTrainLoop)
+            and loop.dataloader.num_workers
+            and not is_protected(loop.dataloader)
+        ):
             runner.logger.warning(
                 'PreemptionHook: the workers of this loop started before the hook; '
                 'signals that reach them as well end the run without a checkpoint. '
@@ -307,37 +289,39 @@ class PreemptionHook(Hook):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """Note a signal; end this process on a second one."""
+        now = time.monotonic()
         if os.getpid() != self._process:
             # A forked child: it ends on SIGTERM only, by which its parent ends it.
             ends = number == signal.SIGTERM
-        elif not self._received:
-            self._received, self._received_at = number, time.monotonic()
-            ends = False
+        elif self._received:
+            ends = now - self._received_at > ECHO
         else:
-            ends = time.monotonic() - self._received_at > ECHO
+            self._received, self._received_at, ends = number, now, False
         if ends:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _announce(self, runner: Runner) -> None:
-        name, loop = signal.Signals(self._agreed).name, runner.train_loop
-        unit = 'update' if resumes_within_epoch(loop) else 'epoch'
-        runner.logger.warning(
-            f'received {name}: the run stops after the next {unit} from which '
-            f'{type(loop).__name__} can resume'
-        )
-
     def _stop(
         self, runner: Runner, epoch: int, update: int, validation_due: bool
     ) -> None:
-        hub = runner.message_hub
-        due = validation_due and runner.val_loop is not None
-        hub.update_info(VALIDATION_DUE, due)
-        path = save_preempted(runner, update, dict(epoch=epoch, iter=update))
-        name = signal.Signals(self._agreed).name
+        """Save a checkpoint, remove that of an earlier stop, and end the run."""
+        hub, name = runner.message_hub, CHECKPOINT_NAME.format(update)
+        hub.update_info(VALIDATION_DUE, validation_due and runner.val_loop is not None)
+        outdated = hub.runtime_info.get(LAST_PREEMPTED, name)
+        hub.update_info(LAST_PREEMPTED, name)
+        hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
+        if hook is None:
+            hook = AtomicCheckpointHook()
+            hook.before_train(runner)
+        meta = dict(epoch=epoch, iter=update)
+        path = engine.save_extra(hook, runner, CHECKPOINT_NAME, update, meta)
+        if outdated != name and is_main_process():
+            outdated = hook.file_backend.join_path(hook.out_dir, outdated)
+            if hook.file_backend.isfile(outdated):
+                hook.file_backend.remove(outdated)
         runner.logger.warning(
-            f'stopped by {name} after update {update}, saved {path}; --resume '
-            f'continues from there. Exit status {PREEMPTED}'
+            f'stopped by {signal.Signals(self._agreed).name} after update {update}, '
+            f'saved {path}; --resume continues from there. Exit status {PREEMPTED}'
         )
         runner.visualizer.close()
         # A launcher may kill the other ranks as soon as one ends, so it waits for them.
@@ -345,40 +329,7 @@ class PreemptionHook(Hook):
         raise Preempted(PREEMPTED)
 
 
-def resumes_within_epoch(loop: BaseLoop) -> bool:
-    """Return whether a loop can resume after any update."""
-    return isinstance(loop, LargeBatchTrainLoop | IterBasedTrainLoop)
-
-
 def validates_after(loop: EpochBasedTrainLoop | IterBasedTrainLoop, done: int) -> bool:
     """Return whether a loop validates after a number of epochs or iterations."""
     position = bisect(loop.dynamic_milestones, done + 1) - 1
     return done >= loop.val_begin and done % loop.dynamic_intervals[position] == 0
-
-
-def save_preempted(runner: Runner, update: int, meta: dict) -> str:
-    """Save a checkpoint, then remove that of an earlier stop of the same run.
-
-    Args:
-        runner: The runner.
-        update: Updates done.
-        meta: Goes into the checkpoint.
-
-    Returns:
-        Path of the checkpoint.
-    """
-    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-    if hooks:
-        hook = hooks[0]
-    else:
-        hook = AtomicCheckpointHook()
-        hook.before_train(runner)
-    hub, name = runner.message_hub, CHECKPOINT_NAME.format(update)
-    outdated = hub.runtime_info.get(LAST_PREEMPTED, name)
-    hub.update_info(LAST_PREEMPTED, name)
-    path = engine.save_extra(hook, runner, CHECKPOINT_NAME, update, meta)
-    outdated_path = hook.file_backend.join_path(hook.out_dir, outdated)
-    if outdated != name and is_main_process():
-        if hook.file_backend.isfile(outdated_path):
-            hook.file_backend.remove(outdated_path)
-    return path

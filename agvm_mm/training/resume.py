@@ -25,55 +25,20 @@ from agvm_mm.training.loading import (
     read_outline,
 )
 
-# In the message hub, which is part of a checkpoint.
-TOTAL_BATCH_SIZE = 'agvm_total_batch_size'
-IMAGES_OF_ITERATION = 'agvm_images_of_iteration'
+STORED = {
+    'images of an update': 'agvm_total_batch_size',
+    'images of an iteration': 'agvm_images_of_iteration',
+}
+"""Keys in the message hub, which is part of a checkpoint, by what they hold."""
 
 
-def check_resume(runner: Runner, schedulers: int) -> None:
-    """Check that a runner can read the checkpoint that it is about to resume.
-
-    Args:
-        runner: Before it loads anything; it is about to resume.
-        schedulers: Schedules whose state a checkpoint must have to be recommended.
-
-    Raises:
-        RuntimeError: If the file is missing, truncated or corrupt, or the work folder
-            does not say which one is the latest; the message names the newest one that
-            can be resumed.
-    """
-    given, pointer = checkpoint_to_resume(runner), Path(runner.work_dir)
-    pointer /= 'last_checkpoint'
-    path = given or find_latest_checkpoint(runner.work_dir)
-    if path and '://' in path:
-        return
-    folders = [pointer.parent]
-    if path:
-        file = Path(path).expanduser()
-        folders.append(file.parent)
-        if not file.is_file():
-            problem = f'{path} does not exist'
-        elif not is_whole(file):
-            problem = f'{path} is truncated or corrupt'
-        else:
-            return
-        problem += '' if given else f' ({pointer} names it)'
-    elif path is None:
-        # The first start of a run that always has `resume`.
-        if newest_resumable(folders, schedulers) is None:
-            return
-        problem = f'there is no {pointer}, which names the checkpoint'
-    else:
-        problem = f'{pointer}, which names the checkpoint, is empty'
-    raise RuntimeError(
-        f'cannot resume the training: {problem}; {advise(folders, schedulers)}'
-    )
-
-
-def built_schedulers(runner: Runner) -> list[ParamScheduler]:
-    """Return the parameter schedulers of a run; a runner that evaluates has none."""
-    schedulers = runner.param_schedulers or ()
-    return [each for each in schedulers if isinstance(each, ParamScheduler)]
+def path_and_folders(runner: Runner) -> tuple[str | None, list[Path]]:
+    """Return the checkpoint to resume, '' or None if unknown, and where others are."""
+    path = checkpoint_to_resume(runner) or find_latest_checkpoint(runner.work_dir)
+    folders = [Path(runner.work_dir)]
+    if path and '://' not in path:
+        folders.append(Path(path).expanduser().parent)
+    return path, folders
 
 
 class ResumeHook(Hook):
@@ -100,16 +65,38 @@ class ResumeHook(Hook):
         self._fresh: list[dict] = []
 
     def before_run(self, runner: Runner) -> None:
-        """Check the checkpoint to resume before the runner reads it.
+        """Check that the runner can read the checkpoint that it is about to resume.
 
         Raises:
-            RuntimeError: If it is missing, truncated or corrupt.
+            RuntimeError: If the file is missing, truncated or corrupt, or the work
+                folder does not say which one is the latest; the message names the
+                newest one that can be resumed.
         """
         allow_runner_checkpoints()
-        if is_resuming(runner):
-            schedulers = built_schedulers(runner)
-            check_resume(runner, schedulers=len(schedulers))
-            self._fresh = [copy.deepcopy(each.state_dict()) for each in schedulers]
+        if not is_resuming(runner):
+            return
+        # A runner that evaluates has none, or configs.
+        schedulers = runner.param_schedulers or ()
+        built = [each for each in schedulers if isinstance(each, ParamScheduler)]
+        self._fresh = [copy.deepcopy(each.state_dict()) for each in built]
+        path, folders = path_and_folders(runner)
+        pointer = folders[0] / 'last_checkpoint'
+        if path is None:
+            if newest_resumable(folders, len(built)) is None:
+                return  # The first start of a run that always has `resume`.
+            problem = f'there is no {pointer}, which names the checkpoint'
+        elif not path:
+            problem = f'{pointer}, which names the checkpoint, is empty'
+        elif '://' in path or is_whole(Path(path).expanduser()):
+            return
+        else:
+            problem = f'{path} does not exist'
+            if Path(path).expanduser().is_file():
+                problem = f'{path} is truncated or corrupt'
+            problem += '' if checkpoint_to_resume(runner) else f' ({pointer} names it)'
+        raise RuntimeError(
+            f'cannot resume the training: {problem}; {advise(folders, len(built))}'
+        )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check that a checkpoint to resume is complete.
@@ -119,20 +106,13 @@ class ResumeHook(Hook):
         """
         # A runner that only evaluates has a config there.
         trains = isinstance(runner.optim_wrapper, BaseOptimWrapper)
-        if self.compares and trains and is_resuming(runner):
-            schedulers = len(built_schedulers(runner))
-            missing = missing_parts(checkpoint, schedulers=schedulers)
-            if missing:
-                self._report_missing(runner, missing, schedulers)
-                self.replays = True
-
-    def _report_missing(
-        self, runner: Runner, missing: list[str], schedulers: int
-    ) -> None:
-        path = checkpoint_to_resume(runner) or find_latest_checkpoint(runner.work_dir)
-        folders = [Path(runner.work_dir)]
-        if '://' not in path:
-            folders.append(Path(path).expanduser().parent)
+        if not (self.compares and trains and is_resuming(runner)):
+            return
+        schedulers = len(self._fresh)
+        missing = missing_parts(checkpoint, schedulers=schedulers)
+        if not missing:
+            return
+        path, folders = path_and_folders(runner)
         problem = f'the checkpoint to resume, {path}, lacks {", ".join(missing)}'
         advice = advise(folders, schedulers)
         if not {'optimizer', 'param_schedulers'}.issuperset(missing):
@@ -144,17 +124,12 @@ class ResumeHook(Hook):
             f'{problem}; resuming it without',
             refusal=f'{problem}, which would start over; {advice}.',
         )
+        self.replays = True
 
     def compare(self, saved: Mapping, now: Mapping, names: Iterable[str]) -> set[str]:
-        """Compare settings of a checkpoint with those of this run.
+        """Compare settings of a checkpoint with those of this run by their names.
 
-        Args:
-            saved: Settings of the checkpoint.
-            now: Settings of this run.
-            names: Settings to compare; those that either lacks are left out.
-
-        Returns:
-            Settings that differ.
+        Those that either lacks are left out. Return the names of those that differ.
 
         Raises:
             ValueError: If there are some, unless mismatches are allowed.
@@ -196,32 +171,25 @@ class ResumeHook(Hook):
         if self.compares:
             self._check_batch(runner)
         if self._fresh and self.replays:
-            replay_schedules(
-                runner.param_schedulers,
-                self._fresh,
-                iterations=runner.iter,
-                epochs=runner.epoch,
-                epoch_length=len(runner.train_dataloader),
-            )
+            replay_schedules(runner, self._fresh)
         self.replays = False
 
     def _check_batch(self, runner: Runner) -> None:
         """Check that the run keeps its batch size, and store it in checkpoints."""
         hub, total = runner.message_hub, batch_size_of(runner).total
-        of_iteration = total // accumulative_counts(runner.optim_wrapper)
-        now = {'images of an update': total, 'images of an iteration': of_iteration}
+        counts = accumulative_counts(runner.optim_wrapper)
+        now = dict(zip(STORED, (total, total // counts), strict=True))
         # At iteration 0 the hub may hold the values of an earlier run of this process.
         if runner.iter > 0:
             # A run of MMEngine's own loop, which this one continues, stores nothing.
             plain = not counts_updates(runner)
-            keys = (TOTAL_BATCH_SIZE, IMAGES_OF_ITERATION)
             saved = {
                 name: hub.runtime_info.get(key, now[name] if plain else 'not stored')
-                for name, key in zip(now, keys, strict=True)
+                for name, key in STORED.items()
             }
             self.compare(saved, now, now)
-        hub.update_info(TOTAL_BATCH_SIZE, total)
-        hub.update_info(IMAGES_OF_ITERATION, of_iteration)
+        for name, key in STORED.items():
+            hub.update_info(key, now[name])
 
 
 def resume_hook(
@@ -229,10 +197,7 @@ def resume_hook(
 ) -> ResumeHook:
     """Return the :class:`ResumeHook` of a run, which the first call registers.
 
-    Args:
-        runner: The runner.
-        allow_mismatch: Sets the attribute of the hook if true.
-        compares: Sets the attribute of the hook if true.
+    A true argument sets the attribute of the hook.
     """
     hook = next((each for each in runner.hooks if isinstance(each, ResumeHook)), None)
     if hook is None:
@@ -248,53 +213,37 @@ def base_learning_rates(groups: Sequence[Mapping]) -> list[float]:
     return sorted({float(group.get('initial_lr', group['lr'])) for group in groups})
 
 
-def replay_schedules(
-    schedulers: Sequence[ParamScheduler],
-    fresh: Sequence[dict],
-    *,
-    iterations: int,
-    epochs: int,
-    epoch_length: int,
-) -> None:
+def replay_schedules(runner: Runner, fresh: Sequence[dict]) -> None:
     """Bring schedules and parameter groups to where a run has got.
 
     Schedulers compute a value from the one before, which is in the groups of the
-    optimizer. Without the state of either, all steps so far are repeated.
-
-    Args:
-        schedulers: Of this run; changed in place, and so are the groups.
-        fresh: Their states before the first update.
-        iterations: Iterations so far.
-        epochs: Epochs so far.
-        epoch_length: Iterations of an epoch.
+    optimizer. Without the state of either, all steps so far are repeated from the fresh
+    states, those before the first update.
 
     Raises:
         ValueError: If one of them follows a metric.
     """
-    for scheduler in schedulers:
+    schedulers, epoch_length = runner.param_schedulers, len(runner.train_dataloader)
+    for scheduler, state in zip(schedulers, fresh, strict=True):
         if getattr(scheduler, 'need_val_args', False):
             raise ValueError(
                 f'{type(scheduler).__name__} follows the metrics of the run so far, '
                 'so its schedule cannot be resumed without the state of the optimizer; '
                 'start from the weights with load_from'
             )
-    for scheduler, state in zip(schedulers, fresh, strict=True):
-        scheduler.load_state_dict(copy.deepcopy(state))
+        scheduler.load_state_dict(state)
         groups = scheduler.optimizer.param_groups
         for group, value in zip(groups, scheduler.get_last_value(), strict=True):
             group[scheduler.param_name] = value
-    by_iteration, by_epoch = (
-        [scheduler for scheduler in schedulers if scheduler.by_epoch is kind]
-        for kind in (False, True)
-    )
+    by_epoch = [each for each in schedulers if each.by_epoch]
+    by_iteration = [each for each in schedulers if not each.by_epoch]
     with warnings.catch_warnings():
         # About steps of a schedule before the first step of the optimizer.
         warnings.simplefilter('ignore')
-        for done in range(1, iterations + 1):
-            steps = list(by_iteration)
-            if done % epoch_length == 0 and done // epoch_length <= epochs:
-                steps += by_epoch
-            for scheduler in steps:
+        for done in range(1, runner.iter + 1):
+            epochs, rest = divmod(done, epoch_length)
+            ends_epoch = not rest and epochs <= runner.epoch
+            for scheduler in by_iteration + (by_epoch if ends_epoch else []):
                 scheduler.step()
 
 
@@ -313,18 +262,14 @@ def is_whole(path: Path) -> bool:
 def newest_resumable(folders: Iterable[Path], schedulers: int = 0) -> Path | None:
     """Return the checkpoint that was written last of those that a run can resume.
 
-    Args:
-        folders: Where to look.
-        schedulers: Schedules of the run. Defaults to 0.
+    ``schedulers`` is the number of its parameter schedulers.
     """
     paths = {path.resolve(): path for each in folders for path in each.glob('*.pth')}
-    newest_first = sorted(
-        paths.values(), key=lambda path: path.stat().st_mtime_ns, reverse=True
-    )
-    for path in newest_first:
-        if not missing_parts(read_outline(path), schedulers=schedulers) and is_whole(
-            path
-        ):
+    for path in sorted(
+        paths.values(), key=lambda p: p.stat().st_mtime_ns, reverse=True
+    ):
+        missing = missing_parts(read_outline(path), schedulers=schedulers)
+        if not missing and is_whole(path):
             return path
     return None
 

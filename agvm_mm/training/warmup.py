@@ -91,13 +91,7 @@ class ExponentialWarmupLR(ParamScheduler):
     ) -> 'ExponentialWarmupLR':
         """Build a scheduler that steps at every update from settings in epochs.
 
-        Args:
-            args: As in the constructor.
-            end: First epoch at the full learning rate; may be a fraction.
-            begin: First epoch of the warm-up. Defaults to 0.
-            by_epoch: Must be True. Defaults to True.
-            epoch_length: Number of updates in an epoch.
-            kwargs: As in the constructor.
+        ``begin`` and ``end`` may be fractions; ``epoch_length`` is in updates.
 
         Raises:
             ValueError: If ``by_epoch`` is False or the epoch's length is unknown.
@@ -114,16 +108,13 @@ class ExponentialWarmupLR(ParamScheduler):
             **kwargs,
         )
 
-    def factor(self, step: int) -> float:
-        """Return the factor of the full learning rate at a step after ``begin``."""
-        return self.start_factor ** (1 - step / self.warmup_steps)
-
     def _get_value(self) -> list[float]:
         # Compute the quotient at each step: the rounding error of a constant factor
         # would accumulate over a long warm-up.
-        change = self.factor(self.last_step)
-        if self.last_step > 0:
-            change /= self.factor(self.last_step - 1)
+        step = self.last_step
+        change = self.start_factor ** (1 - step / self.warmup_steps)
+        if step > 0:
+            change /= self.start_factor ** (1 - (step - 1) / self.warmup_steps)
         return [group['lr'] * change for group in self.optimizer.param_groups]
 
 
@@ -138,8 +129,8 @@ def learning_rates(
     """Return the learning rate at each update of a run: the largest of any group.
 
     Args:
-        schedulers: Before their first step; they stay as they are.
-        groups: Parameter groups of their optimizer; they stay as they are.
+        schedulers: Before their first step. They and the groups stay as they are.
+        groups: Parameter groups of their optimizer.
         updates: Updates of the run.
         epoch: Updates of an epoch.
         accumulation: Iterations of the loop in one update, at each of which schedulers
@@ -153,12 +144,10 @@ def learning_rates(
     group['lr'] = float(group['lr'])
     # Schedulers that step count the steps of an optimizer.
     optimizer = SimpleNamespace(param_groups=[group], step=None)
-    clones = []
-    for scheduler in schedulers:
-        clone = copy.copy(scheduler)
+    clones = [copy.copy(scheduler) for scheduler in schedulers]
+    for clone in clones:
         clone.optimizer, clone.verbose = optimizer, False
-        clone.base_values = [scheduler.base_values[largest]]
-        clones.append(clone)
+        clone.base_values = [clone.base_values[largest]]
     rates = []
     with warnings.catch_warnings():
         # About schedules that step without an optimizer.
@@ -175,10 +164,6 @@ def learning_rates(
 
 
 def end_of_warmup(rates: Sequence[float]) -> int:
-    """Return the first update whose learning rate is at its peak, within 1%.
-
-    Args:
-        rates: Learning rate at each update.
-    """
+    """Return the first update whose learning rate is at its peak, within 1%."""
     peak = max(rates)
     return next(update for update, rate in enumerate(rates) if rate > 0.99 * peak)

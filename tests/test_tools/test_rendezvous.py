@@ -43,9 +43,10 @@ def test_wrong_settings_are_rejected(settings: tuple[str, ...], message: str):
         rendezvous.check_settings(*settings)
 
 
-def test_free_port_is_accepted():
+def test_free_port_is_accepted(capsys: pytest.CaptureFixture):
     assert rendezvous.check_settings('2', '1', '29500') == (2, 1, 29500)
-    assert rendezvous.check_node_0(2, '127.0.0.1', free_port()) is None
+    rendezvous.check_node_0(2, '127.0.0.1', free_port())
+    assert not capsys.readouterr().err
 
 
 def test_used_port_is_rejected(listener: int):
@@ -54,9 +55,10 @@ def test_used_port_is_rejected(listener: int):
         rendezvous.check_node_0(1, '127.0.0.1', listener)
 
 
-def test_node_0_at_another_address_is_a_warning():
+def test_node_0_at_another_address_is_a_warning(capsys: pytest.CaptureFixture):
     # An address reserved for documentation: no machine has it.
-    warning = rendezvous.check_node_0(2, '192.0.2.1', free_port())
+    rendezvous.check_node_0(2, '192.0.2.1', free_port())
+    warning = capsys.readouterr().err
     assert 'MASTER_ADDR=192.0.2.1 is not an address of this machine' in warning
     assert 'NODE_RANK' in warning
 
@@ -64,28 +66,27 @@ def test_node_0_at_another_address_is_a_warning():
 def test_unknown_host_name_is_rejected():
     expected = 'MASTER_ADDR=node0.invalid cannot be resolved.*Check its spelling'
     with pytest.raises(rendezvous.RendezvousError, match=expected):
-        rendezvous.wait_for_node_0('node0.invalid', 29500, seconds=9, report=print)
+        rendezvous.wait_for_node_0('node0.invalid', 29500, seconds=9)
 
 
-def test_node_0_that_listens_is_found(listener: int):
-    messages = []
-    rendezvous.wait_for_node_0('127.0.0.1', listener, seconds=0, report=messages.append)
-    assert not messages
+def test_node_0_that_listens_is_found(listener: int, capsys: pytest.CaptureFixture):
+    rendezvous.wait_for_node_0('127.0.0.1', listener, seconds=0)
+    assert not capsys.readouterr().err
 
 
-def test_wait_for_node_0_reports_and_ends(monkeypatch: pytest.MonkeyPatch):
+def test_wait_for_node_0_reports_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(time, 'monotonic', lambda: next(clock))
     monkeypatch.setattr(time, 'sleep', lambda seconds: None)
-    messages = []
     expected = 'gave up after 90 s: .*Check that node 0 has been started'
     with pytest.raises(rendezvous.RendezvousError, match=expected):
-        rendezvous.wait_for_node_0(
-            '127.0.0.1', free_port(), seconds=90, report=messages.append
-        )
-    assert [text.split(':')[0] for text in messages] == [
-        'waiting for node 0 (12 of 90 s)',
-        'waiting for node 0 (72 of 90 s)',
+        rendezvous.wait_for_node_0('127.0.0.1', free_port(), seconds=90)
+    messages = capsys.readouterr().err.splitlines()
+    assert [text.split(': ')[:2] for text in messages] == [
+        ['rendezvous', 'waiting for node 0 (12 of 90 s)'],
+        ['rendezvous', 'waiting for node 0 (72 of 90 s)'],
     ]
     assert 'is this machine itself: set it to node 0' in messages[0]
 
