@@ -16,10 +16,9 @@ NAN = math.nan
 def test_noise_scales_of_a_run_are_its_last(tmp_path: Path):
     log = write_log(
         tmp_path,
-        {'step': 10, 'lr': 0.1, 'agvm/noise_scale_head': 5.0}
-        | {'agvm/noise_scale_all': NAN},
-        {'step': 1020, 'lr': 0.1, 'agvm/noise_scale_head': NAN}
-        | {'agvm/noise_scale_all': 7.0},
+        {'step': 10, 'agvm/phi_head': 0.5, 'agvm/noise_scale_head': 5.0},
+        {'step': 50, 'lr': 0.1},
+        {'step': 1020, 'agvm/phi_head': 0.5, 'agvm/noise_scale_all': 7.0},
         {'step': 1, 'mAP': 0.5},
     )
     for path in (tmp_path, log):
@@ -30,7 +29,7 @@ def test_noise_scales_of_a_run_are_its_last(tmp_path: Path):
 
 
 def test_log_without_noise_scales_is_an_error(tmp_path: Path):
-    write_log(tmp_path, {'step': 2, 'lr': 0.1, 'agvm/phi_head': 0.5})
+    write_log(tmp_path, {'step': 2, 'lr': 0.1})
     with pytest.raises(ValueError, match="no 'agvm/noise_scale_<module>' in its log"):
         forecast.noise_of_run(tmp_path)
     with pytest.raises(FileNotFoundError, match='not a run'):

@@ -5,10 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from logfiles import write_aged_log, write_log, write_timed_run
+from logfiles import write_aged_log, write_log
 
 from agvm_mm.report import logs
-from benchmarks.paper.points import training_hours
 from benchmarks.paper.tables import last_result
 
 RECORDS = [
@@ -99,42 +98,18 @@ def test_last_result_is_that_of_the_latest_log(tmp_path: Path):
     assert last_result(tmp_path, 'mAP') == 0.2
 
 
-def test_training_hours_count_each_update_once(tmp_path: Path):
-    folder = write_timed_run(tmp_path / 'run', 'mIoU', 30.0)
-    assert training_hours(folder) == pytest.approx(0.1)
-    assert training_hours(tmp_path / 'none') is None
-
-
-def test_repeated_measurement_counts_once():
+def test_noise_scale_that_is_not_resolved_is_a_gap():
     records = [
-        {'step': step, 'agvm/phi_head': phi, 'agvm/mu_head': 1.0}
-        for step, phi in enumerate([0.5, 0.5, 0.5, 0.2, 0.2, 0.5])
+        {'step': 1, 'lr': 0.1},
+        {'step': 2, 'agvm/phi_head': 0.5, 'agvm/noise_scale_all': 9.0},
+        {'step': 4, 'agvm/phi_head': 0.4, 'agvm/noise_scale_head': 7.0},
+        {'step': 4, 'agvm/rejected': 1},
     ]
-    measured = logs.drop_repeats([{'step': 9}, *records])
-    assert [record['step'] for record in measured] == [0, 3, 5]
-
-
-def test_repeated_measurement_counts_once_with_an_unresolved_noise_scale(
-    tmp_path: Path,
-):
-    """NaN differs from itself, so each record seems to have a new value."""
-    values = {'agvm/phi_head': 0.5, 'agvm/noise_scale_head': math.nan}
-    log = write_log(
-        tmp_path,
-        {'step': 1} | values,
-        {'step': 2} | values,
-        {'step': 3} | values | {'agvm/noise_scale_head': 40.0},
-        {'step': 4} | values,
-    )
-    assert 'NaN' in log.read_text()
-    records = logs.read_scalars(log)
-    # Two NaN of their own, as from two computations.
-    records[1]['agvm/noise_scale_head'] = float('nan')
-    measured = logs.drop_repeats(records)
-    assert [record['step'] for record in measured] == [1, 3, 4]
-    updates, scales = logs.module_curves(measured, logs.NOISE_KEY)['head']
-    assert updates == [1, 3, 4]
-    assert scales == pytest.approx([math.nan, 40, math.nan], nan_ok=True)
+    curves = logs.module_curves(records, logs.NOISE_KEY)
+    assert curves.keys() == {'head', 'all'}
+    assert curves['head'] == ([2, 4], pytest.approx([math.nan, 7], nan_ok=True))
+    assert curves['all'] == ([2, 4], pytest.approx([9, math.nan], nan_ok=True))
+    assert logs.module_curves(records, logs.MU_KEY) == {}
 
 
 def test_total_batch_is_that_of_full_updates():

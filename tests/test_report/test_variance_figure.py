@@ -18,6 +18,7 @@ RECORDS = [
     | {'agvm/phi_head': 0.2, 'agvm/mu_head': 1.3},
 ]
 NAN = math.nan
+LINES = ('measurement', 'running mean')
 
 
 def noisy_records(*, batch: int | None = 256, mu: bool = True) -> list[Record]:
@@ -46,14 +47,19 @@ def drawn(axes: Axes) -> dict[str, tuple[list, list]]:
 
 def test_every_module_is_drawn():
     figure = plot_runs({'': RECORDS}, title='a title', window=1)
-    above, below = figure.axes
+    above, below, noise = figure.axes
     for axes, key in ((above, PHI_KEY), (below, MU_KEY)):
         assert drawn(axes) == module_curves(RECORDS, key)
         assert axes.get_ylabel()
-    assert below.get_xlabel() == 'optimizer update'
+    assert noise.get_xlabel() == 'optimizer update'
+    assert [text.get_text() for text in noise.texts] == ['not resolved']
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ['backbone', 'head', 'learning-rate step']
+    assert labels == [
+        *('backbone', 'head', 'whole network'),
+        *LINES,
+        'learning-rate step',
+    ]
     assert figure.get_suptitle() == 'a title'
 
 
@@ -72,7 +78,7 @@ def test_running_mean_is_drawn_over_measurements():
         {'step': step, 'lr': 0.1, 'agvm/phi_head': value, 'agvm/mu_head': value}
         for step, value in enumerate(values)
     ]
-    above, below = plot_runs({'': records}, window=3).axes
+    above, below, _ = plot_runs({'': records}, window=3).axes
     raw, means = above.lines
     assert list(raw.get_ydata()) == values
     assert list(means.get_ydata()) == smooth(range(6), values, 3, [])
@@ -88,8 +94,9 @@ def test_runs_are_drawn_side_by_side():
         for record in RECORDS
     ]
     figure = plot_runs({'first': RECORDS, 'second': only_head})
-    first, second, _, below = figure.axes
-    assert [panel.get_title() for panel in figure.axes] == ['first', 'second', '', '']
+    first, second, _, below, *_ = figure.axes
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles == ['first', 'second', '', '', '', '']
     assert first.get_ylim() == second.get_ylim()
     assert list(drawn(first)) == ['backbone', 'head']
     assert list(drawn(second)) == list(drawn(below)) == ['head']
@@ -98,7 +105,7 @@ def test_runs_are_drawn_side_by_side():
         (line.get_label(), line.get_color(), line.get_linestyle(), line.get_marker())
         for panel in figure.axes
         for line in panel.lines
-        if not line.get_label().startswith('_')
+        if not line.get_label().startswith('_') and line.get_label() != 'all'
     }
     assert len(looks) == 2
     assert len({look[1] for look in looks}) == len({look[2:] for look in looks}) == 2
@@ -122,7 +129,7 @@ def test_noise_scales_are_drawn_with_the_batch_as_a_line():
     assert set(batch.get_ydata()) == {256}
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ['head', 'whole network', 'batch of 256 images']
+    assert labels == ['head', 'whole network', 'batch of 256 images', *LINES]
 
 
 def test_resolved_point_between_gaps_has_a_marker():
@@ -142,22 +149,21 @@ def test_batch_that_the_log_does_not_tell_has_no_line():
     assert [line.get_label() for line in figure.axes[2].lines] == ['head', 'all']
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ['head', 'whole network']
+    assert labels == ['head', 'whole network', *LINES]
 
 
 def test_only_panels_with_values_are_shown():
     silent = noisy_records(mu=False)
     labels = [panel.get_ylabel() for panel in plot_runs({'': silent}).axes]
     assert labels == ['gradient variance $\\Phi$', 'noise scale in images']
-    # RECORDS are of an older log, without noise scales.
-    figure = plot_runs({'silent': silent, 'old': RECORDS})
+    figure = plot_runs({'silent': silent, 'acting': RECORDS})
     assert [panel.get_visible() for panel in figure.axes] == [
         *(True, True),
         *(False, True),
-        *(True, False),
+        *(True, True),
     ]
     assert [panel.get_xlabel() for panel in figure.axes if panel.get_visible()] == [
-        *('', ''),
+        *('', '', ''),
         'optimizer update',
         'optimizer update',
     ]

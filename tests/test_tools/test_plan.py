@@ -1,6 +1,5 @@
 """plan.py from the command line: text, messages and exit status."""
 
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -72,8 +71,9 @@ def test_unregistered_loop_is_a_problem_without_quotes(capsys: pytest.CaptureFix
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Return the work folder of a run of Faster R-CNN with noise scales."""
-    scales = dict(backbone=1024.0, neck=math.nan, rpn_head=64.0, bbox_head=1024.0)
+    scales = dict(backbone=1024.0, rpn_head=64.0, bbox_head=1024.0)
     values = {f'agvm/noise_scale_{name}': value for name, value in scales.items()}
+    values |= {f'agvm/phi_{name}': 0.5 for name in (*scales, 'neck')}
     write_log(
         tmp_path / 'run',
         {'step': 20, 'lr': 0.1, 'agvm/noise_scale_all': 512.0} | values,

@@ -149,12 +149,13 @@ def _draw_run(
 
 def _finish_noise_panel(panel: Axes, curves: Curves, batch: int | None) -> None:
     """Make the axis logarithmic and add the line at the total batch."""
+    if all(math.isnan(value) for _, values in curves.values() for value in values):
+        panel.text(0.5, 0.5, 'not resolved', transform=panel.transAxes, ha='center')
+        panel.set_ylim(1, batch or 10)
     panel.set_yscale('log', nonpositive='mask')
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter('{x:,g}')
     panel.yaxis.set_minor_formatter(NullFormatter())
-    if all(math.isnan(value) for _, values in curves.values() for value in values):
-        panel.text(0.5, 0.5, 'not resolved', transform=panel.transAxes, ha='center')
     if batch is not None:
         panel.axhline(batch, **TOTAL_BATCH)
 
