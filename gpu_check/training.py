@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-from mmcv.ops import RoIAlign
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from agvm_mm import cli
 from gpu_check.detectors import DIGITS
@@ -77,35 +76,12 @@ def training_config(
     return cfg
 
 
-def use_float32_operators(model: nn.Module) -> None:
-    """Let mmcv's operators compute in float32: RoIAlign, and NMS after the RPN.
-
-    They have no bfloat16.
-    """
-    from mmdet.models.dense_heads import RPNHead
-
-    for layer in model.modules():
-        if isinstance(layer, RoIAlign):
-            layer.register_forward_pre_hook(
-                lambda _, inputs: tuple(value.float() for value in inputs)
-            )
-            layer.register_forward_hook(lambda _, __, output: output.bfloat16())
-        elif isinstance(layer, RPNHead):
-            layer.register_forward_hook(
-                lambda _, __, outputs: tuple(
-                    [level.float() for level in levels] for levels in outputs
-                )
-            )
-
-
 def train_digits(
     data: str, work_dir: str, dtype: str, loss_scale: Mapping = LOSS_SCALE
 ) -> list[dict]:
     """Train on this rank, and return the record of each update."""
     cfg = training_config(data, work_dir, dtype, loss_scale)
     runner = Runner.from_cfg(cfg)
-    if dtype == 'bfloat16':
-        use_float32_operators(runner.model)
     recorder = RecordHook()
     runner.register_hook(recorder)
     runner.train()

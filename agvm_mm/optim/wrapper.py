@@ -13,6 +13,7 @@ from agvm_mm.engine import ConditionalClipping, backward_passes_left
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import assign_modules
 from agvm_mm.optim.agvm import AGVM, MicroBatch, parameters_by_module
+from agvm_mm.optim.precision import keep_float32
 from agvm_mm.validation import check_number, suggests_arguments
 
 # Keys of optim_wrapper in a config that are not arguments of the wrapper itself.
@@ -198,8 +199,15 @@ class AGVMAmpOptimWrapper(AGVMOptimWrapper, AmpOptimWrapper):
     """:class:`AGVMOptimWrapper` for automatic mixed precision.
 
     Takes the arguments of MMEngine's ``AmpOptimWrapper`` (``loss_scale``, ``dtype``) in
-    addition to its own.
+    addition to its own. In bfloat16 the operators of mmcv, which lack it, run in
+    float32.
     """
+
+    def make_agvm(self, model: nn.Module, *, act: bool = True) -> AGVM:
+        """See :meth:`AGVMOptimWrapper.make_agvm`."""
+        if self.cast_dtype is torch.bfloat16:
+            keep_float32(model)
+        return super().make_agvm(model, act=act)
 
 
 def check_clip_window(window: object, clips: bool) -> None:
