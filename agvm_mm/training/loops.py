@@ -20,6 +20,7 @@ from agvm_mm.training.dataloader import (
     has_uneven_ranks,
     set_seed,
 )
+from agvm_mm.training.evaluation import check_evaluator
 from agvm_mm.training.resume import resume_hook
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.update import Update, reset_update, seed_update
@@ -116,7 +117,8 @@ class LargeBatchMixin:
         saved = hub.runtime_info.get(SAMPLER_SEEDS) if self.iter else None
         hub.update_info(SAMPLER_SEEDS, set_seed(self.dataloader, runner.seed, saved))
         if not isinstance(wrapper, AGVMOptimWrapper):
-            # Otherwise VarianceSyncHook prints it.
+            # Otherwise VarianceSyncHook does both.
+            check_evaluator(runner)
             runner.logger.info(describe_run(runner, self.batch))
         self._is_prepared = True
 

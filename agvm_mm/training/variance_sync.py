@@ -22,6 +22,7 @@ from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm import Measurement
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.training.batch import batch_size_of
+from agvm_mm.training.evaluation import check_evaluator
 from agvm_mm.training.resume import base_learning_rates, resume_hook
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.warmup import end_of_warmup, learning_rates
@@ -232,6 +233,7 @@ class VarianceSyncHook(Hook):
                 images_per_pass=batch.ranks * batch.images_per_rank,
             )
             self._attached_to = runner.model
+        check_evaluator(runner)
         runner.logger.info(describe_run(runner, batch, agvm, self.estimator))
 
     def _fingerprint(self, wrapper: AGVMOptimWrapper) -> dict[str, object]:
