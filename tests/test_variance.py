@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from agvm_mm.estimators.reductions import inner_products
 from agvm_mm.method.variance import (
     products_of_halves,
-    split_into_halves,
     variance_from_halves,
     variance_from_replicas,
 )
@@ -56,51 +54,48 @@ def test_estimates_agree_on_average_and_replicas_is_less_noisy():
     assert np.std(replicas) < 0.85 * np.std(halves)
 
 
-@pytest.mark.parametrize('first, second', [(2, 2), (1, 2), (3, 4)])
-def test_split_into_halves_inverts_the_reductions(first, second):
-    g = torch.randn(first + second, 5, dtype=torch.float64)
-    half_a, half_b = g[:first].mean(0), g[first:].mean(0)
-    a, b = split_into_halves(g.mean(0), half_a - half_b, first, second)
-    torch.testing.assert_close(a, half_a, rtol=0, atol=1e-14)
-    torch.testing.assert_close(b, half_b, rtol=0, atol=1e-14)
+def squares_of(g, first):
+    """Return |a G_A|^2, |b G_B|^2 and |a G_A + b G_B|^2 of each module."""
+    count = g.shape[1]
+    parts = g[:, :first].sum(1) / count, g[:, first:].sum(1) / count
+    vectors = torch.stack([*parts, sum(parts)], dim=1)
+    return vectors.double().square().sum(2), (first / count, 1 - first / count)
 
 
 @pytest.mark.parametrize('first, second', [(2, 2), (1, 2), (3, 4)])
-def test_products_of_reductions_give_products_of_halves(first, second):
+def test_norms_give_products_of_halves(first, second):
     g = torch.randn(3, first + second, 5, dtype=torch.float64)
     g[1, :first] = 0
     half_a, half_b = g[:, :first].mean(1), g[:, first:].mean(1)
-    products = torch.stack(
+    expected = torch.stack(
         [
-            inner_products(mean, difference)
-            for mean, difference in zip(g.mean(1), half_a - half_b, strict=True)
+            torch.stack([a @ b, a @ a, b @ b])
+            for a, b in zip(half_a, half_b, strict=True)
         ]
     )
-    expected = torch.stack(
-        [inner_products(a, b) for a, b in zip(half_a, half_b, strict=True)]
-    )
-    found = products_of_halves(products, first, second)
+    found = products_of_halves(*squares_of(g, first), eps=1e-16)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     # A module with gradients in the second half only.
     assert found[1, 1] == 0 and variance_from_halves(*found.unbind(1))[1] == 1
 
 
-@pytest.mark.parametrize('size', [0.0, 1e-3])
+@pytest.mark.parametrize('size', [0.0, 1e-7])
 def test_half_below_float32_rounding_counts_as_zero(size):
-    g = torch.randn(7, 200_000)
-    g[:3] *= size * 1e-2
-    a, b = g[:3].mean(0), g[3:].mean(0)
-    products = inner_products(g.mean(0), a - b)[None]
-    phi = variance_from_halves(*products_of_halves(products, 3, 4).unbind(1))
+    g = torch.randn(1, 7, 200_000)
+    g[:, :3] *= size
+    found = products_of_halves(*squares_of(g, 3), eps=torch.finfo(torch.float32).eps)
+    assert found[0, 1] == 0
+    phi = variance_from_halves(*found.unbind(1))
     assert phi.item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')])
 @pytest.mark.parametrize('column', [0, 1, 2])
 def test_non_finite_products_stay_non_finite(bad, column):
-    products = torch.ones(1, 3)
+    products = torch.ones(1, 3, dtype=torch.float64)
     products[0, column] = bad
-    phi = variance_from_halves(*products_of_halves(products, 2, 2).unbind(1))
+    products = products_of_halves(products, (0.5, 0.5), eps=1e-16)
+    phi = variance_from_halves(*products.unbind(1))
     assert not phi.isfinite()
 
 

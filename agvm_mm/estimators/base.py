@@ -1,32 +1,22 @@
 """Base class of all variance estimators."""
 
-import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from agvm_mm.estimators.preconditioner import Preconditioner
-from agvm_mm.estimators.reductions import as_real
 from agvm_mm.estimators.statistics import (
-    HalvesStatistics,
     ModuleStatistics,
-    ReplicasStatistics,
+    statistics_of_halves,
+    statistics_of_replicas,
 )
-
-
-class Rows(NamedTuple):
-    """Rows of one parameter in statistics tables."""
-
-    parameter: int
-    module: int
+from agvm_mm.method.variance import products_of_halves
 
 
 class ModuleRows:
-    """Row of each parameter in statistics tables.
-
-    A table has one row per module, or one row per parameter, module by module.
+    """Row of each parameter in statistics, module by module.
 
     Args:
         by_module: Parameters of each module, by its name. Others have no rows.
@@ -38,27 +28,16 @@ class ModuleRows:
 
     def __init__(self, by_module: dict[str, list[nn.Parameter]]) -> None:
         self.by_module = by_module
-        self.parameters = [p for group in self.by_module.values() for p in group]
-        modules = [
-            module
-            for module, group in enumerate(self.by_module.values())
-            for _ in group
-        ]
-        self._rows = {
-            id(parameter): Rows(row, module)
-            for row, (parameter, module) in enumerate(
-                zip(self.parameters, modules, strict=True)
-            )
-        }
+        self.parameters = [p for group in by_module.values() for p in group]
+        self._rows = {id(p): row for row, p in enumerate(self.parameters)}
 
-    @property
-    def module_names(self) -> list[str]:
-        """Names of the modules, in the order of their rows."""
-        return list(self.by_module)
-
-    def of(self, parameter: nn.Parameter) -> Rows | None:
-        """Return the rows of a parameter, or None if it is in no module."""
+    def of(self, parameter: nn.Parameter) -> int | None:
+        """Return the row of a parameter, or None if it is in no module."""
         return self._rows.get(id(parameter))
+
+    def with_gradients(self) -> list[int]:
+        """Return the rows of the parameters that have a gradient now."""
+        return [row for row, p in enumerate(self.parameters) if p.grad is not None]
 
     def sum_by_module(self, by_parameter: Tensor) -> Tensor:
         """Return a table with a row per module from one with a row per parameter."""
@@ -78,23 +57,18 @@ class VarianceEstimator(ABC):
         by_module: Parameters of each module, by its name.
 
     Attributes:
-        statistics_type: Class of ``statistics``; a class attribute.
-        statistics: Columns of the statistics table and the formulas on their sums.
         preconditioner: See above.
-        rows: Row of each parameter in the table.
+        rows: Row of each parameter in statistics.
         measuring: Whether a measured update is in progress.
         images: Images of the update over all ranks.
         total_weight: Sum of the weights of its backward passes so far. It ends below 1
             if fewer of them came than the loss is divided by.
     """
 
-    statistics_type: type[HalvesStatistics] | type[ReplicasStatistics]
-
     def __init__(
         self, preconditioner: Preconditioner, by_module: dict[str, list[nn.Parameter]]
     ) -> None:
         self.preconditioner = preconditioner
-        self.statistics = self.statistics_type(preconditioner)
         self.rows = ModuleRows(by_module)
         self.measuring = False
         self.images = 1
@@ -139,41 +113,58 @@ class VarianceEstimator(ABC):
         """Stop measuring an update that does not end."""
         self.measuring = False
 
-    def new_table(self, like: Tensor, *, per_parameter: bool = False) -> Tensor:
-        """Return a table of zeros on the device of a gradient, in float32 or wider.
+    def column(self, norms: Mapping[int, Tensor]) -> Tensor:
+        """Return norms as a vector with an entry for each parameter.
 
         Args:
-            like: A gradient.
-            per_parameter: Whether the table has a row per parameter instead of one
-                per module.
+            norms: Norm by row; 0 for others.
         """
-        wide = torch.promote_types(as_real(like).dtype, torch.float32)
-        count = len(self.rows.parameters if per_parameter else self.rows.by_module)
-        return torch.zeros(
-            (count, self.statistics.columns), dtype=wide, device=like.device
-        )
+        zero = self.rows.parameters[0].new_zeros((), dtype=torch.float32)
+        rows = range(len(self.rows.parameters))
+        return torch.stack([norms.get(row, zero) for row in rows])
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the weights add up to 1."""
-        return math.isclose(self.total_weight, 1)
-
-    def to_host(self, table: Tensor) -> Tensor:
-        """Return a table on the CPU, without the loss scale."""
-        return self.preconditioner.without_loss_scale(table).cpu()
-
-    def by_name(self, table: Tensor, split: float) -> dict[str, ModuleStatistics]:
+    def statistics_of_halves(
+        self, norms: Tensor, shares: tuple[float, float]
+    ) -> dict[str, ModuleStatistics]:
         """Return the statistics by module name, without modules that had no gradient.
 
         Args:
-            table: The sums of this update from :meth:`to_host`, a row per module.
-            split: How ``statistics`` are split into replicas: their number, or the
-                share of the first half.
+            norms: Those of ``half_norms`` of the preconditioner, shape (3, parameters),
+                on the CPU.
+            shares: Shares of both halves in the gradient of the update.
         """
-        images = self.images * self.total_weight
-        rows = self.statistics.by_row(table, images, split)
+        eps = torch.finfo(norms.dtype).eps
+        sums = self.rows.sum_by_module(norms.double().square().T)
+        factors = (1, 1) if self.preconditioner.rescales else shares
+        products = products_of_halves(sums, factors, eps)
+        share = shares[0] / sum(shares)
+        return self._by_name(
+            statistics_of_halves(products, self._images_that_came, share)
+        )
+
+    def statistics_of_replicas(
+        self, squares: Tensor, replicas: int
+    ) -> dict[str, ModuleStatistics]:
+        """Return the statistics by module name, without modules that had no gradient.
+
+        Args:
+            squares: Mean of |g_r|^2 and |G|^2, shape (2, parameters), on the CPU.
+            replicas: Their number.
+        """
+        sums = self.rows.sum_by_module(squares.double().T)
+        return self._by_name(
+            statistics_of_replicas(sums, self._images_that_came, replicas)
+        )
+
+    @property
+    def _images_that_came(self) -> float:
+        return self.images * self.total_weight
+
+    def _by_name(
+        self, rows: Sequence[ModuleStatistics | None]
+    ) -> dict[str, ModuleStatistics]:
         return {
             name: row
-            for name, row in zip(self.rows.module_names, rows, strict=True)
+            for name, row in zip(self.rows.by_module, rows, strict=True)
             if row is not None
         }

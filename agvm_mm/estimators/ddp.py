@@ -6,7 +6,7 @@ measured it does the same all-reduce as DDP.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,13 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.preconditioner import Preconditioner
-from agvm_mm.estimators.reductions import as_real, inner_products
-from agvm_mm.estimators.statistics import (
-    HalvesStatistics,
-    ModuleStatistics,
-    ReplicasStatistics,
-)
-from agvm_mm.method.variance import products_of_halves, split_into_halves
+from agvm_mm.estimators.reductions import as_real
+from agvm_mm.estimators.statistics import ModuleStatistics
 
 
 class Compression(NamedTuple):
@@ -80,22 +75,6 @@ def mean_hook(group, bucket):
     return work.get_future().then(lambda future: future.value()[0])
 
 
-class Segment(NamedTuple):
-    """Piece of a flat bucket that holds the gradient of one parameter."""
-
-    row: int
-    parameter: nn.Parameter
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def of(self, flat: Tensor) -> Tensor:
-        """Return this piece as a view of a tensor with the layout of the bucket."""
-        return flat.as_strided(
-            self.size, self.stride, flat.storage_offset() + self.offset
-        )
-
-
 class DDPEstimator(VarianceEstimator):
     """Estimator that is the communication hook of a DDP model.
 
@@ -106,10 +85,15 @@ class DDPEstimator(VarianceEstimator):
         comm_hook: A key of :data:`COMPRESSION_HOOKS` to compress the mean gradient.
             Defaults to None, full precision.
 
+    Attributes:
+        columns: Norms that are kept of each parameter; a class attribute.
+
     Raises:
         ValueError: If the model has a communication hook already, or the backend
             cannot reduce the compressed type.
     """
+
+    columns: int
 
     def __init__(
         self,
@@ -127,10 +111,9 @@ class DDPEstimator(VarianceEstimator):
             device = self.rows.parameters[0].device
             check_compression(comm_hook, self._group, device)
             self._reduce_mean = COMPRESSION_HOOKS[comm_hook].hook
-        # By bucket, because reductions complete in a different order in every run.
-        # One row per parameter, because DDP changes the layout of its buckets after the
-        # first update, and a resumed run has its first update later.
-        self._tables: dict[int, Tensor] = {}
+        # By parameter: DDP changes the layout of its buckets after the first update,
+        # and a resumed run has its first update later.
+        self._norms: list[dict[int, Tensor]] = []
         try:
             model.register_comm_hook(None, self._hook)
         except RuntimeError as error:
@@ -144,162 +127,148 @@ class DDPEstimator(VarianceEstimator):
         self, passes: int, loss_scale: Tensor | None = None, *, images: float = 1
     ) -> None:
         super().start(passes, loss_scale, images=images)
-        self._tables = {}
+        self._norms = [{} for _ in range(self.columns)]
 
     # DDP inspects the names and annotations of these arguments.
     def _hook(self, state, bucket):
         if not self.measuring:
             return self._reduce_mean(self._group, bucket)
-        table = self.new_table(bucket.buffer(), per_parameter=True)
-        self._tables[bucket.index()] = table
-        return self.reduce_measured(bucket, self._segments(bucket), table)
+        return self.reduce_measured(bucket)
 
     @abstractmethod
-    def reduce_measured(
-        self, bucket: dist.GradBucket, segments: list[Segment], table: Tensor
-    ) -> Future[Tensor]:
-        """Reduce a bucket at a measured update.
+    def reduce_measured(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """Reduce a bucket at a measured update, and keep the norms of its parameters.
 
         Args:
             bucket: Gradients of this rank.
-            segments: Pieces of the bucket by parameter.
-            table: Statistics of the bucket to add to; a row for each parameter of the
-                network.
 
         Returns:
             The mean of the bucket over the ranks.
         """
 
-    def _segments(self, bucket: dist.GradBucket) -> list[Segment]:
-        segments, offset = [], 0
+    def gradients_in(
+        self, bucket: dist.GradBucket, flat: Tensor
+    ) -> tuple[list[int], list[Tensor]]:
+        """Return the gradients in a tensor with the layout of a bucket.
+
+        Args:
+            bucket: The bucket.
+            flat: The tensor.
+
+        Returns:
+            Rows of the parameters that are in a module, and views of their gradients.
+        """
+        rows, views, offset = [], [], 0
         for parameter, gradient in zip(
             bucket.parameters(), bucket.gradients(), strict=True
         ):
             # torch 2.13 gives a wrong part of the bucket as the gradient of a complex
             # parameter.
-            layout = as_real(parameter) if parameter.is_complex() else gradient
-            rows = self.rows.of(parameter)
-            if rows is not None:  # Else frozen after DDP was built: in no module.
-                # Elementwise rescaling needs the shape of the parameter, sums do not.
-                shaped = self.preconditioner.elementwise_state
-                size = tuple(layout.shape) if shaped else (layout.numel(),)
-                stride = layout.stride() if shaped else (1,)
-                segments.append(
-                    Segment(rows.parameter, parameter, offset, size, stride)
-                )
-            offset += layout.numel()
-        return segments
+            like = as_real(parameter) if parameter.is_complex() else gradient
+            row = self.rows.of(parameter)
+            if row is not None:  # Else frozen after DDP was built: in no module.
+                start = flat.storage_offset() + offset
+                rows.append(row)
+                views.append(flat.as_strided(like.shape, like.stride(), start))
+            offset += like.numel()
+        return rows, views
 
-    def _reduced_table(self) -> Tensor:
-        """Return the mean of all statistics over the ranks, a row per module.
+    def keep(self, rows: Sequence[int], *columns: Sequence[Tensor]) -> None:
+        """Keep the norms of some parameters, for each column."""
+        for kept, own in zip(self._norms, columns, strict=True):
+            kept.update(zip(rows, own, strict=True))
 
-        It is on the CPU and without the loss scale.
+    def mean_over_ranks(self, table: Tensor) -> Tensor:
+        """Return the mean of a table over the ranks, on the CPU.
 
-        A rank's table holds its own norms and products of reduced gradients. The latter
-        are the same on all ranks, but only a reduction makes them equal to the last bit
-        on every kind of device.
+        What follows from reduced gradients is the same on all ranks, but only a
+        reduction makes it equal to the last bit on every kind of device.
         """
-        tables = list(self._tables.values())
-        if not tables:
-            tables = [self.new_table(self.rows.parameters[0], per_parameter=True)]
-        self._tables = {}
-        # Each row comes from one bucket, the others add 0.
-        table = self.rows.sum_by_module(torch.stack(tables).sum(dim=0))
         dist.all_reduce(table, group=self._group)
-        table /= self._ranks
-        if not self.is_whole:  # A table holds products of two gradients.
-            table /= self.total_weight**2
-        return self.to_host(table)
+        return table.cpu() / self._ranks
 
 
 class DDPHalves(DDPEstimator):
     """Compares the first half of the ranks with the second.
 
     A measured update reduces a second, signed copy of each bucket in addition to the
-    mean. With an odd number of ranks the second half has one more. If the optimizer
-    steps along the gradient itself, the table holds the products of the two reductions
-    until the end and the halves are never formed.
+    mean. With an odd number of ranks the second half has one more.
     """
 
-    statistics_type = HalvesStatistics
+    columns = 3
 
-    def reduce_measured(
-        self, bucket: dist.GradBucket, segments: list[Segment], table: Tensor
-    ) -> Future[Tensor]:
-        first, second = self._halves
+    def reduce_measured(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        first = self._ranks // 2
+        second = self._ranks - first
         is_first = dist.get_rank(self._group) < first
+        # The sum over the ranks is d = G_A - G_B.
         difference = bucket.buffer() * (1 / first if is_first else -1 / second)
         mean_future = self._reduce_mean(self._group, bucket)
         difference_future = dist.all_reduce(
             difference, group=self._group, async_op=True
         ).get_future()
 
-        def add_statistics(future: Future) -> Tensor:
+        def add_norms(future: Future) -> Tensor:
             # On GPUs the stream of this callback waits, not the host.
             mean = mean_future.wait()
             if difference.is_cuda:
                 # The callback runs on a stream of its own.
                 difference.record_stream(torch.cuda.current_stream())
-            for segment in segments:
-                self._add_segment(table, segment, mean, difference)
+            # G is a G_A + b G_B, so a G_A is a (G + b d).
+            a, b = self.shares
+            difference.mul_(a * b).add_(mean, alpha=a)
+            rows, halves = self.gradients_in(bucket, difference)
+            _, means = self.gradients_in(bucket, mean)
+            parameters = [self.rows.parameters[row] for row in rows]
+            if rows:
+                norms = self.preconditioner.half_norms
+                self.keep(rows, *norms(parameters, halves, means, (a, b)))
             return mean
 
-        # torch.futures.collect_all would hide the streams from DDP, and the table could
-        # be read before it is complete.
-        return difference_future.then(add_statistics)
-
-    def _add_segment(
-        self, table: Tensor, segment: Segment, mean: Tensor, difference: Tensor
-    ) -> None:
-        row, parameter = table[segment.row], segment.parameter
-        reduced = segment.of(mean), segment.of(difference)
-        if not self.preconditioner.elementwise_state:
-            row += inner_products(*reduced)
-            return
-        for block in self.preconditioner.blocks(parameter):
-            halves = split_into_halves(
-                *(part[block] for part in reduced), *self._halves
-            )
-            self.statistics.add_halves(row, parameter, block, *halves)
+        # torch.futures.collect_all would hide the streams from DDP, and the norms could
+        # be read before they are complete.
+        return difference_future.then(add_norms)
 
     @property
-    def _halves(self) -> tuple[int, int]:
-        """Number of ranks in each half."""
+    def shares(self) -> tuple[float, float]:
+        """Share of the ranks in each half."""
         first = self._ranks // 2
-        return first, self._ranks - first
+        return first / self._ranks, 1 - first / self._ranks
 
     def finish(self) -> dict[str, ModuleStatistics]:
         self.measuring = False
-        table = self._reduced_table()
-        if not self.preconditioner.elementwise_state:
-            table = products_of_halves(table, *self._halves)
-        return self.by_name(table, self._halves[0] / self._ranks)
+        columns = torch.stack([self.column(each) for each in self._norms])
+        norms = self.mean_over_ranks(columns) / self.total_weight
+        return self.statistics_of_halves(norms, self.shares)
 
 
 class DDPReplicas(DDPEstimator):
     """Compares all ranks through the norms of their own gradients.
 
-    A measured update reduces two more scalars per module and nothing else.
+    A measured update reduces two more numbers per parameter and nothing else.
     """
 
-    statistics_type = ReplicasStatistics
+    columns = 1
 
-    def reduce_measured(
-        self, bucket: dist.GradBucket, segments: list[Segment], table: Tensor
-    ) -> Future[Tensor]:
-        add_replica, add_mean = self.statistics.add_replica, self.statistics.add_mean
-        buffer = bucket.buffer()
-        for segment in segments:
-            add_replica(table[segment.row], segment.parameter, segment.of(buffer))
-
-        def add_statistics(future: Future) -> Tensor:
-            mean = future.value()
-            for segment in segments:
-                add_mean(table[segment.row], segment.parameter, segment.of(mean))
-            return mean
-
-        return self._reduce_mean(self._group, bucket).then(add_statistics)
+    def reduce_measured(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        rows, gradients = self.gradients_in(bucket, bucket.buffer())
+        parameters = [self.rows.parameters[row] for row in rows]
+        if rows:
+            norms = self.preconditioner.replica_norms(parameters, gradients)
+            self.keep(rows, norms)
+        return self._reduce_mean(self._group, bucket)
 
     def finish(self) -> dict[str, ModuleStatistics]:
         self.measuring = False
-        return self.by_name(self._reduced_table(), self._ranks)
+        rows = self.rows.with_gradients()
+        parameters = [self.rows.parameters[row] for row in rows]
+        means = {}
+        if rows:
+            norms = self.preconditioner.replica_norms(
+                parameters, [p.grad for p in parameters]
+            )
+            means = dict(zip(rows, norms, strict=True))
+        columns = [self.column(each) for each in (*self._norms, means)]
+        squares = self.mean_over_ranks(torch.stack(columns).square())
+        squares /= self.total_weight**2
+        return self.statistics_of_replicas(squares, self._ranks)

@@ -4,14 +4,11 @@ The number of backward passes that an update announces is a plan. What counts is
 came: a model may skip a micro-batch.
 """
 
+import torch
 from torch import Tensor
 
 from agvm_mm.estimators.base import VarianceEstimator
-from agvm_mm.estimators.statistics import (
-    HalvesStatistics,
-    ModuleStatistics,
-    ReplicasStatistics,
-)
+from agvm_mm.estimators.statistics import ModuleStatistics
 
 
 class MicroBatchHalves(VarianceEstimator):
@@ -20,8 +17,6 @@ class MicroBatchHalves(VarianceEstimator):
     Holds one copy of the gradient from the middle of a measured update to its end.
     """
 
-    statistics_type = HalvesStatistics
-
     def start(
         self, passes: int, loss_scale: Tensor | None = None, *, images: float = 1
     ) -> None:
@@ -29,50 +24,41 @@ class MicroBatchHalves(VarianceEstimator):
         self.measuring = passes >= 2
         self._passes_left = passes // 2
         self._first_weight = 0.0
-        self._first: list[Tensor | None] = []
+        self._first: dict[int, Tensor] = {}
 
     def record(self, weight: float) -> None:
         super().record(weight)
         self._passes_left -= 1
         if self._passes_left == 0:
             self._first_weight = self.total_weight
-            self._first = [
-                None if parameter.grad is None else parameter.grad.clone()
-                for parameter in self.rows.parameters
-            ]
+            rows = self.rows.with_gradients()
+            gradients = [self.rows.parameters[row].grad for row in rows]
+            copies = torch._foreach_mul(gradients, 1) if rows else []
+            self._first = dict(zip(rows, copies, strict=True))
 
     def finish(self) -> dict[str, ModuleStatistics] | None:
         self.measuring = False
-        second_weight = self.total_weight - self._first_weight
+        copies, self._first = self._first, {}
         if self._passes_left >= 0:  # Nothing came after the first half.
-            self._first = []
             return None
-        table = None
-        for parameter, first in zip(self.rows.parameters, self._first, strict=True):
-            total = parameter.grad
-            if total is None:
-                continue
-            if table is None:
-                table = self.new_table(total)
-            row = table[self.rows.of(parameter).module]
-            for block in self.preconditioner.blocks(parameter):
-                both = total[block]
-                second = both if first is None else both - first[block]
-                self.statistics.add_halves(
-                    row,
-                    parameter,
-                    block,
-                    (both - second) / self._first_weight,
-                    second / second_weight,
-                )
-        self._first = []
-        if table is None:
+        rows = self.rows.with_gradients()
+        if not rows:
             return {}
-        return self.by_name(self.to_host(table), self._first_weight / self.total_weight)
+        parameters = [self.rows.parameters[row] for row in rows]
+        first = [
+            copies[row] if row in copies else torch.zeros_like(parameter)
+            for row, parameter in zip(rows, parameters, strict=True)
+        ]
+        shares = self._first_weight, self.total_weight - self._first_weight
+        found = self.preconditioner.half_norms(
+            parameters, first, [p.grad for p in parameters], shares
+        )
+        columns = [self.column(dict(zip(rows, each, strict=True))) for each in found]
+        return self.statistics_of_halves(torch.stack(columns).cpu(), shares)
 
     def cancel(self) -> None:
         super().cancel()
-        self._first = []
+        self._first = {}
 
 
 class MicroBatchReplicas(VarianceEstimator):
@@ -85,63 +71,65 @@ class MicroBatchReplicas(VarianceEstimator):
     under activation checkpointing.)
     """
 
-    statistics_type = ReplicasStatistics
-
     def start(
         self, passes: int, loss_scale: Tensor | None = None, *, images: float = 1
     ) -> None:
         super().start(passes, loss_scale, images=images)
         self.measuring = passes >= 2
         self._replicas = 0
-        self._sums: list[Tensor | None] = [None] * len(self.rows.parameters)
-        self._table: Tensor | None = None
+        self._sums: dict[int, Tensor] = {}
+        self._squares: Tensor | None = None
 
     def record(self, weight: float) -> None:
         super().record(weight)
         self._replicas += 1
-        for index, own in enumerate(self._take_gradients()):
-            if own is None:
-                continue
-            parameter, so_far = self.rows.parameters[index], self._sums[index]
-            if self._table is None:
-                self._table = self.new_table(own)
-            row = self._table[self.rows.of(parameter).module]
-            # own is weight * g_r.
-            self.statistics.add_replica(row, parameter, own, 1 / weight)
-            self._sums[index] = own if so_far is None else so_far.add_(own)
+        rows = self.rows.with_gradients()
+        if not rows:
+            return
+        # Each is weight * g_r.
+        squares = self._squared_norms(rows) / weight
+        self._squares = squares if self._squares is None else self._squares + squares
+        own = {row: self.rows.parameters[row].grad for row in rows}
+        for row in rows:
+            self.rows.parameters[row].grad = None
+        both = [row for row in rows if row in self._sums]
+        if both:
+            torch._foreach_add_(
+                [self._sums[row] for row in both], [own[row] for row in both]
+            )
+        self._sums = own | self._sums
 
     def finish(self) -> dict[str, ModuleStatistics] | None:
         self.measuring = False
         self._put_back()
         if self._replicas < 2:
             return None
-        if self._table is None:
+        if self._squares is None:
             return {}
-        for parameter in self.rows.parameters:
-            if parameter.grad is not None:
-                row = self._table[self.rows.of(parameter).module]
-                self.statistics.add_mean(row, parameter, parameter.grad)
-        if not self.is_whole:
-            self._table[:, 0] /= self.total_weight
-            self._table[:, 1] /= self.total_weight**2
-        return self.by_name(self.to_host(self._table), self._replicas)
+        total = self._squared_norms(self.rows.with_gradients())
+        squares = torch.stack(
+            [self._squares / self.total_weight, total / self.total_weight**2]
+        )
+        return self.statistics_of_replicas(squares.cpu(), self._replicas)
 
     def cancel(self) -> None:
         if self.measuring:
             self._put_back()
         super().cancel()
 
-    def _take_gradients(self) -> list[Tensor | None]:
-        taken = []
-        for parameter in self.rows.parameters:
-            taken.append(parameter.grad)
-            parameter.grad = None
-        return taken
+    def _squared_norms(self, rows: list[int]) -> Tensor:
+        """Return |g|^2 of all parameters, of which some have a gradient now."""
+        parameters = [self.rows.parameters[row] for row in rows]
+        norms = self.preconditioner.replica_norms(
+            parameters, [p.grad for p in parameters]
+        )
+        return self.column(dict(zip(rows, norms, strict=True))).square()
 
     def _put_back(self) -> None:
-        for parameter, total in zip(self.rows.parameters, self._sums, strict=True):
+        for row, total in self._sums.items():
+            parameter = self.rows.parameters[row]
             if parameter.grad is None:
                 parameter.grad = total
-            elif total is not None:  # A pass was interrupted.
+            else:  # A pass was interrupted.
                 parameter.grad = total.add_(parameter.grad)
-        self._sums = []
+        self._sums = {}

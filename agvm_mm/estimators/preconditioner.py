@@ -1,93 +1,98 @@
 """Rescaling of gradients, as the optimizer does it before it steps.
 
 SGD steps along the gradient itself. Adam and AdamW rescale it elementwise, and AGVM
-measures the variance of the rescaled gradient.
+measures the variance of the rescaled gradient. What is measured are norms: those of two
+halves and of their sum give the product of the halves.
 """
 
-from collections.abc import Callable, Iterator
-from types import EllipsisType
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agvm_mm.estimators.reductions import CPU_PIECE, as_real
+from agvm_mm.estimators.reductions import as_real, norms, widened
 
-# An index into a parameter: a range of its first dimension, or all of it.
-Block = slice | EllipsisType
-# Elements that a GPU rescales at a time, 16 MiB in float32: few kernels, and no copies
-# as large as a bucket.
+# Elements that are rescaled at a time, so that few kernels run and no copy is as large
+# as the gradient: what fits a CPU's cache, and 16 MiB in float32 on a GPU.
+CPU_PIECE = 2**18
 GPU_PIECE = 2**22
 
-
-def adam_direction(gradient: Tensor, second_moment: Tensor, eps: float) -> Tensor:
-    """Return g / (sqrt(v) + eps), the gradient rescaled by Adam's denominator.
-
-    There is no first moment and no bias correction.
-
-    Args:
-        gradient: g, any shape.
-        second_moment: v, broadcastable to ``gradient``.
-        eps: Adam's own epsilon.
-    """
-    return gradient / (second_moment.sqrt() + eps)
-
-
-def adam_second_moment(gradient: Tensor, previous: Tensor, beta2: float) -> Tensor:
-    """Return beta2 v + (1 - beta2) g^2, Adam's v after one more gradient."""
-    return beta2 * previous + (1 - beta2) * gradient.square()
+Lists = Sequence[Sequence[Tensor]]
 
 
 class IdentityPreconditioner:
     """SGD: the variance is measured on the gradient itself.
 
-    A loss scale is divided out of the sums, not of all gradients.
+    Attributes:
+        rescales: Whether a measured quantity is not linear in the gradient.
+        loss_scale: Factor of all gradients, a tensor on their device; None for 1.
     """
 
-    elementwise_state = False
+    rescales = False
     loss_scale: Tensor | None = None
 
-    def without_loss_scale(self, products: Tensor) -> Tensor:
-        """Return products of two gradients without the square of the loss scale."""
+    def replica_norms(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return |g_r| of each parameter.
+
+        Args:
+            parameters: Parameters.
+            gradients: g_r of each, times the loss scale. Nothing is changed.
+        """
+        return self.without_loss_scale(norms(gradients))
+
+    def directions(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return the gradients as :meth:`replica_norms` measures them."""
+        return list(gradients)
+
+    def half_norms(
+        self,
+        parameters: Sequence[nn.Parameter],
+        first: Sequence[Tensor],
+        total: Sequence[Tensor],
+        shares: tuple[float, float],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the norms of two halves and of their sum, of each parameter.
+
+        Args:
+            parameters: Parameters.
+            first: a G_A of each, times the loss scale; overwritten.
+            total: a G_A + b G_B, times the loss scale.
+            shares: a and b.
+
+        Returns:
+            |a G_A|, |b G_B| and |a G_A + b G_B|.
+        """
+        of_first, of_total = norms(first), norms(total)
+        torch._foreach_sub_(first, total)
+        found = of_first, norms(first), of_total
+        return tuple(map(self.without_loss_scale, found))
+
+    def without_loss_scale(self, values: list[Tensor]) -> list[Tensor]:
+        """Return norms without the loss scale."""
         if self.loss_scale is None:
-            return products
-        return products / self.loss_scale.square()
-
-    def blocks(self, parameter: nn.Parameter) -> Iterator[Block]:
-        """Yield the whole parameter as one block: nothing is copied."""
-        yield ...
-
-    def halves(
-        self, parameter: nn.Parameter, block: Block, first: Tensor, second: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return G_A and G_B unchanged."""
-        return first, second
-
-    def replica(
-        self, parameter: nn.Parameter, block: Block, gradient: Tensor
-    ) -> Tensor:
-        """Return g_r unchanged."""
-        return gradient
+            return values
+        return torch._foreach_mul(values, 1 / self.loss_scale)
 
 
-class AdamPreconditioner:
+class AdamPreconditioner(IdentityPreconditioner):
     """Adam, AdamW: the gradient is divided by sqrt(v) + eps first.
 
     v is the optimizer's ``exp_avg_sq`` from before this update, 0 at the first one.
     Each of two halves updates v with its own gradient. Replicas share v as it is, so
     their mean is rescaled like each of them. With ``amsgrad`` the largest v so far,
-    ``max_exp_avg_sq``, takes the place of v.
+    ``max_exp_avg_sq``, takes the place of v. There is no first moment and no bias
+    correction.
 
     Args:
         optimizer: An Adam or AdamW.
     """
 
-    # The optimizer keeps a v for each parameter, so parameters cannot be treated as
-    # one flat vector.
-    elementwise_state = True
-    # The optimizer's v belongs to gradients without the loss scale.
-    loss_scale: Tensor | None = None
+    rescales = True
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -98,69 +103,169 @@ class AdamPreconditioner:
             for parameter in group['params']
         }
 
-    def blocks(self, parameter: nn.Parameter) -> Iterator[Block]:
-        """Yield ranges of rows that fit the cache while they are copied."""
-        if parameter.dim() == 0 or parameter.numel() == 0:
-            yield ...
-            return
-        piece = CPU_PIECE if parameter.device.type == 'cpu' else GPU_PIECE
-        rows = max(1, piece * len(parameter) // parameter.numel())
-        for start in range(0, len(parameter), rows):
-            yield slice(start, start + rows)
+    def replica_norms(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return |g_r / (sqrt(v) + eps)| of each parameter.
 
-    def without_loss_scale(self, products: Tensor) -> Tensor:
-        """Return products of rescaled gradients, which have no loss scale."""
-        return products
+        Args:
+            parameters: Parameters.
+            gradients: g_r of each, times the loss scale. Nothing is changed.
+        """
+        parts: list[list[Tensor]] = [[] for _ in parameters]
+        for rows, directions in self._replica_directions(parameters, gradients):
+            collect(parts, rows, norms(directions))
+        return self.without_loss_scale(joined(parts))
 
-    def _group(self, parameter: nn.Parameter) -> dict[str, Any]:
-        return self._optimizer.param_groups[self._group_of[id(parameter)]]
+    def directions(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return the gradients as :meth:`replica_norms` measures them."""
+        parts: list[list[Tensor]] = [[] for _ in parameters]
+        for rows, directions in self._replica_directions(parameters, gradients):
+            collect(parts, rows, directions)
+        return [own[0] if len(own) == 1 else torch.cat(own) for own in parts]
 
-    def _moment(self, parameter: nn.Parameter, block: Block, name: str) -> Tensor:
+    def _replica_directions(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+    ) -> Iterator[tuple[list[int], list[Tensor]]]:
+        for rows, settings, (own, moments, largest) in self._groups(
+            parameters, [gradients]
+        ):
+            _, eps, amsgrad = settings
+            scales = torch._foreach_sqrt(largest if amsgrad else moments)
+            torch._foreach_add_(scales, eps)
+            yield rows, torch._foreach_div(widened(own), scales)
+
+    def half_norms(
+        self,
+        parameters: Sequence[nn.Parameter],
+        first: Sequence[Tensor],
+        total: Sequence[Tensor],
+        shares: tuple[float, float],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the norms of two rescaled halves and of their sum.
+
+        They are D_h = G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps) of both halves h.
+
+        Args:
+            parameters: Parameters.
+            first: a G_A of each, times the loss scale.
+            total: a G_A + b G_B, times the loss scale.
+            shares: a and b.
+
+        Returns:
+            |D_A|, |D_B| and |D_A + D_B|.
+        """
+        scale = 1 if self.loss_scale is None else self.loss_scale
+        found: list[list[list[Tensor]]] = [[[] for _ in parameters] for _ in range(3)]
+        for rows, settings, (own, both, moments, largest) in self._groups(
+            parameters, [first, total]
+        ):
+            beta2, eps, amsgrad = settings
+            # In float32 or wider: a gradient that was scaled up may vanish in half
+            # precision.
+            own, both = widened(own), widened(both)
+            halves = own, torch._foreach_sub(both, own)
+            directions = []
+            for half, share in zip(halves, shares, strict=True):
+                half = torch._foreach_mul(half, 1 / (share * scale))
+                scales = torch._foreach_mul(moments, beta2)
+                torch._foreach_addcmul_(scales, half, half, 1 - beta2)
+                if amsgrad:
+                    scales = torch._foreach_maximum(scales, largest)
+                torch._foreach_sqrt_(scales)
+                torch._foreach_add_(scales, eps)
+                torch._foreach_div_(half, scales)
+                directions.append(half)
+            for parts, direction in zip(found, directions, strict=False):
+                collect(parts, rows, norms(direction))
+            torch._foreach_add_(*directions)
+            collect(found[2], rows, norms(directions[0]))
+        return tuple(map(joined, found))
+
+    def _groups(
+        self, parameters: Sequence[nn.Parameter], lists: Lists
+    ) -> Iterator[tuple[list[int], tuple, list[list[Tensor]]]]:
+        """Yield slices of gradients that are rescaled together.
+
+        Args:
+            parameters: Parameters.
+            lists: Gradients of the parameters.
+
+        Yields:
+            Rows of the slices in ``parameters``; beta2, eps and amsgrad of their group;
+            the slices of each list, of v and with amsgrad of the largest v.
+        """
+        by_settings: dict[tuple, list[int]] = {}
+        for row, parameter in enumerate(parameters):
+            group = self._optimizer.param_groups[self._group_of[id(parameter)]]
+            amsgrad = bool(group.get('amsgrad'))
+            settings = float(group['betas'][1]), float(group['eps']), amsgrad
+            by_settings.setdefault(settings, []).append(row)
+        for settings, rows in by_settings.items():
+            names = ['exp_avg_sq', 'max_exp_avg_sq' if settings[2] else 'exp_avg_sq']
+            states = [
+                [self._moment(parameters[i], name) for i in rows] for name in names
+            ]
+            gradients = [[as_real(tensors[row]) for row in rows] for tensors in lists]
+            for places, slices in groups_of_slices([*gradients, *states]):
+                *own, moments, largest = slices
+                moments, largest = widened(moments), widened(largest)
+                yield [rows[i] for i in places], settings, [*own, moments, largest]
+
+    def _moment(self, parameter: nn.Parameter, name: str) -> Tensor:
         moment = self._optimizer.state.get(parameter, {}).get(name)
         if moment is None:
             moment = parameter.new_zeros(()).expand_as(parameter)
-        return as_real(moment[block])
+        return as_real(moment)
 
-    def _unscaled(self, gradient: Tensor) -> Tensor:
-        # torch's Adam treats a complex number as two reals.
-        gradient = as_real(gradient)
-        if self.loss_scale is None:
-            return gradient
-        # In float32 or wider: a gradient that was scaled up may vanish in half
-        # precision.
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        return gradient.to(wide) / self.loss_scale
 
-    def halves(
-        self, parameter: nn.Parameter, block: Block, first: Tensor, second: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps) for both halves h.
+def groups_of_slices(lists: Lists) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+    """Yield groups of slices of lists of tensors, of a limited number of elements.
 
-        Args:
-            parameter: The parameter.
-            block: One of its :meth:`blocks`.
-            first: G_A of that block.
-            second: G_B of that block.
-        """
-        group = self._group(parameter)
-        previous = self._moment(parameter, block, 'exp_avg_sq')
-        directions = []
-        for half in (self._unscaled(first), self._unscaled(second)):
-            moment = adam_second_moment(half, previous, group['betas'][1])
-            if group.get('amsgrad'):
-                largest = self._moment(parameter, block, 'max_exp_avg_sq')
-                moment = torch.maximum(largest, moment)
-            directions.append(adam_direction(half, moment, group['eps']))
-        return tuple(directions)
+    How a tensor is sliced depends on its own shape only.
 
-    def replica(
-        self, parameter: nn.Parameter, block: Block, gradient: Tensor
-    ) -> Tensor:
-        """Return g_r / (sqrt(v) + eps) of a block."""
-        group = self._group(parameter)
-        name = 'max_exp_avg_sq' if group.get('amsgrad') else 'exp_avg_sq'
-        moment = self._moment(parameter, block, name)
-        return adam_direction(self._unscaled(gradient), moment, group['eps'])
+    Args:
+        lists: Lists of tensors; those at one place have the same shape.
+
+    Yields:
+        The place of each slice, and the slices of each list.
+    """
+    places: list[int] = []
+    slices: list[list[Tensor]] = [[] for _ in lists]
+    elements = 0
+    for place, tensors in enumerate(zip(*lists, strict=True)):
+        like = tensors[0]
+        limit = CPU_PIECE if like.device.type == 'cpu' else GPU_PIECE
+        parts = [tensors]
+        if like.numel() > limit and like.dim():
+            rows = max(1, limit * len(like) // like.numel())
+            parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+        for part in parts:
+            if places and elements + part[0].numel() > limit:
+                yield places, slices
+                places, slices, elements = [], [[] for _ in lists], 0
+            places.append(place)
+            elements += part[0].numel()
+            for own, piece in zip(slices, part, strict=True):
+                own.append(piece)
+    if places:
+        yield places, slices
+
+
+def collect(parts: list[list[Tensor]], rows: Sequence[int], found: Sequence) -> None:
+    """Add the norm of each slice to those of its parameter."""
+    for row, norm in zip(rows, found, strict=True):
+        parts[row].append(norm)
+
+
+def joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the norm of each parameter from those of its slices."""
+    return [
+        own[0] if len(own) == 1 else torch.linalg.vector_norm(torch.stack(list(own)))
+        for own in parts
+    ]
 
 
 Preconditioner = IdentityPreconditioner | AdamPreconditioner

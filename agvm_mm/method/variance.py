@@ -54,53 +54,30 @@ def variance_from_replicas(local_sq: Tensor, mean_sq: Tensor, replicas: int) -> 
     return torch.where(total == 0, torch.ones_like(total), disagreement / total)
 
 
-def split_into_halves(
-    mean: Tensor, difference: Tensor, first: int, second: int
-) -> tuple[Tensor, Tensor]:
-    """Return the mean gradients of both halves, given what two all-reduces deliver.
+def products_of_halves(
+    squares: Tensor, shares: tuple[float, float], eps: float
+) -> Tensor:
+    """Return the products of G_A and G_B, given norms.
+
+    From |x + y|^2 = |x|^2 + 2 x . y + |y|^2.
 
     Args:
-        mean: G, the mean over all replicas.
-        difference: G_A - G_B, which is the sum over the replicas of s_r g_r with
-            s_r = 1/first in the first half and -1/second in the second.
-        first: Number of replicas in the first half.
-        second: Number of replicas in the second half.
+        squares: |a G_A|^2, |b G_B|^2 and |a G_A + b G_B|^2, shape (modules, 3), in
+            float64.
+        shares: a and b.
+        eps: Relative rounding error of the gradients.
 
     Returns:
-        G_A and G_B, shaped like ``mean``.
+        G_A . G_B, |G_A|^2 and |G_B|^2, shape (modules, 3). The square of a half that is
+        no more than the rounding error of both counts as 0.
     """
-    replicas = first + second
-    return (
-        torch.add(mean, difference, alpha=second / replicas),
-        torch.sub(mean, difference, alpha=first / replicas),
-    )
-
-
-def products_of_halves(products: Tensor, first: int, second: int) -> Tensor:
-    """Return the products of G_A and G_B, given the products of the reductions.
-
-    :func:`split_into_halves` is linear, so the three products follow from those of G
-    and the difference d without forming G_A = G + b d and G_B = G - a d.
-
-    Args:
-        products: G . d, |G|^2 and |d|^2, shape (modules, 3).
-        first: Number of replicas in the first half.
-        second: Number of replicas in the second half.
-
-    Returns:
-        G_A . G_B, |G_A|^2 and |G_B|^2, shape (modules, 3), in float64. The square of a
-        half that is smaller than the rounding error of the other's counts as 0.
-    """
-    dot, mean_sq, difference_sq = products.double().unbind(dim=1)
-    a, b = first / (first + second), second / (first + second)
-    first_sq = mean_sq + 2 * b * dot + b**2 * difference_sq
-    second_sq = mean_sq - 2 * a * dot + a**2 * difference_sq
-    rounding = 16 * torch.finfo(products.dtype).eps * (first_sq + second_sq)
+    (first_sq, second_sq, total_sq), (a, b) = squares.unbind(dim=1), shares
+    rounding = (16 * eps) ** 2 * (first_sq + second_sq)
     return torch.stack(
         [
-            mean_sq + (b - a) * dot - a * b * difference_sq,
-            torch.where(first_sq < rounding, 0.0, first_sq),
-            torch.where(second_sq < rounding, 0.0, second_sq),
+            (total_sq - first_sq - second_sq) / (2 * a * b),
+            torch.where(first_sq < rounding, 0.0, first_sq / a**2),
+            torch.where(second_sq < rounding, 0.0, second_sq / b**2),
         ],
         dim=1,
     )

@@ -14,7 +14,7 @@ import scaling
 from common.memory import CAN_FOLLOW_STORAGES
 from common.report import RESULTS
 
-from agvm_mm.estimators.reductions import CPU_PIECE
+from agvm_mm.estimators.preconditioner import CPU_PIECE
 from gpu_check import command
 
 pytestmark = pytest.mark.evidence

@@ -192,7 +192,6 @@ def test_update_of_one_micro_batch_is_not_measured():
 def test_large_parameters_are_measured_in_pieces(monkeypatch, optimizer, estimator):
     variances = []
     for piece in (1_000_000, 7):
-        monkeypatch.setattr('agvm_mm.estimators.reductions.CPU_PIECE', piece)
         monkeypatch.setattr('agvm_mm.estimators.preconditioner.CPU_PIECE', piece)
         model = ToyDetector()
         wrapper = make_wrapper(

@@ -3,27 +3,7 @@
 import pytest
 import torch
 
-from agvm_mm.estimators.preconditioner import (
-    AdamPreconditioner,
-    adam_direction,
-    adam_second_moment,
-)
-
-
-def test_adam_direction_equals_first_step_of_torch():
-    # Without first moment: betas (0, beta2); bias correction is divided out.
-    g = torch.randn(6, dtype=torch.float64)
-    p = torch.zeros(6, dtype=torch.float64, requires_grad=True)
-    p.grad = g.clone()
-    beta2, eps = 0.9, 1e-3
-    optimizer = torch.optim.AdamW(
-        [p], lr=1, betas=(0.0, beta2), eps=eps, weight_decay=0
-    )
-    optimizer.step()
-    v = adam_second_moment(g, torch.zeros_like(g), beta2)
-    corrected = v / (1 - beta2)
-    torch.testing.assert_close(adam_direction(g, corrected, eps), -p.detach())
-    torch.testing.assert_close(v, optimizer.state[p]['exp_avg_sq'])
+from agvm_mm.estimators.preconditioner import AdamPreconditioner
 
 
 @pytest.mark.parametrize('amsgrad', [False, True])
@@ -39,14 +19,22 @@ def test_rescaled_half_is_the_step_of_torch(amsgrad, steps):
         p.grad = gradient
         optimizer.step()
     preconditioner = AdamPreconditioner(optimizer)
-    half, _ = preconditioner.halves(p, ..., gradients[-1], gradients[-1])
-    replica = preconditioner.replica(p, ..., gradients[-1])
+    gradient = gradients[-1]
+    first, second, both = preconditioner.half_norms(
+        [p], [gradient / 4], [gradient], (0.25, 0.75)
+    )
+    (replica,) = preconditioner.replica_norms([p], [gradient])
+    (direction,) = preconditioner.directions([p], [gradient])
     name = 'max_exp_avg_sq' if amsgrad else 'exp_avg_sq'
     shared = optimizer.state[p][name].clone() if steps else torch.zeros(6)
     before = p.detach().clone()
-    p.grad = gradients[-1]
+    p.grad = gradient
     optimizer.step()
     # torch corrects the bias of v, which is a common factor.
     correction = (1 - 0.9 ** (steps + 1)) ** 0.5
-    torch.testing.assert_close(half * correction, before - p.detach())
-    torch.testing.assert_close(replica, gradients[-1] / shared.sqrt())
+    step = (before - p.detach()).norm()
+    torch.testing.assert_close(first[0] * correction, step)
+    torch.testing.assert_close(second[0] * correction, step)
+    torch.testing.assert_close(both[0] * correction, 2 * step)
+    torch.testing.assert_close(direction, gradient / shared.sqrt())
+    torch.testing.assert_close(replica, direction.norm())

@@ -1,35 +1,35 @@
-"""Sums over large tensors."""
+"""Norms of large and of many tensors."""
 
 import pytest
 import torch
 
-from agvm_mm.estimators.reductions import inner_products, squared_norm
+from agvm_mm.estimators.reductions import norms
 
 
-def test_sums_over_large_gradient_keep_precision():
-    x, y = 1 + torch.rand(2, 3_000_001)
-    wide = x.double(), y.double()
-    expected = torch.stack([wide[0] @ wide[1], wide[0] @ wide[0], wide[1] @ wide[1]])
-    found = inner_products(x, y)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=0)
-    torch.testing.assert_close(squared_norm(x), found[1], rtol=1e-6, atol=0)
+@pytest.mark.parametrize('length', [0, 1, 1000, 16_385, 3_000_001])
+def test_norm_of_a_large_gradient_keeps_precision(length):
+    x, y = 1 + torch.rand(2, length)
+    found = norms([x, y, x.double()])
+    assert [each.dtype for each in found] == [*[torch.float32] * 2, torch.float64]
+    for each, tensor in zip(found, (x, y, x), strict=True):
+        expected = tensor.double().norm().item()
+        assert each.item() == pytest.approx(expected, rel=1e-7)
 
 
 def test_half_precision_is_squared_in_float32():
-    x = torch.full((1000,), 300.0, dtype=torch.float16)
-    assert squared_norm(x).dtype == torch.float32
-    assert squared_norm(x).item() == pytest.approx(9e7)
+    (found,) = norms([torch.full((1000,), 300.0, dtype=torch.float16)])
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(9e7**0.5)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('length', [7, 64, 1000, 70_000])
-def test_products_do_not_depend_on_alignment(dtype, length):
-    x, y = torch.randn(2, length, dtype=dtype)
-    found = set()
+def test_norms_do_not_depend_on_alignment_or_neighbors(dtype, length):
+    x, found = torch.randn(length, dtype=dtype), set()
     for offset in range(17):
-        moved = torch.zeros(2, length + 17, dtype=dtype)
-        moved[:, offset : offset + length] = torch.stack([x, y])
-        a, b = moved[:, offset : offset + length]
-        found.add((*inner_products(a, b).tolist(), squared_norm(a).item()))
+        moved = torch.zeros(length + 17, dtype=dtype)
+        moved[offset : offset + length] = x
+        others = [torch.randn(5, dtype=dtype)] * offset
+        *_, last = norms([*others, moved[offset : offset + length]])
+        found.add(last.item())
     assert len(found) == 1

@@ -35,7 +35,7 @@ from agvm_mm.estimators.preconditioner import (
     Preconditioner,
     build_preconditioner,
 )
-from agvm_mm.estimators.reductions import squared_norm
+from agvm_mm.estimators.reductions import norms
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.optim.wrapper import check_one_optimizer
@@ -275,7 +275,10 @@ def gradients_of(setup: Setup, advance: Callable[[], None]) -> Iterator[list[Ten
         model.train_step(batch, wrapper)
         gradients = []
         for module, parameters in setup.by_module.items():
-            own = [_rescaled(setup.preconditioner, p) for p in parameters]
+            own = setup.preconditioner.directions(
+                parameters,
+                [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters],
+            )
             if not torch.isfinite(sum(each.abs().sum() for each in own)):
                 raise FloatingPointError(
                     f'the gradient of {module} is not finite on an image batch: the '
@@ -284,17 +287,6 @@ def gradients_of(setup: Setup, advance: Callable[[], None]) -> Iterator[list[Ten
             gradients += own
         advance()
         yield gradients
-
-
-def _rescaled(preconditioner: Preconditioner, parameter: nn.Parameter) -> Tensor:
-    gradient = parameter.grad
-    if gradient is None:
-        return torch.zeros_like(parameter)
-    parts = [
-        preconditioner.replica(parameter, block, gradient[block])
-        for block in preconditioner.blocks(parameter)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def sum_replicas(
@@ -316,8 +308,8 @@ def sum_replicas(
         second = sum_replicas(gradients, level - 1, owners, squares)
         total = [one + other for one, other in zip(first, second, strict=True)]
     # One transfer to the host for all parameters.
-    norms = torch.stack([squared_norm(each) for each in total]).cpu().double()
-    squares[:, level].index_add_(0, owners, norms / 4**level)
+    sizes = torch.stack(norms(total)).cpu().double().square()
+    squares[:, level].index_add_(0, owners, sizes / 4**level)
     return total
 
 
