@@ -5,6 +5,7 @@ measures the variance of the rescaled gradient. What is measured are norms: thos
 halves and of their sum give the product of the halves.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -13,8 +14,8 @@ from torch.optim import Optimizer
 
 from agvm_mm.estimators.reductions import as_real, norms, widened
 
-# Elements that are rescaled at a time, so that few kernels run and no copy is as large
-# as the gradient: what fits a CPU's cache, and 16 MiB in float32 on a GPU.
+# Elements that are worked on at a time: what fits a CPU's cache; and on a GPU what is
+# rescaled, 16 MiB in float32, in few kernels and without a copy of the whole gradient.
 CPU_PIECE = 2**18
 GPU_PIECE = 2**22
 
@@ -67,10 +68,13 @@ class IdentityPreconditioner:
         Returns:
             |a G_A|, |b G_B| and |a G_A + b G_B|.
         """
-        of_first, of_total = norms(first), norms(total)
-        torch._foreach_sub_(first, total)
-        found = of_first, norms(first), of_total
-        return tuple(map(self.without_loss_scale, found))
+        found: list[list[list[Tensor]]] = [[[] for _ in parameters] for _ in range(3)]
+        for rows, (own, both) in groups_of_slices([first, total], gpu_piece=math.inf):
+            collect(found[0], rows, norms(own))
+            collect(found[2], rows, norms(both))
+            torch._foreach_sub_(own, both)
+            collect(found[1], rows, norms(own))
+        return tuple(self.without_loss_scale(joined(parts)) for parts in found)
 
     def without_loss_scale(self, values: list[Tensor]) -> list[Tensor]:
         """Return norms without the loss scale."""
@@ -221,13 +225,16 @@ class AdamPreconditioner(IdentityPreconditioner):
         return as_real(moment)
 
 
-def groups_of_slices(lists: Lists) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+def groups_of_slices(
+    lists: Lists, gpu_piece: float = GPU_PIECE
+) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
     """Yield groups of slices of lists of tensors, of a limited number of elements.
 
     How a tensor is sliced depends on its own shape only.
 
     Args:
         lists: Lists of tensors; those at one place have the same shape.
+        gpu_piece: Elements on a GPU. Defaults to :data:`GPU_PIECE`.
 
     Yields:
         The place of each slice, and the slices of each list.
@@ -237,7 +244,7 @@ def groups_of_slices(lists: Lists) -> Iterator[tuple[list[int], list[list[Tensor
     elements = 0
     for place, tensors in enumerate(zip(*lists, strict=True)):
         like = tensors[0]
-        limit = CPU_PIECE if like.device.type == 'cpu' else GPU_PIECE
+        limit = CPU_PIECE if like.device.type == 'cpu' else gpu_piece
         parts = [tensors]
         if like.numel() > limit and like.dim():
             rows = max(1, limit * len(like) // like.numel())
