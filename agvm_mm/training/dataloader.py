@@ -1,20 +1,25 @@
 """Dataloader that is iterated by optimizer updates."""
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from functools import partial
+from collections.abc import (
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from inspect import signature
 from itertools import accumulate, chain, islice, tee
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from agvm_mm.engine import is_endless
 from agvm_mm.training.batch import BatchSize, divide_total
-from agvm_mm.training.update import RandomStream, derive_seed
+from agvm_mm.training.update import RandomStream, derive_seed, seed_cpu
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
@@ -138,17 +143,53 @@ def _split(joined: Any, values: Sequence, name: str) -> list:
     return [joined[end - len(own) : end] for end, own in zip(ends, values, strict=True)]
 
 
+class SeededBatch(list):
+    """Indices of a micro-batch, each with random numbers of its own.
+
+    While the global generators of the process are asked for the sample of an index,
+    they are seeded by the seed of the run, the pass over the data and the position of
+    the sample in it. So augmentations depend neither on the workers nor on what was
+    loaded before.
+
+    Args:
+        indices: Indices of the samples.
+        key: Seed of the run and number of the pass.
+        positions: Position of each sample.
+    """
+
+    def __init__(
+        self, indices: Iterable, key: tuple[int, int], positions: range
+    ) -> None:
+        super().__init__(indices)
+        self.key = key
+        self.positions = positions
+
+    def __iter__(self) -> Iterator:
+        with RandomStream(*self.key):
+            for index, position in zip(self._plain(), self.positions, strict=True):
+                seed_cpu(derive_seed(*self.key, position))
+                yield index
+
+    def __reduce__(self) -> tuple:
+        # A thread writes batches to the workers: it must not touch the generators.
+        return type(self), (list(self._plain()), self.key, self.positions)
+
+    def _plain(self) -> Iterator:
+        return super().__iter__()
+
+
 class UpdatePlan(Sampler):
     """Batch sampler that draws from another one update by update.
 
     Args:
         batch_sampler: Yields the indices of one micro-batch at a time.
         batch: The batch size and how it is divided.
-        seed: Seed of samplers that use the global random generators.
+        seed: Seed of the run.
 
     Attributes:
-        next_pass: Number of the pass to start next, which changes those random numbers.
-            A loop that counts epochs sets it.
+        number: Number of the pass over the data that is started next.
+        done: Updates of that pass that are drawn and left out, as a resumed run has
+            done them.
         updates: Yields the index batches of each update of the pass that was started
             last. The DataLoader may draw ahead of it, as workers prefetch.
     """
@@ -158,7 +199,7 @@ class UpdatePlan(Sampler):
         self.batch_size = batch.images_per_rank
         self.micro_batches = batch.micro_batches
         self.seed = seed
-        self.next_pass = 0
+        self.number = self.done = 0
         self.updates: Iterator[list[list]] = iter(())
 
     @property
@@ -170,20 +211,30 @@ class UpdatePlan(Sampler):
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[list]:
-        stream = RandomStream(self.seed, self.next_pass, 0)
-        self.next_pass += 1
-        self.updates, drawn = tee(self._draw(stream))
+        # Nothing is drawn before the first one is needed: with workers a DataLoader
+        # asks for two iterators and uses the second.
+        self.updates, drawn = tee(self._draw(self.number, self.done))
         return chain.from_iterable(drawn)
 
-    def _draw(self, stream: RandomStream) -> Iterator[list[list]]:
+    def _draw(self, number: int, done: int) -> Iterator[list[list]]:
+        # Samplers may use the global generators.
+        stream, position = RandomStream(self.seed, number), get_rank()
         with stream:
             iterator = iter(self.batch_sampler)
+            for batch in islice(iterator, done * self.micro_batches):
+                position += len(batch) * get_world_size()
         while True:
             with stream:
                 batches = list(islice(iterator, self.micro_batches))
             if not batches:
                 return
-            yield batches
+            update = []
+            for batch in batches:
+                end = position + len(batch) * get_world_size()
+                positions = range(position, end, get_world_size())
+                update.append(SeededBatch(batch, (self.seed, number), positions))
+                position = end
+            yield update
 
 
 class UpdateDataLoader(DataLoader):
@@ -195,7 +246,7 @@ class UpdateDataLoader(DataLoader):
         dataloader: Yields the micro-batches of this rank. Its dataset, batch sampler
             and settings are used.
         total_batch_size: Images of one update over all ranks.
-        seed: Seed of samplers that use the global random generators.
+        seed: Seed of the run.
 
     Attributes:
         batch: The batch size and how it is divided.
@@ -226,27 +277,63 @@ class UpdateDataLoader(DataLoader):
         return math.ceil(len(self.plan) / self.batch.micro_batches)
 
     def __iter__(self) -> Iterator[UpdateWindow]:
-        self._seed_workers(self.plan.next_pass)
-        # Workers get their base seed here.
-        with RandomStream(self.plan.seed, self.plan.next_pass, 1):
-            batches = super().__iter__()
+        batches = super().__iter__()
+        self.plan.done = 0
         for update in self.plan.updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
             for _ in window.micro_batches():  # Those that were not taken.
                 pass
 
-    def _seed_workers(self, number: int) -> None:
-        """Seed the workers of a pass by its number.
 
-        MMEngine gives new workers the same seed in every epoch, which repeats the
-        random augmentations.
+class EndlessUpdates:
+    """Iterator over the updates of pass after pass, for loops that count iterations.
+
+    Args:
+        dataloader: Its passes.
+    """
+
+    def __init__(self, dataloader: UpdateDataLoader) -> None:
+        self._dataloader = dataloader
+        self._iterator: Iterator[UpdateWindow] | None = None
+        self._number = self._done = self._left_out = 0
+
+    def start_at(self, update: int) -> None:
+        """Go to an update without loading those before.
+
+        MMEngine's loop then asks for as many items as there are before; each is None.
         """
-        init = self.worker_init_fn
-        if isinstance(init, partial) and 'seed' in init.keywords:
-            # Below 2^31: MMEngine adds the worker's number, and NumPy takes 32 bits.
-            seed = derive_seed(self.plan.seed, number, 2) // 2
-            self.worker_init_fn = partial(init, seed=seed)
+        self._iterator = None
+        self._left_out = self._done = update
+        if not self._dataloader.endless:
+            self._number, self._done = divmod(update, len(self._dataloader))
+
+    def skip_iter(self, updates: int) -> None:
+        """Do nothing: onedl-mmengine calls it in place of asking for items."""
+        self._left_out = 0
+
+    def __iter__(self) -> 'EndlessUpdates':
+        return self
+
+    def __next__(self) -> UpdateWindow | None:
+        if self._left_out:
+            self._left_out -= 1
+            return None
+        if self._iterator is None:
+            self._start_pass()
+        window = next(self._iterator, None)
+        if window is None:
+            self._number += 1
+            self._start_pass()
+            window = next(self._iterator)
+        return window
+
+    def _start_pass(self) -> None:
+        plan = self._dataloader.plan
+        if hasattr(plan.sampler, 'set_epoch'):
+            plan.sampler.set_epoch(self._number)
+        plan.number, plan.done, self._done = self._number, self._done, 0
+        self._iterator = iter(self._dataloader)
 
 
 def check_plain(dataloader: DataLoader) -> None:

@@ -16,6 +16,7 @@ from agvm_mm import engine
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.training.batch import check_accumulation, check_auto_scaling
 from agvm_mm.training.dataloader import (
+    EndlessUpdates,
     UpdateDataLoader,
     has_uneven_ranks,
     set_seed,
@@ -228,23 +229,19 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
     """
 
     def run_epoch(self) -> None:
-        """Run the updates of one epoch that a resumed run has not done yet.
-
-        The images of the updates before are loaded again and dropped, so that random
-        augmentations in the workers continue as without an interruption.
-        """
+        """Run the updates of one epoch that a resumed run has not done yet."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         hub = self.runner.message_hub
         # In images: a run that resumes one of another batch has other updates.
         images = hub.runtime_info.get(IMAGES_OF_EPOCH, 0)
         done = math.ceil(images / self.batch.total)
-        self.dataloader.plan.next_pass = self.epoch
-        for idx, window in enumerate(self.dataloader):
+        plan = self.dataloader.plan
+        plan.number, plan.done = self.epoch, done
+        for idx, window in enumerate(self.dataloader, start=done):
             # No batch sampler is so far off its length.
             self._check_ends(self.dataloader, idx > 2 * len(self.dataloader))
-            if idx >= done:
-                self.run_iter(idx, window)
+            self.run_iter(idx, window)
         # Before the hooks, one of which saves the checkpoint of a whole epoch.
         hub.update_info(IMAGES_OF_EPOCH, 0)
         self.runner.call_hook('after_train_epoch')
@@ -273,3 +270,12 @@ class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
     """
 
     counts_epochs = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dataloader_iterator = EndlessUpdates(self.dataloader)
+
+    def run(self) -> nn.Module:
+        """Launch training; see :meth:`LargeBatchMixin.run`."""
+        self.dataloader_iterator.start_at(self.iter)
+        return super().run()

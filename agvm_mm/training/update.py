@@ -43,6 +43,14 @@ def seed_update(seed: int, rank: int, update: int) -> None:
     torch.manual_seed(derived)
 
 
+def seed_cpu(seed: int) -> None:
+    """Seed the global generators of the CPU."""
+    random.seed(seed)
+    np.random.seed(seed)
+    # torch.manual_seed would reset the generators of GPUs as well.
+    torch.default_generator.manual_seed(seed)
+
+
 class RandomStream:
     """Context in which the global generators of the CPU continue a stream of their own.
 
@@ -60,10 +68,7 @@ class RandomStream:
         if self._inside is not None:
             self._restore(self._inside)
             return
-        random.seed(self._seed)
-        np.random.seed(self._seed)
-        # torch.manual_seed would reset the generators of GPUs as well.
-        torch.default_generator.manual_seed(self._seed)
+        seed_cpu(self._seed)
 
     def __exit__(self, *_: object) -> None:
         self._inside = self._state()
