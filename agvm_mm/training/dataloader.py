@@ -187,7 +187,8 @@ class UpdatePlan(Sampler):
         seed: Seed of the run.
 
     Attributes:
-        number: Number of the pass over the data that is started next.
+        number: Number of the pass over the data that is started next; the one after
+            the last by default.
         done: Updates of that pass that are drawn and left out, as a resumed run has
             done them.
         updates: Yields the index batches of each update of the pass that was started
@@ -278,7 +279,7 @@ class UpdateDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[UpdateWindow]:
         batches = super().__iter__()
-        self.plan.done = 0
+        self.plan.number, self.plan.done = self.plan.number + 1, 0
         for update in self.plan.updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
@@ -289,24 +290,21 @@ class UpdateDataLoader(DataLoader):
 class EndlessUpdates:
     """Iterator over the updates of pass after pass, for loops that count iterations.
 
+    A run that resumes does not load those before: MMEngine's loop asks for as many
+    items first, and each is None.
+
     Args:
         dataloader: Its passes.
+        done: Updates of the run before.
     """
 
-    def __init__(self, dataloader: UpdateDataLoader) -> None:
+    def __init__(self, dataloader: UpdateDataLoader, done: int) -> None:
         self._dataloader = dataloader
         self._iterator: Iterator[UpdateWindow] | None = None
-        self._number = self._done = self._left_out = 0
-
-    def start_at(self, update: int) -> None:
-        """Go to an update without loading those before.
-
-        MMEngine's loop then asks for as many items as there are before; each is None.
-        """
-        self._iterator = None
-        self._left_out = self._done = update
-        if not self._dataloader.endless:
-            self._number, self._done = divmod(update, len(self._dataloader))
+        self._left_out = done
+        self._number, self._done = 0, done
+        if not dataloader.endless:
+            self._number, self._done = divmod(done, len(dataloader))
 
     def skip_iter(self, updates: int) -> None:
         """Do nothing: onedl-mmengine calls it in place of asking for items."""

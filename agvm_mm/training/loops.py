@@ -271,11 +271,7 @@ class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
 
     counts_epochs = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.dataloader_iterator = EndlessUpdates(self.dataloader)
-
     def run(self) -> nn.Module:
         """Launch training; see :meth:`LargeBatchMixin.run`."""
-        self.dataloader_iterator.start_at(self.iter)
+        self.dataloader_iterator = EndlessUpdates(self.dataloader, self.iter)
         return super().run()
