@@ -22,7 +22,6 @@ from importlib import metadata
 from typing import NamedTuple
 
 import torch
-from mmengine import registry
 from mmengine.logging.history_buffer import HistoryBuffer
 from torch import distributed as dist
 
@@ -230,24 +229,6 @@ def examine_toolboxes() -> Finding:
     return Finding('toolbox', PROBLEM, found, fix)
 
 
-def examine_registries() -> Finding:
-    """Look up the names that configs use."""
-    expected = {
-        'AGVMOptimWrapper': registry.OPTIM_WRAPPERS,
-        'AGVMAmpOptimWrapper': registry.OPTIM_WRAPPERS,
-        'VarianceSyncHook': registry.HOOKS,
-        'AtomicCheckpointHook': registry.HOOKS,
-        'LargeBatchTrainLoop': registry.LOOPS,
-        'LargeBatchIterTrainLoop': registry.LOOPS,
-    }
-    wrong = [n for n in expected if expected[n].get(n) is not getattr(agvm_mm, n)]
-    if wrong:
-        found = f'another class is registered as {", ".join(wrong)}'
-        fix = 'remove the other package from custom_imports'
-        return Finding('registries', PROBLEM, found, fix)
-    return Finding('registries', OK, f'agvm_mm {agvm_mm.__version__} is registered')
-
-
 def examine_distributed() -> Finding:
     """Look for the backends through which ranks communicate."""
     name = 'distributed'
@@ -299,12 +280,7 @@ OPTIONAL = (
     ('pycocotools', 'pycocotools.mask', 'no COCO data sets, metrics', 'pycocotools'),
     ('scikit-learn', 'sklearn.datasets', 'no embedded digits', 'scikit-learn'),
     ('matplotlib', 'matplotlib.pyplot', 'no figures', 'matplotlib'),
-    (
-        'tensorboard',
-        'torch.utils.tensorboard',
-        'no charts in TensorBoard',
-        'tensorboard',
-    ),
+    ('tensorboard', 'torch.utils.tensorboard', 'no charts in it', 'tensorboard'),
     (
         'baselines',
         'pytorch_optimizer',
@@ -341,6 +317,8 @@ def examine_installation() -> list[Finding]:
         examine_torchvision(),
         examine_opencv(),
         Finding('mmengine', OK, version_of('mmengine')),
+        # Its import registers all classes, or fails if a name is taken.
+        Finding('agvm_mm', OK, agvm_mm.__version__),
         examine_setuptools(),
         examine_stack(),
     ]
@@ -358,7 +336,6 @@ def examine_installation() -> list[Finding]:
     return [
         *findings,
         examine_toolboxes(),
-        examine_registries(),
         examine_distributed(),
         examine_checkpoints(),
     ]
