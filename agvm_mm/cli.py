@@ -16,8 +16,10 @@ from typing import Any
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
 
 from agvm_mm import engine
 from agvm_mm.training.loading import allow_runner_checkpoints
@@ -31,6 +33,7 @@ from agvm_mm.validation import (
     check_optimizer_type,
     did_you_mean,
     package_of,
+    resolve_type,
     type_name,
 )
 
@@ -47,7 +50,27 @@ A rank that stops on a signal creates it and ends with status 0: torchrun would 
 any other.
 """
 
-SYNC_BN_TYPES = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
+
+class DeviceRunner(Runner):
+    """Runner whose ranks may also be CPU cores.
+
+    There the model wrapper gets no device, and BatchNorm takes the place of SyncBN,
+    which has no CPU version. A ``runner_type`` for CPU ranks derives from this class.
+    """
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap the model for this rank."""
+        if not self.distributed or get_device() != 'cpu':
+            return super().wrap_model(model_wrapper_cfg, model)
+        settings = ConfigDict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+        )
+        settings.update(model_wrapper_cfg or {}, device_ids=None)
+        # Not in the config: models make SyncBN by themselves, too.
+        model = revert_sync_batchnorm(model)
+        return MODEL_WRAPPERS.build(settings, default_args=dict(module=model))
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +181,10 @@ def build_runner(cfg: Config, launcher: str) -> Runner:
     """
     prepare_launcher(cfg, launcher)
     allow_runner_checkpoints()
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if resolve_type(cfg.get('runner_type', Runner), RUNNERS) is Runner:
+        runner = DeviceRunner.from_cfg(cfg)
+    else:
+        runner = RUNNERS.build(cfg)
     check_optimizer_type((cfg.get('optim_wrapper') or {}).get('optimizer'))
     return runner
 
@@ -249,7 +275,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
 
 def prepare_launcher(cfg: Config, launcher: str) -> None:
-    """Set up a config for a launcher, also where there is no accelerator.
+    """Name the launcher in a config, and check it where there is no accelerator.
 
     Call it before the Runner is built: without an accelerator it starts the process
     group, since that of MMEngine needs CUDA.
@@ -265,7 +291,6 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
         raise ValueError(
             f'Without an accelerator only --launcher pytorch works, got {launcher}'
         )
-    use_cpu_ranks(cfg)
     variables = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
     missing = [name for name in variables if name not in os.environ]
     if missing:
@@ -282,40 +307,6 @@ def end_process_group() -> None:
     """Destroy the process group, if it still exists."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def use_cpu_ranks(cfg: Config) -> None:
-    """Set up distributed data parallel training on CPUs.
-
-    The model wrapper gets no device, and SyncBN, which has no CPU version, becomes
-    BatchNorm.
-    """
-    wrapper = ConfigDict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )
-    wrapper.update(cfg.get('model_wrapper_cfg') or {})
-    wrapper.device_ids = None
-    cfg.model_wrapper_cfg = wrapper
-    cfg.model = revert_sync_bn(cfg.model)
-    cfg.sync_bn = None
-    cfg.setdefault('env_cfg', ConfigDict())
-    cfg.env_cfg.dist_cfg = ConfigDict(backend='gloo')
-
-
-def revert_sync_bn(settings: Any) -> Any:
-    """Return a copy of a (nested) config with BatchNorm in place of SyncBN."""
-    if isinstance(settings, dict):
-        # A ConfigDict's own items() imports the classes of a config in pure Python,
-        # which MMEngine cannot write to a file then.
-        copy = {key: revert_sync_bn(value) for key, value in dict.items(settings)}
-        if type_name(settings.get('type')) in SYNC_BN_TYPES:
-            copy['type'] = 'BN'
-        return ConfigDict(copy)
-    if isinstance(settings, list | tuple):
-        return type(settings)(revert_sync_bn(value) for value in settings)
-    return settings
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:

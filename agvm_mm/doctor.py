@@ -16,12 +16,12 @@ import importlib
 import importlib.util
 import io
 import platform
+import re
 import sys
 from importlib import metadata
 from typing import NamedTuple
 
 import torch
-from mmengine import registry
 from mmengine.logging.history_buffer import HistoryBuffer
 from torch import distributed as dist
 
@@ -38,6 +38,8 @@ PACKAGES = {
     'mmdet': ('mmdet==3.3.0', 'onedl-mmdetection'),
     'mmseg': ('mmsegmentation==1.2.2', 'onedl-mmsegmentation'),
 }
+# Packages that are not named after their module.
+PACKAGE_OF = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'}
 GPU_CHECK = (
     'to check training on them: python -m gpu_check in a clone of the repository'
 )
@@ -64,6 +66,32 @@ def build_mmcv() -> str:
         'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
         + packages()['mmcv']
     )
+
+
+def install_torchvision() -> str:
+    """Return the command that installs the torchvision of the installed torch."""
+    version, _, build = torch.__version__.partition('+')
+    major, minor = map(int, version.split('.')[:2])
+    # 0.15 was released with torch 2.0, 0.16 with 2.1 and so on.
+    package = f'"torchvision==0.{minor + 15}.*"' if major == 2 else 'torchvision'
+    known = re.fullmatch(r'cpu|xpu|cu\d+|rocm[\d.]+', build)
+    index = f'--index-url https://download.pytorch.org/whl/{build} ' if known else ''
+    return f'pip install --force-reinstall --no-deps {index}{package}'
+
+
+def install_missing(error: Exception, module: str) -> str:
+    """Return the command that installs what the import of a module lacks.
+
+    It is empty if that is the module itself, or if the error is another one.
+    """
+    missing = (getattr(error, 'name', None) or '').partition('.')[0]
+    if not isinstance(error, ModuleNotFoundError) or missing in ('', module):
+        return ''
+    if missing == 'torchvision':
+        return install_torchvision()
+    # pip keeps the torch that it is given, whatever the package requires.
+    keep = f'"torch=={torch.__version__.partition("+")[0]}"'
+    return f'pip install {PACKAGE_OF.get(missing, missing)} {keep}'
 
 
 def version_of(module: str) -> str:
@@ -101,8 +129,45 @@ def examine_numpy() -> Finding:
         torch.zeros(1).numpy()
     except RuntimeError as error:
         found = f'{version} does not work with torch {torch.__version__}: {error}'
-        return Finding('numpy', PROBLEM, found, 'pip install "numpy<2"')
+        # OpenCV 5 needs numpy 2.
+        fix = 'pip install "numpy<2" "opencv-python<5"'
+        return Finding('numpy', PROBLEM, found, fix)
     return Finding('numpy', OK, version)
+
+
+def examine_torchvision() -> Finding:
+    """Import torchvision, which belongs to one release of torch.
+
+    MMEngine's Runner and other packages import it if it is installed, and fail if it
+    is broken.
+    """
+    name, fix = 'torchvision', install_torchvision()
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        found = 'no weights from torchvision:// URLs, such as those of ResNet-50'
+        return Finding(name, WARNING, f'not installed: {found}', fix)
+    found = f'{version} with torch {torch.__version__}'
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        return Finding(name, PROBLEM, f'{found}: {first_line(error)}', fix)
+    if '==' in fix and f'=={".".join(version.split(".")[:2])}.' not in fix:
+        return Finding(name, WARNING, f'{found}, which is not its release', fix)
+    return Finding(name, OK, version)
+
+
+def examine_opencv() -> Finding:
+    """Import OpenCV, which mmcv needs."""
+    try:
+        return Finding('opencv', OK, version_of('cv2'))
+    except Exception as error:
+        # The usual build needs libraries of a desktop, such as libGL.
+        fix = install_missing(error, '') or (
+            'pip uninstall opencv-python, then '
+            'pip install --no-deps opencv-python-headless'
+        )
+        return Finding('opencv', PROBLEM, first_line(error), fix)
 
 
 def examine_stack() -> Finding:
@@ -128,7 +193,8 @@ def examine_mmcv() -> Finding:
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
         _, kept = ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5)
     except Exception as error:
-        return Finding('mmcv', PROBLEM, found + first_line(error), build_mmcv())
+        fix = install_missing(error, 'mmcv') or build_mmcv()
+        return Finding('mmcv', PROBLEM, found + first_line(error), fix)
     if kept.tolist() != [0]:
         return Finding('mmcv', PROBLEM, f'{version}, nms is wrong', build_mmcv())
     return Finding('mmcv', OK, f'{version}, operators run')
@@ -142,16 +208,14 @@ def examine_toolbox(module: str) -> Finding:
     try:
         version = version_of(module)
         importlib.import_module(f'{module}.models')
-    except ModuleNotFoundError as error:
-        missing = (error.name or '').partition('.')[0]
-        # MMSegmentation's tokenizer, for example, imports packages that it does not
-        # require.
-        fix = f'pip install {missing or package}'
-        fix = build_mmcv() if missing == 'mmcv' else fix
-        return Finding(module, PROBLEM, str(error), fix)
     except Exception as error:
-        # Both assert the versions of mmcv and MMEngine and import mmcv's operators.
-        return Finding(module, PROBLEM, first_line(error), build_mmcv())
+        # MMSegmentation's tokenizer, for example, imports packages that it does not
+        # require. Both toolboxes assert the version of mmcv.
+        found = first_line(error)
+        fix = build_mmcv() if found.startswith('MMCV==') else ''
+        fix = fix or install_missing(error, module)
+        show = f'python -c "import {module}.models" shows which package fails'
+        return Finding(module, PROBLEM, found, fix or show)
     return Finding(module, OK, version)
 
 
@@ -163,24 +227,6 @@ def examine_toolboxes() -> Finding:
     found = 'neither MMDetection nor MMSegmentation is installed'
     fix = 'pip install "{mmdet}" or "{mmseg}"'.format(**packages())
     return Finding('toolbox', PROBLEM, found, fix)
-
-
-def examine_registries() -> Finding:
-    """Look up the names that configs use."""
-    expected = {
-        'AGVMOptimWrapper': registry.OPTIM_WRAPPERS,
-        'AGVMAmpOptimWrapper': registry.OPTIM_WRAPPERS,
-        'VarianceSyncHook': registry.HOOKS,
-        'AtomicCheckpointHook': registry.HOOKS,
-        'LargeBatchTrainLoop': registry.LOOPS,
-        'LargeBatchIterTrainLoop': registry.LOOPS,
-    }
-    wrong = [n for n in expected if expected[n].get(n) is not getattr(agvm_mm, n)]
-    if wrong:
-        found = f'another class is registered as {", ".join(wrong)}'
-        fix = 'remove the other package from custom_imports'
-        return Finding('registries', PROBLEM, found, fix)
-    return Finding('registries', OK, f'agvm_mm {agvm_mm.__version__} is registered')
 
 
 def examine_distributed() -> Finding:
@@ -198,14 +244,6 @@ def examine_distributed() -> Finding:
     if not (nccl or gloo):
         return Finding(name, PROBLEM, found, 'install a torch with gloo or NCCL')
     return Finding(name, OK, f'{found}; {gpus} GPU(s)', GPU_CHECK if gpus else '')
-
-
-def examine_sync_bn() -> Finding:
-    """Look for a GPU, which SyncBN needs."""
-    if torch.cuda.is_available():
-        return Finding('SyncBN', OK, 'runs on GPUs')
-    fix = "agvm_mm's tools/dist_train.sh replaces it with BN on CPUs"
-    return Finding('SyncBN', WARNING, 'has no CPU version', fix)
 
 
 def examine_checkpoints() -> Finding:
@@ -242,20 +280,13 @@ OPTIONAL = (
     ('pycocotools', 'pycocotools.mask', 'no COCO data sets, metrics', 'pycocotools'),
     ('scikit-learn', 'sklearn.datasets', 'no embedded digits', 'scikit-learn'),
     ('matplotlib', 'matplotlib.pyplot', 'no figures', 'matplotlib'),
+    ('tensorboard', 'torch.utils.tensorboard', 'no charts in it', 'tensorboard'),
     (
-        'tensorboard',
-        'torch.utils.tensorboard',
-        'no charts in TensorBoard',
-        'tensorboard "setuptools<82"',
+        'baselines',
+        'pytorch_optimizer',
+        'no LARS, LAMB',
+        '--no-deps "pytorch-optimizer>=4,<5"',
     ),
-    (
-        # MMEngine's Runner imports it if it is installed, and fails if it is broken.
-        'torchvision',
-        'torchvision',
-        'no weights from torchvision:// URLs, such as those of ResNet-50',
-        'torchvision  (the release that matches your torch)',
-    ),
-    ('baselines', 'pytorch_optimizer', 'no LARS, LAMB', '"pytorch-optimizer>=4,<5"'),
 )
 
 
@@ -264,35 +295,49 @@ def examine_optional(name: str, module: str, without: str, package: str) -> Find
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # The package itself or a dependency of it: the command installs both.
-        fix = f'pip install {package}'
+        fix = install_missing(error, module.partition('.')[0])
+        fix = fix or f'pip install {package}'
         return Finding(name, WARNING, f'{without} ({error})', fix)
     except Exception as error:
-        # Compiled against another numpy or torch, for example.
+        # Compiled against another numpy or torch, for example. Without --no-deps pip
+        # would also install numpy and torch again, in their newest releases.
         found = f'is installed but cannot be imported: {first_line(error)}'
-        fix = f'pip install --force-reinstall {package}'
+        package = package.removeprefix('--no-deps ')
+        fix = f'pip install --force-reinstall --no-deps {package}'
         return Finding(name, PROBLEM, found, fix)
     return Finding(name, OK, 'imports')
 
 
 def examine_installation() -> list[Finding]:
     """Examine everything, in the order in which problems should be fixed."""
-    return [
+    findings = [
         examine_python(),
         Finding('torch', OK, version_of('torch')),
         examine_numpy(),
+        examine_torchvision(),
+        examine_opencv(),
         Finding('mmengine', OK, version_of('mmengine')),
+        # Its import registers all classes, or fails if a name is taken.
+        Finding('agvm_mm', OK, agvm_mm.__version__),
         examine_setuptools(),
         examine_stack(),
-        examine_mmcv(),
-        examine_toolbox('mmdet'),
-        examine_toolbox('mmseg'),
+    ]
+    # These import those above, whose problems no reinstallation of them can solve.
+    for examine, *args in (
+        (examine_mmcv,),
+        (examine_toolbox, 'mmdet'),
+        (examine_toolbox, 'mmseg'),
+        *((examine_optional, *row) for row in OPTIONAL),
+    ):
+        finding = examine(*args)
+        if finding.state == PROBLEM and PROBLEM in {f.state for f in findings}:
+            finding = finding._replace(fix='fix what is above, then run this again')
+        findings.append(finding)
+    return [
+        *findings,
         examine_toolboxes(),
-        examine_registries(),
         examine_distributed(),
-        examine_sync_bn(),
         examine_checkpoints(),
-        *(examine_optional(*row) for row in OPTIONAL),
     ]
 
 

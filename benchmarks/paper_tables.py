@@ -3,10 +3,11 @@
     python benchmarks/paper_tables.py                       # COCO, ADE20K: what has run
     python benchmarks/paper_tables.py --data digits         # train the embedded twins
 
-Reads the results from the logs under ``work_dirs/<config name>``. With the digits, the
-table has all twins, and those that have not run yet are trained first, one after the
-other. An interrupted call can be repeated: it resumes the cell it was at, and does not
-run finished cells again.
+Reads the results from the logs under ``work_dirs/<config name>``. A result "differs" if
+its run has another batch, length or config than the cell's, or was interrupted. With
+the digits, the table has all twins, and those that have not run yet are trained first,
+one after the other. An interrupted call can be repeated: it resumes the cell it was at,
+and does not run finished cells again.
 """
 
 import argparse
@@ -20,12 +21,12 @@ from tqdm import tqdm
 
 from agvm_mm.validation import check_number
 from benchmarks.paper.tables import (
+    NODE_RANKS,
     Cell,
+    fill_cell,
     read_cells,
-    read_result,
     run_cell,
     to_markdown,
-    work_dir,
 )
 
 
@@ -43,6 +44,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--work-dirs', default='work_dirs', help='folder of the runs')
     parser.add_argument('--ranks', type=int, help='8 for paper, 2 for digits')
+    parser.add_argument(
+        '--node-ranks',
+        type=int,
+        default=NODE_RANKS,
+        help='paper: ranks on one machine; more --ranks need several',
+    )
     parser.add_argument('--only', help='only cells whose config contains this text')
     parser.add_argument('--json', help='write the cells to this file as well')
     parser.add_argument(
@@ -65,8 +72,9 @@ def main() -> None:
     args = parse_args()
     ranks = args.ranks or (2 if args.data == 'digits' else 8)
     check_number('--ranks', ranks, low=1, integer=True)
+    check_number('--node-ranks', args.node_ranks, low=1, integer=True)
     root = Path(args.work_dirs).absolute()
-    cells = read_cells(args.data, ranks)
+    cells = read_cells(args.data, ranks, args.node_ranks)
     if args.only:
         cells = [cell for cell in cells if cell.config and args.only in cell.config]
         if not cells:
@@ -75,9 +83,14 @@ def main() -> None:
         train_missing(cells, root)
     for cell in cells:
         if cell.config:
-            cell.found = read_result(work_dir(cell, root), cell.metric)
+            fill_cell(cell, root)
     if args.data == 'paper':
         print("Each cell: the paper's number / the number found in the work folder.\n")
+        if ranks > args.node_ranks:
+            print(
+                'Run a command on every machine, with its own NODE_RANK from 0 on; '
+                'MASTER_ADDR is the first machine.\n'
+            )
     print(to_markdown(cells))
     if args.json:
         rows = [asdict(cell) for cell in cells]

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from agvm_mm import cli
 from gpu_check.detectors import DIGITS
-from gpu_check.ranks import rank_device
 
 DTYPES = ('float16', 'bfloat16')
 UPDATES = 12
@@ -71,8 +70,6 @@ def training_config(
     cfg.default_hooks.agvm.update(begin=0, max_rejected=None)
     if ranks > 1:
         cfg.launcher = 'pytorch'
-        if rank_device().type == 'cpu':
-            cli.use_cpu_ranks(cfg)
     return cfg
 
 
@@ -81,7 +78,7 @@ def train_digits(
 ) -> list[dict]:
     """Train on this rank, and return the record of each update."""
     cfg = training_config(data, work_dir, dtype, loss_scale)
-    runner = Runner.from_cfg(cfg)
+    runner = cli.DeviceRunner.from_cfg(cfg)
     recorder = RecordHook()
     runner.register_hook(recorder)
     runner.train()

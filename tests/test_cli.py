@@ -1,11 +1,19 @@
 """Shared flags of the tools, and their changes to a config."""
 
 from argparse import ArgumentParser
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mmcv.ops import SyncBatchNorm as MMSyncBN
 from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import MODEL_WRAPPERS, MODELS, RUNNERS
+from mmengine.runner import Runner
+from ranks import run_on_ranks
+from torch import nn
+from toy import ToyDetector
 
 from agvm_mm import cli
 
@@ -123,54 +131,6 @@ def test_auto_scale_lr_needs_a_base_batch_size():
         cli.enable_auto_scale_lr(config())
 
 
-def test_sync_bn_is_replaced_everywhere():
-    model = dict(
-        norm_cfg=dict(type='SyncBN', requires_grad=True),
-        heads=[dict(norm_cfg=dict(type='MMSyncBN')), dict(type='FCHead')],
-        stages=({'norm': dict(type='GN')},),
-    )
-    reverted = cli.revert_sync_bn(model)
-    assert reverted.norm_cfg == dict(type='BN', requires_grad=True)
-    assert reverted.heads == [dict(norm_cfg=dict(type='BN')), dict(type='FCHead')]
-    assert reverted.stages == ({'norm': dict(type='GN')},)
-    assert model['norm_cfg']['type'] == 'SyncBN'
-
-
-def test_cpu_ranks_use_gloo_and_no_device():
-    cfg = config(
-        model=dict(norm_cfg=dict(type='SyncBN')),
-        sync_bn='torch',
-        find_unused_parameters=True,
-        env_cfg=dict(dist_cfg=dict(backend='nccl')),
-    )
-    cli.use_cpu_ranks(cfg)
-    assert cfg.model_wrapper_cfg == dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-    )
-    assert cfg.model.norm_cfg.type == 'BN'
-    assert cfg.sync_bn is None
-    assert cfg.env_cfg.dist_cfg == dict(backend='gloo')
-
-
-def test_cpu_ranks_keep_a_custom_wrapper():
-    cfg = config(model=dict(), model_wrapper_cfg=dict(type='MyDDP', bucket_cap_mb=1))
-    cli.use_cpu_ranks(cfg)
-    assert cfg.model_wrapper_cfg.type == 'MyDDP'
-    assert cfg.model_wrapper_cfg.bucket_cap_mb == 1
-    assert cfg.model_wrapper_cfg.device_ids is None
-
-
-def test_one_process_changes_no_settings():
-    cfg = config(model=dict(norm_cfg=dict(type='SyncBN')))
-    cli.prepare_launcher(cfg, 'none')
-    assert cfg.launcher == 'none'
-    assert 'model_wrapper_cfg' not in cfg
-    assert cfg.model.norm_cfg.type == 'SyncBN'
-
-
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
 def test_other_launchers_need_an_accelerator(
     monkeypatch: pytest.MonkeyPatch, launcher: str
@@ -187,13 +147,80 @@ def test_launcher_without_torchrun_is_an_error(monkeypatch: pytest.MonkeyPatch):
         cli.prepare_launcher(config(model=dict()), 'pytorch')
 
 
+class OwnWrapper(MMDistributedDataParallel):
+    """Wrapper that a config names."""
+
+
+class OwnRunner(cli.DeviceRunner):
+    """Runner that a config names."""
+
+
+class NormedDetector(ToyDetector):
+    """Network that makes the layers by itself that have no CPU version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norms = [nn.SyncBatchNorm(4), MMSyncBN(4), nn.BatchNorm2d(4)]
+        self.norms = nn.ModuleList(norms).double().requires_grad_(False)
+
+
+def wrap_on_rank(folder: str, **settings: Any) -> tuple:
+    """Build the model of a config on this rank; return what it was made of."""
+    MODELS.register_module(module=NormedDetector, force=True)
+    MODEL_WRAPPERS.register_module(module=OwnWrapper, force=True)
+    RUNNERS.register_module(module=OwnRunner, force=True)
+    cfg = Config(dict(model=dict(type='NormedDetector'), work_dir=folder, **settings))
+    cfg.launcher = 'pytorch'
+    before = cfg.to_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, 'prepare_launcher', lambda cfg, launcher: None)
+        runner = cli.build_runner(cfg, 'pytorch')
+    assert runner.cfg.to_dict() == before
+    model = runner.model
+    assert not any(isinstance(m, nn.SyncBatchNorm | MMSyncBN) for m in model.modules())
+    assert model.device_ids is None
+    options = model.broadcast_buffers, model.find_unused_parameters
+    return type(runner).__name__, type(model).__name__, *options
+
+
+@pytest.mark.parametrize(
+    'settings, expected',
+    [
+        ({}, ('DeviceRunner', 'MMDistributedDataParallel', False, False)),
+        (
+            dict(sync_bn='torch', find_unused_parameters=True),
+            ('DeviceRunner', 'MMDistributedDataParallel', False, True),
+        ),
+        (
+            dict(
+                runner_type='OwnRunner',
+                model_wrapper_cfg=dict(type='OwnWrapper', broadcast_buffers=True),
+            ),
+            ('OwnRunner', 'OwnWrapper', True, False),
+        ),
+    ],
+    ids=['default', 'converted', 'own'],
+)
+def test_cpu_ranks_have_no_sync_bn_and_no_device(
+    tmp_path: Path, settings: dict, expected: tuple
+):
+    function = partial(wrap_on_rank, **settings)
+    assert run_on_ranks(function, 2, str(tmp_path)) == [expected, expected]
+
+
 def test_accelerators_are_left_to_mmengine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
-    cfg = config(model=dict(norm_cfg=dict(type='SyncBN')))
+    cfg = config(model=dict())
     cli.prepare_launcher(cfg, 'pytorch')
     assert cfg.launcher == 'pytorch'
-    assert 'model_wrapper_cfg' not in cfg
-    assert cfg.model.norm_cfg.type == 'SyncBN'
+    asked = []
+    monkeypatch.setattr(
+        Runner, 'wrap_model', lambda _, settings, model: asked.append(settings) or model
+    )
+    runner = object.__new__(cli.DeviceRunner)
+    runner._distributed = True
+    model = nn.SyncBatchNorm(4)
+    assert runner.wrap_model(None, model) is model and asked == [None]
 
 
 def test_predictions_are_drawn_and_dumped():

@@ -14,6 +14,7 @@ The info string of a fenced block says how it is checked:
 
 import argparse
 import ast
+import copy
 import inspect
 import io
 import os
@@ -51,7 +52,7 @@ from toy import ToyDetector
 
 import agvm_mm
 import gpu_check.__main__
-from agvm_mm import cli, doctor
+from agvm_mm import doctor
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / 'README.md'
@@ -233,7 +234,7 @@ def network(settings):
     import mmdet.models  # noqa: F401
     import mmseg.models  # noqa: F401
 
-    settings = cli.revert_sync_bn(settings)
+    settings = copy.deepcopy(settings)
     settings.backbone.init_cfg = None
     settings.pop('pretrained', None)
     return MODELS.build(settings)

@@ -24,7 +24,8 @@ from agvm_mm import cli
 from agvm_mm.report import logs
 from agvm_mm.training.atomic import replaced_when_whole
 from agvm_mm.validation import check_choice
-from benchmarks.paper.tables import METRICS, last_result
+from benchmarks.paper.runs import last_result
+from benchmarks.paper.tables import METRICS
 from common import report
 
 TWINS = report.ROOT / 'configs/digits'

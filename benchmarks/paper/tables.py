@@ -7,13 +7,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
-from agvm_mm.report.logs import find_logs, read_scalars, validation_result
+from benchmarks.paper.runs import differences, last_result
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,6 +81,12 @@ METRICS = {
 DIGITS = 'digits'
 """Key of the table of the embedded twins."""
 
+DIGITS_UPDATES = 160
+"""Updates of a twin: 10 epochs of the 4,096 scenes that ``demo.data`` writes."""
+
+NODE_RANKS = 8
+"""Ranks on one machine, unless ``--node-ranks`` says otherwise."""
+
 TWIN_METRICS = {
     'faster-rcnn': 'bbox_mAP',
     'retinanet': 'bbox_mAP',
@@ -90,6 +96,11 @@ TWIN_METRICS = {
     'sem-fpn': 'mIoU',
 }
 """Metric of each embedded twin, in the order of the table."""
+
+DIFFERS = ' (differs)'
+"""Mark of a result whose run is not a whole one of the cell's config."""
+
+SHOWN_DIFFERENCES = 5
 
 FINISHED = 'finished.json'
 """File in the work folder of a finished run."""
@@ -137,8 +148,10 @@ class Cell:
         paper: The paper's number, 'NaN' where it diverged.
         status: How the paper's number is known.
         config: Path of our config; None where we have none.
+        updates: Updates of a whole run of the config.
         command: Command that trains it.
         found: The last result in the work folder.
+        differences: How the run in the work folder differs from one of the config.
     """
 
     table: str
@@ -149,8 +162,10 @@ class Cell:
     paper: float | str | None
     status: str
     config: str | None = None
+    updates: int | None = None
     command: str | None = None
     found: float | str | None = None
+    differences: list[str] = field(default_factory=list)
 
 
 def read_tables() -> dict[str, dict]:
@@ -176,13 +191,18 @@ def config_metadata() -> dict[str, dict]:
     }
 
 
-def training_command(config: str, metadata: dict | None, ranks: int) -> str:
-    """Return the command that trains a config on some ranks.
+def training_command(
+    config: str, metadata: dict | None, ranks: int, node_ranks: int
+) -> str:
+    """Return the command that trains a config on some ranks, on machines of node_ranks.
 
     It reduces the images per rank where the total batch size is not a multiple of the
     config's images per rank times the number of ranks. The digits have no metadata.
     """
-    command = f'tools/dist_train.sh {config} {ranks}'
+    command = f'tools/dist_train.sh {config} {min(ranks, node_ranks)}'
+    if ranks > node_ranks:
+        nodes = ranks // node_ranks
+        command = f'NNODES={nodes} NODE_RANK=0 MASTER_ADDR=node0 {command}'
     if metadata is None:
         return command
     on_each, rest = divmod(metadata['Total Batch Size'], ranks)
@@ -214,15 +234,28 @@ def find_config(table: str, row: dict, column: str, paths: list[str]) -> str | N
     return found[0] if found else None
 
 
-def read_cells(data: str, ranks: int) -> list[Cell]:
-    """Return every cell with config and command: of the 'paper', or of the 'digits'."""
+def read_cells(data: str, ranks: int, node_ranks: int = NODE_RANKS) -> list[Cell]:
+    """Return every cell with config and command: of the 'paper', or of the 'digits'.
+
+    The digits train on one machine, whatever the number of ranks.
+
+    Raises:
+        ValueError: If the ranks do not fill their machines.
+    """
+    node_ranks = ranks if data == 'digits' else node_ranks
+    if ranks > node_ranks and ranks % node_ranks:
+        fewer = ranks - ranks % node_ranks
+        raise ValueError(
+            f'--ranks {ranks} does not fill machines of --node-ranks {node_ranks}; '
+            f'use {fewer} or {fewer + node_ranks}, or name the ranks of a machine'
+        )
     metadata = config_metadata()
     cells = _digits_cells() if data == 'digits' else paper_cells(list(metadata))
     for cell in cells:
         if cell.config:
-            cell.command = training_command(
-                cell.config, metadata.get(cell.config), ranks
-            )
+            own = metadata.get(cell.config)
+            cell.updates = own['Updates'] if own else DIGITS_UPDATES
+            cell.command = training_command(cell.config, own, ranks, node_ranks)
     return cells
 
 
@@ -271,23 +304,6 @@ def work_dir(cell: Cell, root: Path) -> Path:
     return root / Path(cell.config).stem
 
 
-def last_result(path: str | Path, key: str) -> float | None:
-    """Return the last validation result of a run, a JSON log or a work folder.
-
-    It is NaN if the last loss is not finite, None if there is no log; otherwise as
-    :func:`validation_result`.
-    """
-    try:
-        logs = find_logs(path)
-    except FileNotFoundError:
-        return None
-    records = [record for log in logs for record in read_scalars(log)]
-    losses = [record['loss'] for record in records if 'loss' in record]
-    if losses and not math.isfinite(losses[-1]):
-        return math.nan
-    return validation_result(records, key)
-
-
 def read_result(folder: str | Path, metric: str) -> float | str | None:
     """Return the last validation result in a work folder, in the paper's unit.
 
@@ -298,6 +314,15 @@ def read_result(folder: str | Path, metric: str) -> float | str | None:
     if result is None:
         return None
     return 'NaN' if math.isnan(result) else round(result * factor, 1)
+
+
+def fill_cell(cell: Cell, root: Path) -> None:
+    """Read the result in a cell's work folder, and how its run differs."""
+    folder = work_dir(cell, root)
+    cell.found = read_result(folder, cell.metric)
+    if cell.found is not None:
+        updates = None if cell.found == 'NaN' else cell.updates
+        cell.differences = differences(folder, ROOT / cell.config, updates)
 
 
 def run_cell(cell: Cell, root: Path, run: Callable = subprocess.run) -> None:
@@ -327,8 +352,9 @@ def run_cell(cell: Cell, root: Path, run: Callable = subprocess.run) -> None:
 def to_markdown(cells: Sequence[Cell]) -> str:
     """Format cells as tables.
 
-    In the paper's tables each cell reads 'paper / found', in that of the twins 'found'.
-    Below each table are the commands of its cells.
+    In the paper's tables each cell reads 'paper / found', in that of the twins 'found';
+    'differs' marks the result of a run that is not a whole one of the cell's config.
+    Below each table are the commands of its cells, and what differs.
     """
     titles = {key: table['title'] for key, table in read_tables().items()}
     lines = []
@@ -343,6 +369,10 @@ def to_markdown(cells: Sequence[Cell]) -> str:
                 f'- {cell.model}, batch {cell.batch_size}, {cell.column}: {command}'
                 + (f" (paper's number: {cell.status})" if cell.paper else '')
             )
+            shown = cell.differences[:SHOWN_DIFFERENCES]
+            lines += [f'  - differs: {text}' for text in shown]
+            if cell.differences[len(shown) :]:
+                lines.append(f'  - and {len(cell.differences) - len(shown)} more')
         lines.append('')
     return '\n'.join(lines)
 
@@ -357,9 +387,8 @@ def _table_lines(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         numbers = [cell.found] if cell.table == DIGITS else [cell.paper, cell.found]
         key = (cell.model, cell.metric, cell.batch_size)
-        rows.setdefault(key, {})[cell.column] = ' / '.join(
-            '-' if n is None else str(n) for n in numbers
-        )
+        text = ' / '.join('-' if n is None else str(n) for n in numbers)
+        rows.setdefault(key, {})[cell.column] = text + DIFFERS * bool(cell.differences)
     return lines + [
         f'| {model} | {metric} | {batch} | '
         + ' | '.join(numbers.get(column, '') for column in columns)

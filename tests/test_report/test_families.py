@@ -146,17 +146,14 @@ def test_small_model_has_no_pretrained_weights_and_few_boxes():
     settings = ConfigDict(
         data_preprocessor=dict(size=(512, 1024), batch_augments=[dict(type='Pad')]),
         pretrained='open-mmlab://a',
-        backbone=dict(
-            norm_cfg=dict(type='SyncBN'),
-            init_cfg=dict(type='Pretrained', checkpoint='a'),
-        ),
+        backbone=dict(depth=18, init_cfg=dict(type='Pretrained', checkpoint='a')),
         neck=dict(init_cfg=[dict(checkpoint='a'), dict(type='Xavier')]),
         train_cfg=dict(sampler=dict(num=512), nms_pre=2000, max_per_img=50),
         num_queries=900,
     )
     assert families.small_model(settings, 64) == dict(
         data_preprocessor=dict(size=(64, 64)),
-        backbone=dict(norm_cfg=dict(type='BN')),
+        backbone=dict(depth=18),
         neck=dict(init_cfg=[dict(type='Xavier')]),
         train_cfg=dict(sampler=dict(num=16), nms_pre=100, max_per_img=50),
         num_queries=50,

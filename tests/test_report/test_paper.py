@@ -4,9 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from logfiles import write_log
+from logfiles import write_log, write_whole_run
 from twins import METRICS, TWINS
 from zoo import load
 
@@ -68,7 +69,11 @@ def test_commands_fit_the_number_of_ranks(ranks: int):
         if cell.config is None:
             continue
         words = cell.command.split()
-        assert words[:3] == ['tools/dist_train.sh', cell.config, str(ranks)]
+        if ranks > 8:
+            nodes = [f'NNODES={ranks // 8}', 'NODE_RANK=0', 'MASTER_ADDR=node0']
+            assert words[:3] == nodes
+            words = words[3:]
+        assert words[:3] == ['tools/dist_train.sh', cell.config, str(min(ranks, 8))]
         leaf = cell.config.removeprefix('configs/').removesuffix('.py')
         default = images = load(leaf).train_dataloader.batch_size
         if words[3:]:
@@ -115,6 +120,117 @@ def test_results_are_read_in_the_unit_of_the_paper(tmp_path: Path):
     assert paper.read_result(tmp_path / 'sem', 'mIoU') == 37.2
     assert paper.read_result(tmp_path / 'sem', 'PQ') is None
     assert paper.read_result(tmp_path / 'nothing', 'PQ') is None
+
+
+DETECTOR = 'faster-rcnn_r50_fpn_agvm-sgd_b512_16e_coco'
+SEGMENTER = 'sem-fpn_r50_sgd_b512_10k_ade20k-512x512'
+TWIN = 'sem-fpn_r18_w16_sgd_b256_10e_digits'
+
+
+def filled(config: str, folder: Path, **run: Any) -> paper.Cell:
+    """Write the run of a config into a folder; return its cell, with the result."""
+    data = 'digits' if config == TWIN else 'paper'
+    cell = next(
+        cell
+        for cell in paper.read_cells(data, 8)
+        if cell.config and Path(cell.config).stem == config
+    )
+    metric = {paper.METRICS[cell.metric][0]: 0.3}
+    settings = dict(updates=cell.updates) | run
+    write_whole_run(folder / config, ROOT / cell.config, metric, **settings)
+    paper.fill_cell(cell, folder)
+    return cell
+
+
+@pytest.mark.parametrize(
+    'name, updates', [(DETECTOR, 3680), (SEGMENTER, 10000), (TWIN, 160)]
+)
+def test_whole_run_of_a_config_does_not_differ(tmp_path: Path, name: str, updates: int):
+    # Where data are, and how a run is divided and logged, is not part of it.
+    changes = {
+        'train_dataloader.batch_size': 2,
+        'train_dataloader.num_workers': 7,
+        'train_dataloader.dataset.data_root': '/elsewhere/',
+        'default_hooks.logger.interval': 20,
+        'default_hooks.preemption': dict(type='PreemptionHook'),
+        'randomness': dict(seed=1),
+    }
+    cell = filled(name, tmp_path, changes=changes)
+    assert (cell.updates, cell.differences) == (updates, [])
+    assert cell.found is not None
+
+
+@pytest.mark.parametrize(
+    'name, run, expected',
+    [
+        (
+            DETECTOR,
+            dict(changes={'optim_wrapper.optimizer.lr': 0.01}),
+            ['optim_wrapper.optimizer.lr=0.01 instead of 0.38'],
+        ),
+        (
+            DETECTOR,
+            dict(changes={'default_hooks.agvm.interval': 1}),
+            ['default_hooks.agvm.interval=1 instead of 10'],
+        ),
+        (
+            DETECTOR,
+            dict(changes={'train_dataloader.dataset.ann_file': 'annotations/few.json'}),
+            [
+                "train_dataloader.dataset.ann_file='few.json' instead of "
+                "'instances_train2017.json'"
+            ],
+        ),
+        (
+            DETECTOR,
+            dict(changes={'load_from': 'trained.pth'}),
+            ["load_from='trained.pth' instead of None"],
+        ),
+        (DETECTOR, dict(changes={'load_from': 'epoch_3.pth', 'resume': True}), []),
+        (
+            DETECTOR,
+            dict(batch_size=64),
+            ['64 images in an update instead of 512'],
+        ),
+        (DETECTOR, dict(updates=200), ['200 updates in the log instead of 3,680']),
+        (TWIN, dict(updates=161), ['161 updates in the log instead of 160']),
+        (
+            SEGMENTER,
+            dict(updates=4000),
+            [
+                '4,000 updates in the log instead of 10,000',
+                'validated last after 4,000 of 10,000 iters',
+            ],
+        ),
+        (DETECTOR, dict(updates=200, loss=float('nan')), []),  # diverged
+    ],
+)
+def test_other_or_interrupted_run_differs(
+    tmp_path: Path, name: str, run: dict, expected: list[str]
+):
+    assert filled(name, tmp_path, **run).differences == expected
+
+
+def test_run_is_what_the_last_log_continues(tmp_path: Path):
+    """A trial before it does not count, the part before an interruption does."""
+    trial = {'train_cfg.total_batch_size': 4}
+    first = filled(TWIN, tmp_path, updates=9, changes=trial)
+    assert '4 images in an update instead of 256' in first.differences
+    parts = dict(b=(1, 80), c=(82, 160))
+    for name, (start, end) in parts.items():
+        cell = filled(TWIN, tmp_path, first=start, updates=end, name=name)
+        assert bool(cell.differences) == (name == 'b')
+    changes = {'optim_wrapper.optimizer.lr': 1.0}
+    cell = filled(TWIN, tmp_path, first=120, name='d', changes=changes)
+    assert cell.differences == ['optim_wrapper.optimizer.lr=1.0 instead of 0.2']
+
+
+def test_result_of_an_earlier_run_is_not_that_of_one_started_again(tmp_path: Path):
+    train = [{'lr': 0.1, 'loss': 1.0, 'step': step} for step in (2, 4)]
+    write_log(tmp_path, *train, {'mIoU': 40.0, 'step': 1}, name='a')
+    assert paper.read_result(tmp_path, 'mIoU') == 40.0
+    write_log(tmp_path, *train, name='b')
+    assert paper.read_result(tmp_path, 'mIoU') is None
 
 
 def test_failed_cell_runs_again_and_finished_cell_does_not(tmp_path: Path):

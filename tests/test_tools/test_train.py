@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from scripts import ROOT, run_script
 
 from demo import pretrain_backbone, write_digits
@@ -179,6 +180,71 @@ def test_two_ranks_train_and_test(data: Path, tmp_path: Path):
         'dist_test.sh', AGVM, checkpoint, 2, *folder, *detector_options(data)
     )
     assert re.findall(r'coco/bbox_\w+: [-\d.]+', output) == evaluated
+
+
+RTMDET = """
+_base_ = {digits!r}
+norm_cfg = dict(type='MMSyncBN')
+model = dict(
+    _delete_=True,
+    type='RTMDet',
+    use_syncbn=True,
+    data_preprocessor=dict(type='DetDataPreprocessor', mean=[0, 0, 0], std=[1, 1, 1]),
+    backbone=dict(
+        type='CSPNeXt',
+        deepen_factor=0.167,
+        widen_factor=0.125,
+        norm_cfg=dict(type='BN'),
+    ),
+    neck=dict(
+        type='CSPNeXtPAFPN',
+        in_channels=[32, 64, 128],
+        out_channels=32,
+        num_csp_blocks=1,
+        norm_cfg=norm_cfg,
+    ),
+    bbox_head=dict(
+        type='RTMDetSepBNHead',
+        num_classes=10,
+        in_channels=32,
+        feat_channels=32,
+        stacked_convs=1,
+        norm_cfg=dict(type='SyncBN'),
+        anchor_generator=dict(type='MlvlPointGenerator', strides=[8, 16, 32]),
+        bbox_coder=dict(type='DistancePointBBoxCoder'),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0),
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+        with_objectness=False,
+        exp_on_reg=False,
+    ),
+    train_cfg=dict(
+        assigner=dict(type='DynamicSoftLabelAssigner', topk=13),
+        allowed_border=-1,
+        pos_weight=-1,
+    ),
+    test_cfg=dict(
+        nms_pre=100,
+        score_thr=0.01,
+        nms=dict(type='nms', iou_threshold=0.6),
+        max_per_img=9,
+    ),
+)
+"""
+
+
+def test_ranks_train_a_model_that_makes_sync_bn_by_itself(data: Path, tmp_path: Path):
+    config = tmp_path / 'rtmdet.py'
+    config.write_text(RTMDET.format(digits=str(ROOT / AGVM)))
+    settings = detector_options(data, **{'default_hooks.agvm.begin': 0})
+    settings = [x for x in settings if not x.startswith('model.backbone')]
+    folder = ['--work-dir', tmp_path / 'run']
+    output = run_ranks('dist_train.sh', config, 2, *folder, *settings)
+    assert updates(output) == [('1', '1'), ('1', '2')]
+    assert len(re.findall(r'AGVM at update .* mu: .*bbox_head ', output)) == 2
+    # A run on GPUs with the config that was written has SyncBN.
+    written = Config.fromfile(tmp_path / 'run/rtmdet.py')
+    assert written.model.use_syncbn and written.model.neck.norm_cfg.type == 'MMSyncBN'
+    assert 'model_wrapper_cfg' not in written
 
 
 @pytest.mark.evidence

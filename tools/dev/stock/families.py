@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS
 from mmengine.runner import set_random_seed
 from torch import Tensor
 
-from agvm_mm.cli import revert_sync_bn
 from agvm_mm.estimators import build_estimator
 from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm import Measurement
@@ -185,9 +184,9 @@ def _judge(
 def small_model(settings: ConfigDict, size: int) -> ConfigDict:
     """Return the settings of a model that trains fast on a CPU on images of a size.
 
-    It keeps its layers, but gets random weights, BatchNorm for SyncBN and few boxes.
+    It keeps its layers, but gets random weights and few boxes.
     """
-    model = _shrink(revert_sync_bn(settings))
+    model = _shrink(settings)
     preprocessor = model.get('data_preprocessor', {})
     # They pad or resize to images of the usual size.
     preprocessor.pop('batch_augments', None)
@@ -234,10 +233,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def build_model(cfg: Config) -> BaseModel:
-    """Build the model of a config with random weights, the same at each call."""
+    """Build the model of a config with random weights, the same at each call.
+
+    It has BatchNorm for SyncBN.
+    """
     use_toolbox(cfg)
     set_random_seed(0)
-    model = MODELS.build(cfg.model)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
     model.init_weights()
     model.train()  # A detector with a teacher returns nothing.
     # Of a run that begins; MMEngine's RuntimeInfoHook does it.
