@@ -138,7 +138,8 @@ def start_ranks(cfg: Config, launcher: str) -> None:
 def build_model(cfg: Config) -> nn.Module:
     """Build the model of a config in training mode."""
     model = MODELS.build(cfg.model)
-    if get_world_size() == 1:  # As MMEngine's Runner.
+    # As the Runner, and where SyncBN cannot run.
+    if get_world_size() == 1 or get_device() == 'cpu':
         model = revert_sync_batchnorm(model)
     model.train()  # A detector with a teacher returns nothing.
     return model
