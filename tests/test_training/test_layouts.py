@@ -1,4 +1,8 @@
-"""Training with one total batch size is the same on any number of ranks."""
+"""Training with one total batch size is the same on any number of ranks.
+
+The loss of the model here is a mean over images. Heads that divide by their positives
+differ between layouts: docs/layouts.md.
+"""
 
 import json
 from pathlib import Path
