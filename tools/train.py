@@ -13,11 +13,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--amp', action='store_true', help='train in automatic mixed precision'
     )
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate linearly from auto_scale_lr.base_batch_size',
-    )
+    cli.add_auto_scale_flag(parser)
     parser.add_argument(
         '--resume',
         nargs='?',

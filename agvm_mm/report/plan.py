@@ -1,6 +1,7 @@
 """Plan of a large-batch run: what a config does on a cluster, without training it.
 
-No function here needs the data or a GPU: the model is built without memory.
+Nothing here needs a GPU: the model is built without memory. If the data are there, the
+training images are counted.
 """
 
 import copy
@@ -18,6 +19,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
     HOOKS,
     LOOPS,
     MODELS,
@@ -29,7 +32,7 @@ from mmengine.registry import (
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from agvm_mm import cli
+from agvm_mm import cli, engine
 from agvm_mm.estimators import check_replicas
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
@@ -47,8 +50,9 @@ from agvm_mm.training.batch import (
     check_accumulation,
     check_auto_scaling,
     check_total_batch_size,
+    describe_scaling,
 )
-from agvm_mm.training.loops import LargeBatchMixin
+from agvm_mm.training.loops import ADVICE, LargeBatchMixin, check_ends
 from agvm_mm.training.variance_sync import (
     WARMUP,
     VarianceSyncHook,
@@ -67,6 +71,8 @@ from agvm_mm.validation import (
 
 TRAIN_IMAGES = dict(coco=117_266, ade20k=20_210)
 """Training images of each data set. For COCO, the images with annotations."""
+COCO_WITH_EMPTY = 118_287
+"""Those of COCO with the images without annotations (``filter_empty_gt=False``)."""
 
 COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
 MOMENTS = dict(SGD=1, Adam=2, AdamW=2, BaselineLARS=1, BaselineLAMB=2, PMDLAMB=2)
@@ -81,7 +87,8 @@ class Plan:
         gpus: Ranks.
         images_per_gpu: Images of a micro-batch on one rank; None for those of the
             config.
-        images: Training images; None for those of COCO or ADE20K.
+        images: Training images; None to count them, or without the data for those of
+            COCO or ADE20K.
         noise: Measured noise scales of the model. Defaults to None.
         images_per_second: Throughput of all GPUs together. Defaults to None.
 
@@ -90,6 +97,7 @@ class Plan:
         micro_batches: Those of an update on each rank, rounded down.
         epoch: Updates of an epoch.
         updates: Updates of the run.
+        counts_epochs: Whether the config gives its length in epochs.
         lr: Learning rate at each update.
         warmup: First update at which it is at its peak, within 1%.
         modules: Trainable parameters by module.
@@ -116,6 +124,7 @@ class Plan:
         noise: NoiseScales | None = None,
         images_per_second: float | None = None,
     ) -> None:
+        use_toolbox(cfg)
         check_loop(cfg)
         self.gpus = gpus
         self.images = images or training_images(cfg)
@@ -129,17 +138,24 @@ class Plan:
         )
         self.micro_batches = self.total // per_micro_batch
         self.epoch = math.ceil(self.images / self.total)
-        if 'max_epochs' in cfg.train_cfg:
+        max_iters = cfg.train_cfg.get('max_iters')
+        self.counts_epochs = 'max_epochs' in cfg.train_cfg
+        if self.counts_epochs:
             self.updates = cfg.train_cfg.max_epochs * self.epoch
         else:
-            self.updates = cfg.train_cfg.max_iters // accumulation
+            self.updates = max_iters // accumulation
         model = build_model(cfg)
         by_module = trainable_by_module(model, cfg.optim_wrapper.get('modules'))
         self.modules = {
             name: sum(parameter.numel() for parameter in parameters)
             for name, parameters in by_module.items()
         }
-        self.lr = planned_rates(cfg, self.epoch, self.updates, accumulation)
+        lr, scaling = float(cfg.optim_wrapper.optimizer.lr), cfg.get('auto_scale_lr')
+        settings = scaling, lr, self.total, max_iters, accumulation
+        self.warnings = [text for text in [describe_scaling(*settings)] if text]
+        if scaling and scaling.get('enable'):  # As MMEngine does.
+            lr *= per_micro_batch / scaling.base_batch_size
+        self.lr = planned_rates(cfg, lr, self.epoch, self.updates, accumulation)
         self.warmup = end_of_warmup(self.lr)
         self.optimizer = type_name(cfg.optim_wrapper.optimizer.type)
         self.precision = 'mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32'
@@ -157,7 +173,7 @@ class Plan:
             check_same_modules(noise, self.modules)
             self.settled = settled_multipliers(self.total, noise.modules, **mu)
         self.problems = self._find_problems(is_wrapper(cfg, AGVMOptimWrapper))
-        self.warnings = self._find_warnings()
+        self.warnings += self._find_warnings()
         if noise is not None and (cfg.get('sync_bn') or has_sync_bn(model)):
             self.warnings.append(
                 'with SyncBN, noise scales that several ranks have measured are biased '
@@ -171,7 +187,7 @@ class Plan:
         ]
         if self.hook is not None:
             checks += [
-                (check_replicas, self.gpus, self.micro_batches, None),
+                (check_replicas, self.gpus, max(1, self.micro_batches), None),
                 (check_begin_is_reached, self.schedule.begin, self.updates),
             ]
         problems = []
@@ -186,20 +202,21 @@ class Plan:
         warnings = []
         if self.warmup > self.updates / 4:
             warnings.append(
-                f'the warm-up takes {self.warmup} of {self.updates} updates, more than '
-                'a quarter'
+                f'the warm-up takes {self.warmup:,} of {self.updates:,} updates, more '
+                'than a quarter'
             )
         begin = self.schedule.begin if self.hook and self.hook.act else math.inf
         if begin >= self.updates:
             return warnings
         if begin < self.warmup:
             warnings.append(
-                f'AGVM begins at update {begin}, within the warm-up of {self.warmup}'
+                f'AGVM begins at update {begin:,}, within the warm-up of '
+                f'{self.warmup:,}'
             )
         reach = 1 - self.momentum**self.measurements
         if reach < 0.5:
             warnings.append(
-                f'{self.measurements} measurements move mu only {reach:.0%} of the '
+                f'{self.measurements:,} measurements move mu only {reach:.0%} of the '
                 'distance to its target; lower the interval (the replicas estimator '
                 'makes that cheap)'
             )
@@ -220,8 +237,8 @@ def check_loop(cfg: Config) -> None:
     Raises:
         KeyError: If there is no such loop.
         TypeError: If it has no such argument.
-        ValueError: If the config accumulates twice, or MMEngine would scale the
-            learning rate to another batch size.
+        ValueError: If the config accumulates twice, the sampler never ends an epoch,
+            or MMEngine would scale the learning rate to another batch size.
     """
     settings = dict(cfg.train_cfg)
     settings.pop('_scope_', None)
@@ -232,7 +249,8 @@ def check_loop(cfg: Config) -> None:
     if loop is None:
         near = did_you_mean(name, LOOPS.module_dict)
         raise KeyError(f'train_cfg.type={kind!r} is not registered.{near}')
-    check_arguments(name, settings, argument_names(loop) - {'runner', 'dataloader'})
+    known = argument_names(loop) - {'runner', 'dataloader'}
+    check_arguments(name, settings, known, advice=ADVICE)
     if issubclass(loop, LargeBatchMixin):
         if 'total_batch_size' not in settings:
             raise ValueError(f'train_cfg: {name} needs total_batch_size')
@@ -240,25 +258,39 @@ def check_loop(cfg: Config) -> None:
         counts = cfg.optim_wrapper.get('accumulative_counts', 1)
         check_accumulation(name, total, counts)
         check_auto_scaling(cfg.get('auto_scale_lr'), total)
+        for key in ('batch_sampler', 'sampler') if loop.counts_epochs else ():
+            sampler = (cfg.train_dataloader.get(key) or {}).get('type')
+            sampler = resolve_type(sampler, DATA_SAMPLERS)
+            check_ends(name, sampler, engine.is_endless(sampler))
 
 
 def training_images(cfg: Config) -> int:
-    """Return the number of training images of COCO or ADE20K.
+    """Count the training images; without the data, return those of COCO or ADE20K.
 
     Raises:
-        ValueError: If the config uses another data set.
+        ValueError: If the files of another data set are not there.
     """
-    dataset = cfg.train_dataloader.dataset
-    while 'dataset' in dataset:
+    dataset, times = cfg.train_dataloader.dataset, 1
+    try:
+        with quiet():
+            return len(DATASETS.build(dataset))
+    except (AssertionError, OSError) as error:  # MMSegmentation asserts some files.
+        missing = error
+    while type_name(dataset.type) in ('RepeatDataset', 'MultiImageMixDataset'):
+        times *= dataset.get('times', 1)
         dataset = dataset.dataset
     kind = type_name(dataset.type)
-    if kind == 'ADE20KDataset':
-        return TRAIN_IMAGES['ade20k']
     file = str(dataset.get('ann_file', '')).rpartition('/')[2]
-    if file in COCO_FILES:
-        return TRAIN_IMAGES['coco']
+    whole = dataset.get('indices') is None
+    if whole and kind == 'ADE20KDataset':
+        return times * TRAIN_IMAGES['ade20k']
+    if whole and file in COCO_FILES:
+        filters = (dataset.get('filter_cfg') or {}).get('filter_empty_gt')
+        return times * (TRAIN_IMAGES['coco'] if filters else COCO_WITH_EMPTY)
     what = f'{kind}, {file}' if file else kind
-    raise ValueError(f'the size of {what} is not known; give it by --images N')
+    raise ValueError(
+        f'the size of {what} is not known; give it by --images N ({missing})'
+    )
 
 
 class _LinspaceOnCPU(TorchFunctionMode):
@@ -292,11 +324,10 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def planned_rates(
-    cfg: Config, epoch: int, updates: int, accumulation: int
+    cfg: Config, lr: float, epoch: int, updates: int, accumulation: int
 ) -> list[float]:
     """Compute the learning rate at each update with the schedulers of the config."""
-    weight = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=float(cfg.optim_wrapper.optimizer.lr))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     settings = cfg.get('param_scheduler') or []
     context = dict(optimizer=optimizer, epoch_length=epoch * accumulation)
     schedulers = [
@@ -314,7 +345,7 @@ def planned_rates(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what constructors of optimizers log and print: lines for each parameter."""
+    """Drop what constructors of optimizers and datasets log and print."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -394,11 +425,17 @@ def describe(plan: Plan) -> str:
     gradient, state = format_bytes(size), f'not known for {plan.optimizer}'
     if plan.optimizer in MOMENTS:
         state = format_bytes(size * MOMENTS[plan.optimizer])
+    parts = f'{plan.gpus:,} GPU(s) x {plan.images_per_gpu:,} images'
+    per_micro_batch = plan.gpus * plan.images_per_gpu
+    if plan.total % per_micro_batch:
+        parts = f', not a multiple of {parts}'
+    else:
+        parts = f' = {parts} x {plan.micro_batches:,} micro-batch(es)'
+    epochs = f', {plan.updates / plan.epoch:,.1f} epochs'
     lines = [
-        f'batch       {plan.total} images = {plan.gpus} GPU(s) x '
-        f'{plan.images_per_gpu} images x {plan.micro_batches} micro-batch(es)',
-        f'updates     {plan.epoch} in an epoch of {plan.images:,} images, '
-        f'{plan.updates:,} in all',
+        f'batch       {plan.total:,} images{parts}',
+        f'updates     {plan.epoch:,} in an epoch of {plan.images:,} images, '
+        f'{plan.updates:,} in all{"" if plan.counts_epochs else epochs}',
         f'precision   {plan.precision}',
         f'lr          {format_rates(plan.lr)}',
         *(
@@ -407,7 +444,7 @@ def describe(plan: Plan) -> str:
         ),
         f'memory      on each GPU, float32: parameters {gradient}, gradient '
         f'{gradient}, moments {state}; plus activations',
-        f'traffic     plain update: {gradient} reduced',
+        f'traffic     plain update: {gradient if plan.gpus > 1 else "nothing"} reduced',
     ]
     if plan.hook is not None:
         lines += _agvm_lines(plan, plan.hook, gradient)
@@ -468,4 +505,4 @@ def format_rates(rates: list[float]) -> str:
     points = [0, *(np.flatnonzero(np.diff(signs)) + 1), last]
     if len(points) > 12:
         points = [round(i * last / 10) for i in range(11)]
-    return ', '.join(f'{rates[p]:.4g} at {p}' for p in dict.fromkeys(points))
+    return ', '.join(f'{rates[p]:.4g} at {p:,}' for p in dict.fromkeys(points))

@@ -32,8 +32,8 @@ class BatchSize:
 
     def __str__(self) -> str:
         return (
-            f'{self.total} images = {self.ranks} rank(s) x {self.images_per_rank} '
-            f'images x {self.micro_batches} micro-batch(es)'
+            f'{self.total:,} images = {self.ranks:,} rank(s) x '
+            f'{self.images_per_rank:,} images x {self.micro_batches:,} micro-batch(es)'
         )
 
 
@@ -158,3 +158,36 @@ def check_auto_scaling(settings: Mapping | None, total_batch_size: int) -> None:
             "and use --auto-scale-lr of agvm_mm's tools/train.py, or set the learning "
             'rate for that batch'
         )
+
+
+def describe_scaling(
+    settings: Mapping | None,
+    lr: float,
+    batch: int,
+    max_iters: int | None = None,
+    accumulation: int = 1,
+) -> str:
+    """Say what fits a batch if the settings are those of another one, or return ''.
+
+    Args:
+        settings: ``auto_scale_lr`` of the config. It names the batch of the learning
+            rate; nothing else tells whether that is scaled already.
+        lr: Learning rate in the config.
+        batch: Images of an update.
+        max_iters: That of the loop. Defaults to None, a loop that counts epochs.
+        accumulation: Iterations of the loop in one update. Defaults to 1.
+    """
+    settings = settings or {}
+    base = settings.get('base_batch_size', batch)
+    if base == batch or settings.get('enable'):  # MMEngine scales it.
+        return ''
+    factor, length = batch / base, ''
+    if max_iters is not None:
+        fits = round(max_iters * accumulation / factor)
+        length = f', and max_iters={fits} as many images as {max_iters}'
+    return (
+        f'auto_scale_lr: lr={lr:g} is that of batch {base:,}. For {batch:,} the linear '
+        f'rule gives {lr * factor:.4g} (--auto-scale-lr), the square root (Adam) '
+        f'{lr * factor**0.5:.4g}{length}. If the config is for {batch:,} already, add '
+        f'auto_scale_lr=dict(base_batch_size={batch})'
+    )

@@ -33,6 +33,12 @@ ITERATIONS_ADVICE = (
     "For a training that counts iterations use type='LargeBatchIterTrainLoop' with "
     'max_iters in optimizer updates.'
 )
+ADVICE = dict(
+    max_iters=ITERATIONS_ADVICE,
+    max_epochs="For a training that counts epochs use type='LargeBatchTrainLoop'; "
+    'train_cfg=dict(_delete_=True, ...) drops max_epochs of the base config.',
+)
+"""What to do about an argument that belongs to the other kind of loop."""
 
 
 class LargeBatchMixin:
@@ -77,7 +83,8 @@ class LargeBatchMixin:
             )
         updates = UpdateDataLoader(dataloader, total_batch_size, runner.seed)
         if self.counts_epochs:
-            self._check_ends(updates, updates.endless)
+            sampler = type(updates.plan.sampler)
+            check_ends(type(self).__name__, sampler, updates.endless)
         self.batch = updates.batch
         super().__init__(runner, updates, **kwargs)
 
@@ -165,15 +172,6 @@ class LargeBatchMixin:
         )
         engine.count_iteration(self)
 
-    def _check_ends(self, dataloader: UpdateDataLoader, endless: bool) -> None:
-        if endless:
-            raise ValueError(
-                f'{type(self).__name__} counts epochs, but '
-                f'{type(dataloader.plan.sampler).__name__} never ends one; use '
-                "train_cfg=dict(type='LargeBatchIterTrainLoop', max_iters=..., "
-                'total_batch_size=...)'
-            )
-
     def _count_images_of_epoch(self, index: int, images: int) -> None:
         hub = self.runner.message_hub
         before = hub.runtime_info.get(IMAGES_OF_EPOCH, 0) if index else 0
@@ -196,8 +194,17 @@ class LargeBatchMixin:
         hub.update_scalar('train/images_per_second', recent[0] / recent[1])
 
 
+def check_ends(loop: str, sampler: type, endless: bool) -> None:
+    """Raise a ValueError if the sampler of a loop that counts epochs never ends one."""
+    if endless:
+        raise ValueError(
+            f'{loop} counts epochs, but {sampler.__name__} never ends one. '
+            f'{ITERATIONS_ADVICE}'
+        )
+
+
 @LOOPS.register_module()
-@suggests_arguments(advice={'max_iters': ITERATIONS_ADVICE})
+@suggests_arguments(advice=ADVICE)
 class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
     """Epoch-based training whose iterations are updates on ``total_batch_size``.
 
@@ -239,10 +246,11 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         # In images: a run that resumes one of another batch has other updates.
         images = hub.runtime_info.get(IMAGES_OF_EPOCH, 0)
         done = math.ceil(images / self.batch.total)
-        self.dataloader.plan.next_pass = self.epoch
+        plan, name = self.dataloader.plan, type(self).__name__
+        plan.next_pass = self.epoch
         for idx, window in enumerate(self.dataloader):
             # No batch sampler is so far off its length.
-            self._check_ends(self.dataloader, idx > 2 * len(self.dataloader))
+            check_ends(name, type(plan.sampler), idx > 2 * len(self.dataloader))
             if idx >= done:
                 self.run_iter(idx, window)
         # Before the hooks, one of which saves the checkpoint of a whole epoch.
@@ -252,7 +260,7 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
 
 
 @LOOPS.register_module()
-@suggests_arguments()
+@suggests_arguments(advice=ADVICE)
 class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
     """Training by iterations, each an update on ``total_batch_size`` images.
 
