@@ -62,15 +62,6 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_auto_scale_flag(parser: argparse.ArgumentParser) -> None:
-    """Add the flag of :func:`enable_auto_scale_lr`."""
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate linearly from auto_scale_lr.base_batch_size',
-    )
-
-
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a tool that runs a config."""
     add_config_flags(parser)

@@ -38,7 +38,11 @@ def parse_args() -> argparse.Namespace:
         help='size of the training set; by default counted if its files are here, and '
         'known for those of COCO and for ADE20K',
     )
-    cli.add_auto_scale_flag(parser)
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate linearly from auto_scale_lr.base_batch_size',
+    )
     noise = parser.add_mutually_exclusive_group()
     noise.add_argument(
         '--log',

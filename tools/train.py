@@ -13,7 +13,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--amp', action='store_true', help='train in automatic mixed precision'
     )
-    cli.add_auto_scale_flag(parser)
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate linearly from auto_scale_lr.base_batch_size',
+    )
     parser.add_argument(
         '--resume',
         nargs='?',

@@ -37,19 +37,10 @@ from agvm_mm.estimators import check_replicas
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
-from agvm_mm.report.forecast import (
-    Cost,
-    NoiseScales,
-    check_same_modules,
-    describe_multipliers,
-    describe_noise,
-    describe_time,
-    settled_multipliers,
-)
+from agvm_mm.report import forecast
 from agvm_mm.training.batch import (
-    check_accumulation,
-    check_auto_scaling,
     check_total_batch_size,
+    check_update_settings,
     describe_scaling,
 )
 from agvm_mm.training.loops import ADVICE, LargeBatchMixin, check_ends
@@ -69,10 +60,8 @@ from agvm_mm.validation import (
     type_name,
 )
 
-TRAIN_IMAGES = dict(coco=117_266, ade20k=20_210)
-"""Training images of each data set. For COCO, the images with annotations."""
-COCO_WITH_EMPTY = 118_287
-"""Those of COCO with the images without annotations (``filter_empty_gt=False``)."""
+TRAIN_IMAGES = dict(coco=117_266, coco_unfiltered=118_287, ade20k=20_210)
+"""Training images of each data set; 'coco' are those with annotations."""
 
 COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
 MOMENTS = dict(SGD=1, Adam=2, AdamW=2, BaselineLARS=1, BaselineLAMB=2, PMDLAMB=2)
@@ -121,7 +110,7 @@ class Plan:
         images_per_gpu: int | None,
         images: int | None,
         *,
-        noise: NoiseScales | None = None,
+        noise: forecast.NoiseScales | None = None,
         images_per_second: float | None = None,
     ) -> None:
         use_toolbox(cfg)
@@ -170,8 +159,9 @@ class Plan:
         self.momentum = mu.pop('momentum')
         self.settled: dict[str, float] = {}
         if noise is not None:
-            check_same_modules(noise, self.modules)
-            self.settled = settled_multipliers(self.total, noise.modules, **mu)
+            forecast.check_same_modules(noise, self.modules)
+            settle = forecast.settled_multipliers
+            self.settled = settle(self.total, noise.modules, **mu)
         self.problems = self._find_problems(is_wrapper(cfg, AGVMOptimWrapper))
         self.warnings += self._find_warnings()
         if noise is not None and (cfg.get('sync_bn') or has_sync_bn(model)):
@@ -183,7 +173,6 @@ class Plan:
     def _find_problems(self, has_wrapper: bool) -> list[str]:
         checks = [
             (check_total_batch_size, self.total, self.gpus, self.images_per_gpu),
-            (check_both_parts, has_wrapper, self.hook is not None),
         ]
         if self.hook is not None:
             checks += [
@@ -191,6 +180,11 @@ class Plan:
                 (check_begin_is_reached, self.schedule.begin, self.updates),
             ]
         problems = []
+        if has_wrapper != (self.hook is not None):
+            problems.append(
+                'AGVMOptimWrapper and VarianceSyncHook go together, and only one is '
+                'there'
+            )
         for check, *arguments in checks:
             try:
                 check(*arguments)
@@ -223,14 +217,6 @@ class Plan:
         return warnings
 
 
-def check_both_parts(has_wrapper: bool, has_hook: bool) -> None:
-    """Check that a config has AGVM's optimizer wrapper and hook, or neither."""
-    if has_wrapper != has_hook:
-        raise ValueError(
-            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
-        )
-
-
 def check_loop(cfg: Config) -> None:
     """Check ``train_cfg`` as the loop would.
 
@@ -256,8 +242,7 @@ def check_loop(cfg: Config) -> None:
             raise ValueError(f'train_cfg: {name} needs total_batch_size')
         total = settings['total_batch_size']
         counts = cfg.optim_wrapper.get('accumulative_counts', 1)
-        check_accumulation(name, total, counts)
-        check_auto_scaling(cfg.get('auto_scale_lr'), total)
+        check_update_settings(name, total, counts, cfg.get('auto_scale_lr'))
         for key in ('batch_sampler', 'sampler') if loop.counts_epochs else ():
             sampler = (cfg.train_dataloader.get(key) or {}).get('type')
             sampler = resolve_type(sampler, DATA_SAMPLERS)
@@ -279,18 +264,19 @@ def training_images(cfg: Config) -> int:
     while type_name(dataset.type) in ('RepeatDataset', 'MultiImageMixDataset'):
         times *= dataset.get('times', 1)
         dataset = dataset.dataset
-    kind = type_name(dataset.type)
+    kind, name = type_name(dataset.type), None
     file = str(dataset.get('ann_file', '')).rpartition('/')[2]
-    whole = dataset.get('indices') is None
-    if whole and kind == 'ADE20KDataset':
-        return times * TRAIN_IMAGES['ade20k']
-    if whole and file in COCO_FILES:
+    if file in COCO_FILES:
         filters = (dataset.get('filter_cfg') or {}).get('filter_empty_gt')
-        return times * (TRAIN_IMAGES['coco'] if filters else COCO_WITH_EMPTY)
-    what = f'{kind}, {file}' if file else kind
-    raise ValueError(
-        f'the size of {what} is not known; give it by --images N ({missing})'
-    )
+        name = 'coco' if filters else 'coco_unfiltered'
+    elif kind == 'ADE20KDataset':
+        name = 'ade20k'
+    if name is None or dataset.get('indices') is not None:
+        what = f'{kind}, {file}' if file else kind
+        raise ValueError(
+            f'the size of {what} is not known; give it by --images N ({missing})'
+        )
+    return times * TRAIN_IMAGES[name]
 
 
 class _LinspaceOnCPU(TorchFunctionMode):
@@ -449,14 +435,14 @@ def describe(plan: Plan) -> str:
     if plan.hook is not None:
         lines += _agvm_lines(plan, plan.hook, gradient)
     if plan.noise is not None:
-        lines += describe_noise(plan.noise, plan.total)
+        lines += forecast.describe_noise(plan.noise, plan.total)
     if plan.settled:
         acts = plan.hook is not None and plan.hook.act
-        lines.append(describe_multipliers(plan.settled, acts=acts))
+        lines.append(forecast.describe_multipliers(plan.settled, acts=acts))
     if plan.images_per_second is not None:
         speed = plan.images_per_second / plan.gpus
-        planned = Cost(plan.total, plan.gpus, plan.updates, speed)
-        lines += describe_time(planned, plan.noise and plan.noise.whole)
+        planned = forecast.Cost(plan.total, plan.gpus, plan.updates, speed)
+        lines += forecast.describe_time(planned, plan.noise and plan.noise.whole)
     lines += [f'warning     {text}' for text in plan.warnings]
     lines += [f'PROBLEM     {text}' for text in plan.problems]
     return '\n'.join(lines)

@@ -123,35 +123,27 @@ def check_total_batch_size(total: int, ranks: int, images_per_rank: int) -> None
         )
 
 
-def check_accumulation(loop: str, total_batch_size: int, counts: int) -> None:
-    """Check that the optimizer wrapper leaves accumulation to a large-batch loop.
+def check_update_settings(
+    loop: str, total_batch_size: int, counts: int, auto_scale_lr: Mapping | None
+) -> None:
+    """Check that nothing else accumulates or scales the learning rate of a loop.
 
     Args:
-        loop: Name of the loop.
+        loop: Name of the large-batch loop.
         total_batch_size: Images of an update.
         counts: ``accumulative_counts`` of the optimizer wrapper.
+        auto_scale_lr: That of the config.
 
     Raises:
-        ValueError: If it accumulates.
+        ValueError: If the optimizer wrapper accumulates, or MMEngine scales the
+            learning rate to another batch.
     """
     if counts != 1:
         raise ValueError(
             f'{loop} accumulates up to total_batch_size={total_batch_size} by itself; '
             f'remove optim_wrapper.accumulative_counts={counts}'
         )
-
-
-def check_auto_scaling(settings: Mapping | None, total_batch_size: int) -> None:
-    """Check that MMEngine does not scale the learning rate to another batch.
-
-    Args:
-        settings: ``auto_scale_lr`` of the config.
-        total_batch_size: Images of an update.
-
-    Raises:
-        ValueError: If it does.
-    """
-    if settings and settings.get('enable'):
+    if auto_scale_lr and auto_scale_lr.get('enable'):
         raise ValueError(
             'auto_scale_lr.enable scales the learning rate to ranks x images per rank '
             f'and does not know total_batch_size={total_batch_size}: set it to False '

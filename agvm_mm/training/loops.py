@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from agvm_mm import engine
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
-from agvm_mm.training.batch import check_accumulation, check_auto_scaling
+from agvm_mm.training.batch import check_update_settings
 from agvm_mm.training.dataloader import (
     UpdateDataLoader,
     has_uneven_ranks,
@@ -112,8 +112,11 @@ class LargeBatchMixin:
                 f'{kind.__name__} overrides update_params; use a loop of MMEngine with '
                 'optim_wrapper.accumulative_counts'
             )
-        check_accumulation(name, total, engine.accumulative_counts(wrapper))
-        check_auto_scaling(engine.auto_scaling(runner), total)
+        counts, scaling = (
+            engine.accumulative_counts(wrapper),
+            engine.auto_scaling(runner),
+        )
+        check_update_settings(name, total, counts, scaling)
         hub = runner.message_hub
         if self.iter == 0:  # An earlier run of this process may have left images here.
             hub.update_info(IMAGES_OF_EPOCH, 0)

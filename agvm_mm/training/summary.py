@@ -58,7 +58,10 @@ def describe_run(
         f'{loop.iter // iterations:,} done',
         f'  precision {describe_precision(wrapper)}',
         f'  lr        {describe_learning_rate(wrapper.optimizer)}',
-        *(f'            {line}' for line in describe_schedulers(runner, iterations)),
+        *(
+            f'            {describe_scheduler(scheduler, iterations)}'
+            for scheduler in runner.param_schedulers or []
+        ),
     ]
     if scaling:
         lines.append(f'            {scaling}')
@@ -98,27 +101,12 @@ def describe_learning_rate(optimizer: Optimizer) -> str:
     rates = sorted(
         {float(g.get('initial_lr', g['lr'])) for g in optimizer.param_groups}
     )
-    name = type(optimizer).__name__
-    if len(rates) == 1:
-        return f'{rates[0]:g} ({name})'
-    return f'{rates[0]:g} to {rates[-1]:g} ({name})'
-
-
-def describe_schedulers(runner: Runner, iterations: int) -> list[str]:
-    """Describe each schedule in one line: its kind and when it acts.
-
-    Args:
-        runner: About to train.
-        iterations: Iterations of the loop in one update.
-    """
-    schedulers = runner.param_schedulers or []
-    if isinstance(schedulers, dict):
-        schedulers = [one for several in schedulers.values() for one in several]
-    return [describe_scheduler(scheduler, iterations) for scheduler in schedulers]
+    ends = dict.fromkeys((f'{rates[0]:g}', f'{rates[-1]:g}'))
+    return f'{" to ".join(ends)} ({type(optimizer).__name__})'
 
 
 def describe_scheduler(scheduler: ParamScheduler, iterations: int) -> str:
-    """Describe kind, unit and range of one schedule."""
+    """Describe kind, unit and range of a schedule; ``iterations`` make one update."""
     unit, size = ('epoch', 1) if scheduler.by_epoch else ('update', iterations)
     text = f'{type(scheduler).__name__} from {unit} {scheduler.begin // size:,}'
     # MMEngine's default end is about 10^9.
