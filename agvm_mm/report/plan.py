@@ -122,9 +122,8 @@ class Plan:
         self.images_per_second = images_per_second
         per_micro_batch = gpus * self.images_per_gpu
         accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
-        self.total = cfg.train_cfg.get(
-            'total_batch_size', per_micro_batch * accumulation
-        )
+        default = per_micro_batch * accumulation
+        self.total = cfg.train_cfg.get('total_batch_size', default)
         self.micro_batches = self.total // per_micro_batch
         self.epoch = math.ceil(self.images / self.total)
         max_iters = cfg.train_cfg.get('max_iters')
@@ -243,10 +242,11 @@ def check_loop(cfg: Config) -> None:
         total = settings['total_batch_size']
         counts = cfg.optim_wrapper.get('accumulative_counts', 1)
         check_update_settings(name, total, counts, cfg.get('auto_scale_lr'))
-        for key in ('batch_sampler', 'sampler') if loop.counts_epochs else ():
-            sampler = (cfg.train_dataloader.get(key) or {}).get('type')
-            sampler = resolve_type(sampler, DATA_SAMPLERS)
-            check_ends(name, sampler, engine.is_endless(sampler))
+        if loop.counts_epochs:
+            for key in ('batch_sampler', 'sampler'):
+                kind = (cfg.train_dataloader.get(key) or {}).get('type')
+                sampler = resolve_type(kind, DATA_SAMPLERS)
+                check_ends(name, sampler, engine.is_endless(sampler))
 
 
 def training_images(cfg: Config) -> int:
@@ -285,10 +285,8 @@ class _LinspaceOnCPU(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.linspace:
-            kwargs = dict(device='cpu') | kwargs
-        return func(*args, **kwargs)
+        device = dict(device='cpu') if func is torch.linspace else {}
+        return func(*args, **device | (kwargs or {}))
 
 
 def use_toolbox(cfg: Config) -> None:

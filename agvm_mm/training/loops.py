@@ -267,20 +267,8 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
 class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
     """Training by iterations, each an update on ``total_batch_size`` images.
 
-    Args:
-        runner: The runner.
-        dataloader: Yields the micro-batches, or its config.
-        total_batch_size: Images of one update over all ranks.
-        allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
-            without the state of the optimizer or its schedules, instead of raising.
-            Defaults to False.
-
-    Keyword Args:
-        max_iters (int): Updates of training. Other arguments are those of MMEngine's
-            ``IterBasedTrainLoop``.
-
-    Raises:
-        ValueError: If the total is not a multiple of ranks x images per rank.
+    Its arguments and errors are those of :class:`LargeBatchTrainLoop`, but for
+    ``max_iters`` in place of ``max_epochs``: the updates of the training.
     """
 
     counts_epochs = False
