@@ -255,7 +255,8 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
     MMEngine scales it by ranks x images per rank. This includes neither the total
     batch size of a large-batch loop nor the micro-batches that MMEngine accumulates,
-    so for these the learning rate in the config is scaled.
+    so for these the learning rate in the config is scaled, and the base is then the
+    total.
 
     Raises:
         ValueError: If ``auto_scale_lr.base_batch_size`` is missing.
@@ -271,6 +272,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     factor = cfg.optim_wrapper.get('accumulative_counts', 1)
     if total is not None:
         factor = total / settings.base_batch_size
+        settings.base_batch_size = total
     cfg.optim_wrapper.optimizer.lr *= factor
 
 

@@ -105,6 +105,8 @@ def test_auto_scale_lr_uses_the_total_batch_size():
     cli.enable_auto_scale_lr(cfg)
     assert not cfg.auto_scale_lr.enable
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.4)
+    # The rate is now that of the total.
+    assert cfg.auto_scale_lr.base_batch_size == 64
 
 
 def test_auto_scale_lr_counts_accumulated_micro_batches():

@@ -6,7 +6,7 @@
 Prints updates, accumulation, the learning rate over the run, the updates at which AGVM
 measures, and memory and traffic of an update. It warns about questionable
 settings, and exits with status 1 if something cannot work. It trains nothing and
-needs neither the data nor a GPU.
+needs no GPU; the data only to count the images of sets other than COCO and ADE20K.
 
 With the noise scales of an earlier run of the model (--log) or of tools/noise_scale.py
 (--noise) it predicts what the batch saves against half of it and where the multipliers
@@ -35,7 +35,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--images',
         type=cli.count,
-        help='size of the training set; known for the files of COCO and for ADE20K',
+        help='size of the training set; by default counted if its files are here, and '
+        'known for those of COCO and for ADE20K',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate linearly from auto_scale_lr.base_batch_size',
     )
     noise = parser.add_mutually_exclusive_group()
     noise.add_argument(
@@ -67,6 +73,8 @@ def main() -> int:
     args = parse_args()
     try:
         cfg = cli.load_config(args.config, args.cfg_options)
+        if args.auto_scale_lr:
+            cli.enable_auto_scale_lr(cfg)
         noise = None
         if args.log is not None:
             noise = noise_of_run(args.log)

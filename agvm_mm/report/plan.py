@@ -1,6 +1,7 @@
 """Plan of a large-batch run: what a config does on a cluster, without training it.
 
-No function here needs the data or a GPU: the model is built without memory.
+Nothing here needs a GPU: the model is built without memory. If the data are there, the
+training images are counted.
 """
 
 import copy
@@ -18,6 +19,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
     HOOKS,
     LOOPS,
     MODELS,
@@ -29,26 +32,18 @@ from mmengine.registry import (
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from agvm_mm import cli
+from agvm_mm import cli, engine
 from agvm_mm.estimators import check_replicas
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
-from agvm_mm.report.forecast import (
-    Cost,
-    NoiseScales,
-    check_same_modules,
-    describe_multipliers,
-    describe_noise,
-    describe_time,
-    settled_multipliers,
-)
+from agvm_mm.report import forecast
 from agvm_mm.training.batch import (
-    check_accumulation,
-    check_auto_scaling,
     check_total_batch_size,
+    check_update_settings,
+    describe_scaling,
 )
-from agvm_mm.training.loops import LargeBatchMixin
+from agvm_mm.training.loops import ADVICE, LargeBatchMixin, check_ends
 from agvm_mm.training.variance_sync import (
     WARMUP,
     VarianceSyncHook,
@@ -65,8 +60,8 @@ from agvm_mm.validation import (
     type_name,
 )
 
-TRAIN_IMAGES = dict(coco=117_266, ade20k=20_210)
-"""Training images of each data set. For COCO, the images with annotations."""
+TRAIN_IMAGES = dict(coco=117_266, coco_unfiltered=118_287, ade20k=20_210)
+"""Training images of each data set; 'coco' are those with annotations."""
 
 COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
 MOMENTS = dict(SGD=1, Adam=2, AdamW=2, BaselineLARS=1, BaselineLAMB=2, PMDLAMB=2)
@@ -81,7 +76,8 @@ class Plan:
         gpus: Ranks.
         images_per_gpu: Images of a micro-batch on one rank; None for those of the
             config.
-        images: Training images; None for those of COCO or ADE20K.
+        images: Training images; None to count them, or without the data for those of
+            COCO or ADE20K.
         noise: Measured noise scales of the model. Defaults to None.
         images_per_second: Throughput of all GPUs together. Defaults to None.
 
@@ -90,6 +86,7 @@ class Plan:
         micro_batches: Those of an update on each rank, rounded down.
         epoch: Updates of an epoch.
         updates: Updates of the run.
+        counts_epochs: Whether the config gives its length in epochs.
         lr: Learning rate at each update.
         warmup: First update at which it is at its peak, within 1%.
         modules: Trainable parameters by module.
@@ -113,9 +110,10 @@ class Plan:
         images_per_gpu: int | None,
         images: int | None,
         *,
-        noise: NoiseScales | None = None,
+        noise: forecast.NoiseScales | None = None,
         images_per_second: float | None = None,
     ) -> None:
+        use_toolbox(cfg)
         check_loop(cfg)
         self.gpus = gpus
         self.images = images or training_images(cfg)
@@ -124,22 +122,28 @@ class Plan:
         self.images_per_second = images_per_second
         per_micro_batch = gpus * self.images_per_gpu
         accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
-        self.total = cfg.train_cfg.get(
-            'total_batch_size', per_micro_batch * accumulation
-        )
+        default = per_micro_batch * accumulation
+        self.total = cfg.train_cfg.get('total_batch_size', default)
         self.micro_batches = self.total // per_micro_batch
         self.epoch = math.ceil(self.images / self.total)
-        if 'max_epochs' in cfg.train_cfg:
+        max_iters = cfg.train_cfg.get('max_iters')
+        self.counts_epochs = 'max_epochs' in cfg.train_cfg
+        if self.counts_epochs:
             self.updates = cfg.train_cfg.max_epochs * self.epoch
         else:
-            self.updates = cfg.train_cfg.max_iters // accumulation
+            self.updates = max_iters // accumulation
         model = build_model(cfg)
         by_module = trainable_by_module(model, cfg.optim_wrapper.get('modules'))
         self.modules = {
             name: sum(parameter.numel() for parameter in parameters)
             for name, parameters in by_module.items()
         }
-        self.lr = planned_rates(cfg, self.epoch, self.updates, accumulation)
+        lr, scaling = float(cfg.optim_wrapper.optimizer.lr), cfg.get('auto_scale_lr')
+        settings = scaling, lr, self.total, max_iters, accumulation
+        self.warnings = [text for text in [describe_scaling(*settings)] if text]
+        if scaling and scaling.get('enable'):  # As MMEngine does.
+            lr *= per_micro_batch / scaling.base_batch_size
+        self.lr = planned_rates(cfg, lr, self.epoch, self.updates, accumulation)
         self.warmup = end_of_warmup(self.lr)
         self.optimizer = type_name(cfg.optim_wrapper.optimizer.type)
         self.precision = 'mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32'
@@ -154,10 +158,11 @@ class Plan:
         self.momentum = mu.pop('momentum')
         self.settled: dict[str, float] = {}
         if noise is not None:
-            check_same_modules(noise, self.modules)
-            self.settled = settled_multipliers(self.total, noise.modules, **mu)
+            forecast.check_same_modules(noise, self.modules)
+            settle = forecast.settled_multipliers
+            self.settled = settle(self.total, noise.modules, **mu)
         self.problems = self._find_problems(is_wrapper(cfg, AGVMOptimWrapper))
-        self.warnings = self._find_warnings()
+        self.warnings += self._find_warnings()
         if noise is not None and (cfg.get('sync_bn') or has_sync_bn(model)):
             self.warnings.append(
                 'with SyncBN, noise scales that several ranks have measured are biased '
@@ -167,14 +172,18 @@ class Plan:
     def _find_problems(self, has_wrapper: bool) -> list[str]:
         checks = [
             (check_total_batch_size, self.total, self.gpus, self.images_per_gpu),
-            (check_both_parts, has_wrapper, self.hook is not None),
         ]
         if self.hook is not None:
             checks += [
-                (check_replicas, self.gpus, self.micro_batches, None),
+                (check_replicas, self.gpus, max(1, self.micro_batches), None),
                 (check_begin_is_reached, self.schedule.begin, self.updates),
             ]
         problems = []
+        if has_wrapper != (self.hook is not None):
+            problems.append(
+                'AGVMOptimWrapper and VarianceSyncHook go together, and only one is '
+                'there'
+            )
         for check, *arguments in checks:
             try:
                 check(*arguments)
@@ -186,32 +195,25 @@ class Plan:
         warnings = []
         if self.warmup > self.updates / 4:
             warnings.append(
-                f'the warm-up takes {self.warmup} of {self.updates} updates, more than '
-                'a quarter'
+                f'the warm-up takes {self.warmup:,} of {self.updates:,} updates, more '
+                'than a quarter'
             )
         begin = self.schedule.begin if self.hook and self.hook.act else math.inf
         if begin >= self.updates:
             return warnings
         if begin < self.warmup:
             warnings.append(
-                f'AGVM begins at update {begin}, within the warm-up of {self.warmup}'
+                f'AGVM begins at update {begin:,}, within the warm-up of '
+                f'{self.warmup:,}'
             )
         reach = 1 - self.momentum**self.measurements
         if reach < 0.5:
             warnings.append(
-                f'{self.measurements} measurements move mu only {reach:.0%} of the '
+                f'{self.measurements:,} measurements move mu only {reach:.0%} of the '
                 'distance to its target; lower the interval (the replicas estimator '
                 'makes that cheap)'
             )
         return warnings
-
-
-def check_both_parts(has_wrapper: bool, has_hook: bool) -> None:
-    """Check that a config has AGVM's optimizer wrapper and hook, or neither."""
-    if has_wrapper != has_hook:
-        raise ValueError(
-            'AGVMOptimWrapper and VarianceSyncHook go together, and only one is there'
-        )
 
 
 def check_loop(cfg: Config) -> None:
@@ -220,8 +222,8 @@ def check_loop(cfg: Config) -> None:
     Raises:
         KeyError: If there is no such loop.
         TypeError: If it has no such argument.
-        ValueError: If the config accumulates twice, or MMEngine would scale the
-            learning rate to another batch size.
+        ValueError: If the config accumulates twice, the sampler never ends an epoch,
+            or MMEngine would scale the learning rate to another batch size.
     """
     settings = dict(cfg.train_cfg)
     settings.pop('_scope_', None)
@@ -232,33 +234,49 @@ def check_loop(cfg: Config) -> None:
     if loop is None:
         near = did_you_mean(name, LOOPS.module_dict)
         raise KeyError(f'train_cfg.type={kind!r} is not registered.{near}')
-    check_arguments(name, settings, argument_names(loop) - {'runner', 'dataloader'})
+    known = argument_names(loop) - {'runner', 'dataloader'}
+    check_arguments(name, settings, known, advice=ADVICE)
     if issubclass(loop, LargeBatchMixin):
         if 'total_batch_size' not in settings:
             raise ValueError(f'train_cfg: {name} needs total_batch_size')
         total = settings['total_batch_size']
         counts = cfg.optim_wrapper.get('accumulative_counts', 1)
-        check_accumulation(name, total, counts)
-        check_auto_scaling(cfg.get('auto_scale_lr'), total)
+        check_update_settings(name, total, counts, cfg.get('auto_scale_lr'))
+        if loop.counts_epochs:
+            for key in ('batch_sampler', 'sampler'):
+                kind = (cfg.train_dataloader.get(key) or {}).get('type')
+                sampler = resolve_type(kind, DATA_SAMPLERS)
+                check_ends(name, sampler, engine.is_endless(sampler))
 
 
 def training_images(cfg: Config) -> int:
-    """Return the number of training images of COCO or ADE20K.
+    """Count the training images; without the data, return those of COCO or ADE20K.
 
     Raises:
-        ValueError: If the config uses another data set.
+        ValueError: If the files of another data set are not there.
     """
-    dataset = cfg.train_dataloader.dataset
-    while 'dataset' in dataset:
+    dataset, times = cfg.train_dataloader.dataset, 1
+    try:
+        with quiet():
+            return len(DATASETS.build(dataset))
+    except (AssertionError, OSError) as error:  # MMSegmentation asserts some files.
+        missing = error
+    while type_name(dataset.type) in ('RepeatDataset', 'MultiImageMixDataset'):
+        times *= dataset.get('times', 1)
         dataset = dataset.dataset
-    kind = type_name(dataset.type)
-    if kind == 'ADE20KDataset':
-        return TRAIN_IMAGES['ade20k']
+    kind, name = type_name(dataset.type), None
     file = str(dataset.get('ann_file', '')).rpartition('/')[2]
     if file in COCO_FILES:
-        return TRAIN_IMAGES['coco']
-    what = f'{kind}, {file}' if file else kind
-    raise ValueError(f'the size of {what} is not known; give it by --images N')
+        filters = (dataset.get('filter_cfg') or {}).get('filter_empty_gt')
+        name = 'coco' if filters else 'coco_unfiltered'
+    elif kind == 'ADE20KDataset':
+        name = 'ade20k'
+    if name is None or dataset.get('indices') is not None:
+        what = f'{kind}, {file}' if file else kind
+        raise ValueError(
+            f'the size of {what} is not known; give it by --images N ({missing})'
+        )
+    return times * TRAIN_IMAGES[name]
 
 
 class _LinspaceOnCPU(TorchFunctionMode):
@@ -267,10 +285,8 @@ class _LinspaceOnCPU(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.linspace:
-            kwargs = dict(device='cpu') | kwargs
-        return func(*args, **kwargs)
+        device = dict(device='cpu') if func is torch.linspace else {}
+        return func(*args, **device | (kwargs or {}))
 
 
 def use_toolbox(cfg: Config) -> None:
@@ -292,11 +308,10 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def planned_rates(
-    cfg: Config, epoch: int, updates: int, accumulation: int
+    cfg: Config, lr: float, epoch: int, updates: int, accumulation: int
 ) -> list[float]:
     """Compute the learning rate at each update with the schedulers of the config."""
-    weight = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=float(cfg.optim_wrapper.optimizer.lr))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     settings = cfg.get('param_scheduler') or []
     context = dict(optimizer=optimizer, epoch_length=epoch * accumulation)
     schedulers = [
@@ -314,7 +329,7 @@ def planned_rates(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what constructors of optimizers log and print: lines for each parameter."""
+    """Drop what constructors of optimizers and datasets log and print."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -394,11 +409,17 @@ def describe(plan: Plan) -> str:
     gradient, state = format_bytes(size), f'not known for {plan.optimizer}'
     if plan.optimizer in MOMENTS:
         state = format_bytes(size * MOMENTS[plan.optimizer])
+    parts = f'{plan.gpus:,} GPU(s) x {plan.images_per_gpu:,} images'
+    per_micro_batch = plan.gpus * plan.images_per_gpu
+    if plan.total % per_micro_batch:
+        parts = f', not a multiple of {parts}'
+    else:
+        parts = f' = {parts} x {plan.micro_batches:,} micro-batch(es)'
+    epochs = f', {plan.updates / plan.epoch:,.1f} epochs'
     lines = [
-        f'batch       {plan.total} images = {plan.gpus} GPU(s) x '
-        f'{plan.images_per_gpu} images x {plan.micro_batches} micro-batch(es)',
-        f'updates     {plan.epoch} in an epoch of {plan.images:,} images, '
-        f'{plan.updates:,} in all',
+        f'batch       {plan.total:,} images{parts}',
+        f'updates     {plan.epoch:,} in an epoch of {plan.images:,} images, '
+        f'{plan.updates:,} in all{"" if plan.counts_epochs else epochs}',
         f'precision   {plan.precision}',
         f'lr          {format_rates(plan.lr)}',
         *(
@@ -407,19 +428,19 @@ def describe(plan: Plan) -> str:
         ),
         f'memory      on each GPU, float32: parameters {gradient}, gradient '
         f'{gradient}, moments {state}; plus activations',
-        f'traffic     plain update: {gradient} reduced',
+        f'traffic     plain update: {gradient if plan.gpus > 1 else "nothing"} reduced',
     ]
     if plan.hook is not None:
         lines += _agvm_lines(plan, plan.hook, gradient)
     if plan.noise is not None:
-        lines += describe_noise(plan.noise, plan.total)
+        lines += forecast.describe_noise(plan.noise, plan.total)
     if plan.settled:
         acts = plan.hook is not None and plan.hook.act
-        lines.append(describe_multipliers(plan.settled, acts=acts))
+        lines.append(forecast.describe_multipliers(plan.settled, acts=acts))
     if plan.images_per_second is not None:
         speed = plan.images_per_second / plan.gpus
-        planned = Cost(plan.total, plan.gpus, plan.updates, speed)
-        lines += describe_time(planned, plan.noise and plan.noise.whole)
+        planned = forecast.Cost(plan.total, plan.gpus, plan.updates, speed)
+        lines += forecast.describe_time(planned, plan.noise and plan.noise.whole)
     lines += [f'warning     {text}' for text in plan.warnings]
     lines += [f'PROBLEM     {text}' for text in plan.problems]
     return '\n'.join(lines)
@@ -468,4 +489,4 @@ def format_rates(rates: list[float]) -> str:
     points = [0, *(np.flatnonzero(np.diff(signs)) + 1), last]
     if len(points) > 12:
         points = [round(i * last / 10) for i in range(11)]
-    return ', '.join(f'{rates[p]:.4g} at {p}' for p in dict.fromkeys(points))
+    return ', '.join(f'{rates[p]:.4g} at {p:,}' for p in dict.fromkeys(points))

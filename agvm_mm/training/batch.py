@@ -32,8 +32,8 @@ class BatchSize:
 
     def __str__(self) -> str:
         return (
-            f'{self.total} images = {self.ranks} rank(s) x {self.images_per_rank} '
-            f'images x {self.micro_batches} micro-batch(es)'
+            f'{self.total:,} images = {self.ranks:,} rank(s) x '
+            f'{self.images_per_rank:,} images x {self.micro_batches:,} micro-batch(es)'
         )
 
 
@@ -123,38 +123,63 @@ def check_total_batch_size(total: int, ranks: int, images_per_rank: int) -> None
         )
 
 
-def check_accumulation(loop: str, total_batch_size: int, counts: int) -> None:
-    """Check that the optimizer wrapper leaves accumulation to a large-batch loop.
+def check_update_settings(
+    loop: str, total_batch_size: int, counts: int, auto_scale_lr: Mapping | None
+) -> None:
+    """Check that nothing else accumulates or scales the learning rate of a loop.
 
     Args:
-        loop: Name of the loop.
+        loop: Name of the large-batch loop.
         total_batch_size: Images of an update.
         counts: ``accumulative_counts`` of the optimizer wrapper.
+        auto_scale_lr: That of the config.
 
     Raises:
-        ValueError: If it accumulates.
+        ValueError: If the optimizer wrapper accumulates, or MMEngine scales the
+            learning rate to another batch.
     """
     if counts != 1:
         raise ValueError(
             f'{loop} accumulates up to total_batch_size={total_batch_size} by itself; '
             f'remove optim_wrapper.accumulative_counts={counts}'
         )
-
-
-def check_auto_scaling(settings: Mapping | None, total_batch_size: int) -> None:
-    """Check that MMEngine does not scale the learning rate to another batch.
-
-    Args:
-        settings: ``auto_scale_lr`` of the config.
-        total_batch_size: Images of an update.
-
-    Raises:
-        ValueError: If it does.
-    """
-    if settings and settings.get('enable'):
+    if auto_scale_lr and auto_scale_lr.get('enable'):
         raise ValueError(
             'auto_scale_lr.enable scales the learning rate to ranks x images per rank '
             f'and does not know total_batch_size={total_batch_size}: set it to False '
             "and use --auto-scale-lr of agvm_mm's tools/train.py, or set the learning "
             'rate for that batch'
         )
+
+
+def describe_scaling(
+    settings: Mapping | None,
+    lr: float,
+    batch: int,
+    max_iters: int | None = None,
+    accumulation: int = 1,
+) -> str:
+    """Say what fits a batch if the settings are those of another one, or return ''.
+
+    Args:
+        settings: ``auto_scale_lr`` of the config. It names the batch of the learning
+            rate; nothing else tells whether that is scaled already.
+        lr: Learning rate in the config.
+        batch: Images of an update.
+        max_iters: That of the loop. Defaults to None, a loop that counts epochs.
+        accumulation: Iterations of the loop in one update. Defaults to 1.
+    """
+    settings = settings or {}
+    base = settings.get('base_batch_size', batch)
+    if base == batch or settings.get('enable'):  # MMEngine scales it.
+        return ''
+    factor, length = batch / base, ''
+    if max_iters is not None:
+        fits = round(max_iters * accumulation / factor)
+        length = f', and max_iters={fits} as many images as {max_iters}'
+    return (
+        f'auto_scale_lr: lr={lr:g} is that of batch {base:,}. For {batch:,} the linear '
+        f'rule gives {lr * factor:.4g} (--auto-scale-lr), the square root (Adam) '
+        f'{lr * factor**0.5:.4g}{length}. If the config is for {batch:,} already, add '
+        f'auto_scale_lr=dict(base_batch_size={batch})'
+    )

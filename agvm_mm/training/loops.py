@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from agvm_mm import engine
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
-from agvm_mm.training.batch import check_accumulation, check_auto_scaling
+from agvm_mm.training.batch import check_update_settings
 from agvm_mm.training.dataloader import (
     EndlessUpdates,
     UpdateDataLoader,
@@ -34,6 +34,12 @@ ITERATIONS_ADVICE = (
     "For a training that counts iterations use type='LargeBatchIterTrainLoop' with "
     'max_iters in optimizer updates.'
 )
+ADVICE = dict(
+    max_iters=ITERATIONS_ADVICE,
+    max_epochs="For a training that counts epochs use type='LargeBatchTrainLoop'; "
+    'train_cfg=dict(_delete_=True, ...) drops max_epochs of the base config.',
+)
+"""What to do about an argument that belongs to the other kind of loop."""
 
 
 class LargeBatchMixin:
@@ -78,7 +84,8 @@ class LargeBatchMixin:
             )
         updates = UpdateDataLoader(dataloader, total_batch_size, runner.seed)
         if self.counts_epochs:
-            self._check_ends(updates, updates.endless)
+            sampler = type(updates.plan.sampler)
+            check_ends(type(self).__name__, sampler, updates.endless)
         self.batch = updates.batch
         super().__init__(runner, updates, **kwargs)
 
@@ -106,8 +113,11 @@ class LargeBatchMixin:
                 f'{kind.__name__} overrides update_params; use a loop of MMEngine with '
                 'optim_wrapper.accumulative_counts'
             )
-        check_accumulation(name, total, engine.accumulative_counts(wrapper))
-        check_auto_scaling(engine.auto_scaling(runner), total)
+        counts, scaling = (
+            engine.accumulative_counts(wrapper),
+            engine.auto_scaling(runner),
+        )
+        check_update_settings(name, total, counts, scaling)
         hub = runner.message_hub
         if self.iter == 0:  # An earlier run of this process may have left images here.
             hub.update_info(IMAGES_OF_EPOCH, 0)
@@ -166,15 +176,6 @@ class LargeBatchMixin:
         )
         engine.count_iteration(self)
 
-    def _check_ends(self, dataloader: UpdateDataLoader, endless: bool) -> None:
-        if endless:
-            raise ValueError(
-                f'{type(self).__name__} counts epochs, but '
-                f'{type(dataloader.plan.sampler).__name__} never ends one; use '
-                "train_cfg=dict(type='LargeBatchIterTrainLoop', max_iters=..., "
-                'total_batch_size=...)'
-            )
-
     def _count_images_of_epoch(self, index: int, images: int) -> None:
         hub = self.runner.message_hub
         before = hub.runtime_info.get(IMAGES_OF_EPOCH, 0) if index else 0
@@ -197,8 +198,17 @@ class LargeBatchMixin:
         hub.update_scalar('train/images_per_second', recent[0] / recent[1])
 
 
+def check_ends(loop: str, sampler: type, endless: bool) -> None:
+    """Raise a ValueError if the sampler of a loop that counts epochs never ends one."""
+    if endless:
+        raise ValueError(
+            f'{loop} counts epochs, but {sampler.__name__} never ends one. '
+            f'{ITERATIONS_ADVICE}'
+        )
+
+
 @LOOPS.register_module()
-@suggests_arguments(advice={'max_iters': ITERATIONS_ADVICE})
+@suggests_arguments(advice=ADVICE)
 class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
     """Epoch-based training whose iterations are updates on ``total_batch_size``.
 
@@ -236,11 +246,11 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         # In images: a run that resumes one of another batch has other updates.
         images = hub.runtime_info.get(IMAGES_OF_EPOCH, 0)
         done = math.ceil(images / self.batch.total)
-        plan = self.dataloader.plan
+        plan, name = self.dataloader.plan, type(self).__name__
         plan.number, plan.done = self.epoch, done
         for idx, window in enumerate(self.dataloader, start=done):
             # No batch sampler is so far off its length.
-            self._check_ends(self.dataloader, idx > 2 * len(self.dataloader))
+            check_ends(name, type(plan.sampler), idx > 2 * len(self.dataloader))
             self.run_iter(idx, window)
         # Before the hooks, one of which saves the checkpoint of a whole epoch.
         hub.update_info(IMAGES_OF_EPOCH, 0)
@@ -249,24 +259,12 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
 
 
 @LOOPS.register_module()
-@suggests_arguments()
+@suggests_arguments(advice=ADVICE)
 class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
     """Training by iterations, each an update on ``total_batch_size`` images.
 
-    Args:
-        runner: The runner.
-        dataloader: Yields the micro-batches, or its config.
-        total_batch_size: Images of one update over all ranks.
-        allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
-            without the state of the optimizer or its schedules, instead of raising.
-            Defaults to False.
-
-    Keyword Args:
-        max_iters (int): Updates of training. Other arguments are those of MMEngine's
-            ``IterBasedTrainLoop``.
-
-    Raises:
-        ValueError: If the total is not a multiple of ranks x images per rank.
+    Its arguments and errors are those of :class:`LargeBatchTrainLoop`, but for
+    ``max_iters`` in place of ``max_epochs``: the updates of the training.
     """
 
     counts_epochs = False

@@ -1,13 +1,20 @@
 """Block of facts that a run prints when it starts."""
 
+import math
+
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.optim import Optimizer
 
-from agvm_mm.engine import ParamScheduler, accumulative_counts
+from agvm_mm.engine import (
+    ParamScheduler,
+    accumulative_counts,
+    auto_scaling,
+    is_endless,
+)
 from agvm_mm.method.modules import has_sync_bn
 from agvm_mm.optim.agvm import AGVM
-from agvm_mm.training.batch import BatchSize
+from agvm_mm.training.batch import BatchSize, describe_scaling
 
 
 def describe_run(
@@ -30,15 +37,34 @@ def describe_run(
     loop, wrapper = runner.train_loop, runner.optim_wrapper
     # With MMEngine's own accumulation an iteration is only a part of an update.
     iterations = accumulative_counts(wrapper)
+    updates = math.ceil(loop.max_iters / iterations)
+    epoch = math.ceil(len(loop.dataloader) / iterations)
+    if is_endless(loop.dataloader.batch_sampler):  # It has the length of all ranks.
+        epoch = math.ceil(len(loop.dataloader.dataset) / batch.total)
+    max_iters, epochs = None, ''
+    if isinstance(loop, IterBasedTrainLoop):
+        max_iters, epochs = loop.max_iters, f' ({updates / epoch:,.1f} epochs)'
+    scaling = describe_scaling(
+        auto_scaling(runner),
+        wrapper.optimizer.defaults['lr'],
+        batch.total,
+        max_iters,
+        iterations,
+    )
     lines = [
         'Large-batch training, counted in optimizer updates:',
         f'  batch     {batch}',
-        f'  updates   {len(loop.dataloader) // iterations} in an epoch, '
-        f'{-(-loop.max_iters // iterations)} in all, {loop.iter // iterations} done',
+        f'  updates   {epoch:,} in an epoch, {updates:,} in all{epochs}, '
+        f'{loop.iter // iterations:,} done',
         f'  precision {describe_precision(wrapper)}',
         f'  lr        {describe_learning_rate(wrapper.optimizer)}',
-        *(f'            {line}' for line in describe_schedulers(runner, iterations)),
+        *(
+            f'            {describe_scheduler(scheduler, iterations)}'
+            for scheduler in runner.param_schedulers or []
+        ),
     ]
+    if scaling:
+        lines.append(f'            {scaling}')
     groups = wrapper.optimizer.param_groups
     modules = {'all': [parameter for group in groups for parameter in group['params']]}
     if agvm is not None:
@@ -48,10 +74,10 @@ def describe_run(
         lines.append(f'  module    {module}: {count:,} parameters')
     if agvm is not None:
         schedule, modulator = agvm.schedule, agvm.modulator
-        end = f' to {schedule.end}' if schedule.end is not None else ''
+        end = f' to {schedule.end:,}' if schedule.end is not None else ''
         acts = f'anchor {modulator.anchor}' if modulator else 'not acting'
         lines.append(
-            f'  AGVM      from update {schedule.begin}{end}, measured every '
+            f'  AGVM      from update {schedule.begin:,}{end}, measured every '
             f'{schedule.interval} by {estimator}, {acts}'
         )
         if batch.ranks > 1 and has_sync_bn(runner.model):
@@ -75,33 +101,18 @@ def describe_learning_rate(optimizer: Optimizer) -> str:
     rates = sorted(
         {float(g.get('initial_lr', g['lr'])) for g in optimizer.param_groups}
     )
-    name = type(optimizer).__name__
-    if len(rates) == 1:
-        return f'{rates[0]:g} ({name})'
-    return f'{rates[0]:g} to {rates[-1]:g} ({name})'
-
-
-def describe_schedulers(runner: Runner, iterations: int) -> list[str]:
-    """Describe each schedule in one line: its kind and when it acts.
-
-    Args:
-        runner: About to train.
-        iterations: Iterations of the loop in one update.
-    """
-    schedulers = runner.param_schedulers or []
-    if isinstance(schedulers, dict):
-        schedulers = [one for several in schedulers.values() for one in several]
-    return [describe_scheduler(scheduler, iterations) for scheduler in schedulers]
+    ends = dict.fromkeys((f'{rates[0]:g}', f'{rates[-1]:g}'))
+    return f'{" to ".join(ends)} ({type(optimizer).__name__})'
 
 
 def describe_scheduler(scheduler: ParamScheduler, iterations: int) -> str:
-    """Describe kind, unit and range of one schedule."""
+    """Describe kind, unit and range of a schedule; ``iterations`` make one update."""
     unit, size = ('epoch', 1) if scheduler.by_epoch else ('update', iterations)
-    text = f'{type(scheduler).__name__} from {unit} {scheduler.begin // size}'
+    text = f'{type(scheduler).__name__} from {unit} {scheduler.begin // size:,}'
     # MMEngine's default end is about 10^9.
     if scheduler.end < 10**9:
-        text += f' to {scheduler.end // size}'
+        text += f' to {scheduler.end // size:,}'
     if hasattr(scheduler, 'milestones'):
         steps = sorted(scheduler.milestones.elements())
-        text += f' at {", ".join(str(step // size) for step in steps)}'
+        text += f' at {", ".join(f"{step // size:,}" for step in steps)}'
     return text

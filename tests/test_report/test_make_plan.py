@@ -1,5 +1,6 @@
 """Plan of a run, against numbers worked out here."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -16,11 +17,13 @@ from agvm_mm.report.plan import Plan
 ROOT = Path(__file__).parents[2]
 AGVM_512 = ROOT / 'configs/faster_rcnn/faster-rcnn_r50_fpn_agvm-sgd_b512_16e_coco.py'
 AGVM_10K = ROOT / 'configs/retinanet/retinanet_r18_fpn_agvm-adamw_b10240_12e_coco.py'
+STOCK = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+STOCK_ADE = 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
 SWIN = ROOT / 'configs/upernet/upernet_swin-t_agvm-adamw_b1024_5k_ade20k-512x512.py'
 
 
 def make(
-    config: Path,
+    config: Path | str,
     gpus: int,
     images_per_gpu: int | None = None,
     images: int | None = None,
@@ -75,6 +78,119 @@ def test_accumulation_by_mmengine_shortens_the_warmup(tmp_path: Path):
     assert made.total == 8 * 2 * 4
     first = next(i for i, rate in enumerate(made.lr) if rate == max(made.lr))
     assert first == pytest.approx(125, abs=1)
+
+
+def test_learning_rate_of_another_batch_is_a_warning():
+    loop = {'train_cfg.type': 'LargeBatchTrainLoop', 'train_cfg.total_batch_size': 256}
+    (warning,) = make(STOCK, 8, **loop).warnings
+    # 0.02 x 256 / 16, and its square root.
+    assert 'lr=0.02 is that of batch 16. For 256 the linear rule gives 0.32 ' in warning
+    assert 'the square root (Adam) 0.08. If' in warning and 'max_iters' not in warning
+    assert not make(STOCK, 8, **loop, **{'auto_scale_lr.base_batch_size': 256}).warnings
+    assert not make(STOCK, 8).warnings  # 8 x 2 images.
+
+
+def test_auto_scaling_is_planned_as_it_is_trained():
+    cfg = cli.load_config(STOCK)
+    cfg.train_cfg.update(type='LargeBatchTrainLoop', total_batch_size=256)
+    cli.enable_auto_scale_lr(cfg)
+    made = plan.Plan(cfg, 8, None, None)
+    assert max(made.lr) == pytest.approx(0.32) and not made.warnings
+    # MMEngine multiplies by ranks x images per rank / 16.
+    made = make(STOCK, 4, 16, **{'auto_scale_lr.enable': True})
+    assert max(made.lr) == pytest.approx(0.08) and not made.warnings
+
+
+def test_length_of_another_batch_is_a_warning():
+    options = {
+        'train_cfg.type': 'LargeBatchIterTrainLoop',
+        'train_cfg.total_batch_size': 256,
+    }
+    made = make(STOCK_ADE, 8, **options)
+    # Updates of an epoch: ceil(20210 / 256) = 79.
+    text = plan.describe(made)
+    expected = '79 in an epoch of 20,210 images, 160,000 in all, 2,025.3 epochs\n'
+    assert expected in text and not made.warnings
+    scaling = {'auto_scale_lr': dict(enable=False, base_batch_size=16)}
+    (warning,) = make(STOCK_ADE, 8, **options, **scaling).warnings
+    assert 'and max_iters=10000 as many images as 160000.' in warning
+    # MMEngine's loop: 160,000 iterations of 32 images.
+    accumulates = {'optim_wrapper.accumulative_counts': 4} | scaling
+    (warning,) = make(STOCK_ADE, 8, **accumulates).warnings
+    assert 'For 128 the' in warning and 'max_iters=80000 as many' in warning
+
+
+def test_loop_of_the_other_kind_gets_the_advice_of_the_run():
+    loop = dict(type='LargeBatchTrainLoop', max_epochs=16, total_batch_size=256)
+    advice = "use type='LargeBatchIterTrainLoop' with max_iters in optimizer updates"
+    cfg = cli.load_config(STOCK_ADE)
+    cfg.train_cfg.update(loop)
+    with pytest.raises(TypeError, match=f"no argument 'max_iters'.*{advice}"):
+        plan.Plan(cfg, 8, None, None)
+    cfg.train_cfg = loop
+    with pytest.raises(ValueError, match=f'InfiniteSampler never ends one.*{advice}'):
+        plan.Plan(cfg, 8, None, None)
+    cfg = cli.load_config(STOCK)
+    cfg.train_cfg.update(type='LargeBatchIterTrainLoop', total_batch_size=256)
+    with pytest.raises(TypeError, match="no argument 'max_epochs'.*_delete_=True"):
+        plan.Plan(cfg, 8, None, None)
+
+
+def test_images_are_counted_as_the_run_filters_them(tmp_path: Path):
+    images = [
+        dict(id=i, file_name=f'{i}.jpg', height=size, width=64)
+        for i, size in enumerate([64, 64, 64, 16])
+    ]
+    boxes = [
+        dict(id=i, image_id=i, category_id=1, bbox=[0, 0, 9, 9], area=81, iscrowd=0)
+        for i in (0, 1, 3)
+    ]
+    categories = [dict(id=1, name='person')]
+    content = dict(images=images, annotations=boxes, categories=categories)
+    file = tmp_path / 'instances_train2017.json'
+    file.write_text(json.dumps(content))
+    settings = cli.load_config(STOCK)
+    plan.use_toolbox(settings)
+    dataset = settings.train_dataloader.dataset
+    dataset.update(data_root='', ann_file=str(file))
+    # Image 2 has no box, image 3 is smaller than 32.
+    assert plan.training_images(settings) == 2
+    dataset.filter_cfg = dict(filter_empty_gt=False)
+    assert plan.training_images(settings) == 4
+    settings.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=3, dataset=dataset
+    )
+    assert plan.training_images(settings) == 12
+
+
+def test_images_of_coco_are_known_without_the_data():
+    cfg = cli.load_config(STOCK)
+    dataset = cfg.train_dataloader.dataset
+    plan.use_toolbox(cfg)
+    dataset.data_root = 'nowhere/'
+    assert plan.training_images(cfg) == 117_266
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=3, dataset=dataset)
+    assert plan.training_images(cfg) == 3 * 117_266
+    dataset.filter_cfg.filter_empty_gt = False
+    cfg.train_dataloader.dataset = dataset
+    assert plan.training_images(cfg) == 118_287
+    dataset.indices = 100
+    with pytest.raises(ValueError, match='give it by --images N'):
+        plan.training_images(cfg)
+
+
+def test_total_that_does_not_divide_has_no_micro_batches():
+    made = make(AGVM_512, 8, **{'train_cfg.total_batch_size': 64})
+    (problem,) = made.problems
+    assert 'total_batch_size=64 is not a multiple' in problem
+    first = plan.describe(made).splitlines()[0]
+    assert first == 'batch       64 images, not a multiple of 8 GPU(s) x 16 images'
+
+
+def test_one_gpu_reduces_nothing():
+    text = plan.describe(make(AGVM_512, 1))
+    assert 'plain update: nothing reduced' in text
+    assert 'measured update: nothing reduced, one copy of the gradient' in text
 
 
 def test_impossible_plan_has_a_problem():
@@ -243,7 +359,7 @@ def test_plan_is_formatted_as_a_block():
         'batch       512 images = 8 GPU(s) x 16 images x 4 micro-batch(es)\n'
     )
     assert 'precision   float32\n' in text
-    assert '0.00038 at 0, 0.38 at 460, 0.38 at 2759, 0.038 at 2760' in text
+    assert '0.00038 at 0, 0.38 at 460, 0.38 at 2,759, 0.038 at 2,760' in text
     assert 'measured update: 166 MB more reduced' in text
 
 

@@ -53,6 +53,41 @@ def test_lines_are_predictions_and_points_measurements(report: NoiseReport):
     assert any('not resolved, above' in text for text in texts)
 
 
+def bars(figure: Figure, panel: int) -> dict[str, list[tuple[float, float]]]:
+    """Return the ends of the bars of each module."""
+    return {
+        container.lines[0].get_gid().removeprefix('measured '): [
+            tuple(segment[:, 1]) for segment in container.lines[2][0].get_segments()
+        ]
+        for container in figure.axes[panel].containers
+    }
+
+
+def test_bars_are_the_intervals_of_the_text():
+    rng = np.random.default_rng(4)
+    head = draw(rng, 32, 80.0, 500.0)
+    gradients = dict(
+        backbone=draw(rng, 32, 20.0, 500.0),
+        head=head,
+        # Without noise: its Phi is 0, and most of its intervals are unknown.
+        same=np.repeat(head[:1], 32, axis=0),
+    )
+    report = NoiseReport(sums_of(gradients, 8, 2), 'backbone', BOUNDS)
+    figure = plot_gradient_noise(report)
+    rows = [row for row in report.batches if row.measured and row.batch >= 32]
+    for panel, value, names in [
+        (0, 'phi', ('backbone', 'head', 'same')),
+        (1, 'mu', ('head', 'same')),
+    ]:
+        found = bars(figure, panel)
+        for name in names:
+            expected = [getattr(row, value)[name][1:] for row in rows]
+            assert np.isfinite(expected).all()
+            np.testing.assert_allclose(found[name], expected, atol=1e-12)
+    assert (0, 2) in [row.phi['same'][1:] for row in rows]
+    assert 'nan' not in describe(report, 'gradient')
+
+
 def test_two_replicas_can_be_drawn(tmp_path: Path):
     g = draw(np.random.default_rng(6), 2, 100.0, 1.0)
     report = NoiseReport(sums_of(dict(backbone=g), 32, 1), 'backbone', BOUNDS)

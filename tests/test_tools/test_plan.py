@@ -36,10 +36,22 @@ def test_text_and_exit_status(capsys: pytest.CaptureFixture):
     assert '512 images = 8 GPU(s) x 16 images x 4 mic' in capsys.readouterr().out
     assert run_script('plan.py', AGVM_512, '--gpus', 7) == 1
     assert 'PROBLEM     total_batch_size=512 is not a' in capsys.readouterr().out
-    assert run_script('plan.py', DIGITS, '--gpus', 2) == 1
+    nowhere = ['--cfg-options', 'train_dataloader.dataset.data_root=nowhere']
+    assert run_script('plan.py', DIGITS, '--gpus', 2, *nowhere) == 1
     printed = capsys.readouterr().out
     assert printed.startswith('PROBLEM ') and 'give it by --images N' in printed
-    assert run_script('plan.py', DIGITS, '--gpus', 2, '--images', 4096) == 0
+    assert run_script('plan.py', DIGITS, '--gpus', 2, '--images', 4096, *nowhere) == 0
+
+
+def test_auto_scale_lr_is_that_of_train(capsys: pytest.CaptureFixture):
+    options = ['train_cfg.type=LargeBatchTrainLoop', 'train_cfg.total_batch_size=256']
+    stock = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+    arguments = '--gpus', 8, '--auto-scale-lr', '--cfg-options', *options
+    assert run_script('plan.py', stock, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert ', 0.32 at ' in printed and 'warning' not in printed
+    assert run_script('plan.py', AGVM_512, '--gpus', 8, '--auto-scale-lr') == 1
+    assert 'needs the batch size' in capsys.readouterr().out
 
 
 def test_number_below_one_is_rejected(capsys: pytest.CaptureFixture):

@@ -71,7 +71,7 @@ def train_rank(folder, cases, batch_size):
         results[name] = dict(
             parameters={k: p.detach() for k, p in model.named_parameters()},
             lr=[row['lr'] for row in rows if 'lr' in row],
-            batch_size=[row['batch_size'] for row in rows if 'lr' in row],
+            batch_size=[row.get('batch_size') for row in rows if 'lr' in row],
             speed=[
                 row['images_per_second'] for row in rows if 'images_per_second' in row
             ],
@@ -117,8 +117,18 @@ def test_plain_sgd_is_equal_on_every_layout(tmp_path):
     block = results[2, 4]['epochs']['log']
     assert '32 images = 2 rank(s) x 4 images x 4 micro-batch(es)' in block
     assert '3 in an epoch, 12 in all, 0 done' in block
+    counts = '3 in an epoch, 10 in all (3.3 epochs), 0 done'
+    assert counts in results[2, 4]['iterations']['log']
     assert 'LinearLR from update 0 to 3' in block
     assert 'MultiStepLR from epoch 0 to 4 at 3' in block
+
+
+def test_endless_sampler_is_shared_by_the_ranks(tmp_path):
+    loop = dict(type='IterBasedTrainLoop', max_iters=4)
+    hooks = [dict(type='VarianceSyncHook', interval=1, begin=0)]
+    found = run_on_ranks(train_rank, 2, str(tmp_path), {'own': (AGVM, loop, hooks)}, 4)
+    # 80 images, 8 in an update.
+    assert '10 in an epoch, 4 in all (0.4 epochs), 0 done' in found[0]['own']['log']
 
 
 def test_agvm_schedules_and_measurements_are_equal_on_every_layout(tmp_path):
@@ -257,3 +267,22 @@ def test_resume_of_another_training_stops_unless_allowed(tmp_path, changes, mess
     assert runner.epoch == 2
     logs = ''.join(p.read_text() for p in tmp_path.glob('*/*.log'))
     assert 'resuming a checkpoint of another training' in logs
+
+
+def test_learning_rate_of_another_batch_is_in_the_summary(tmp_path):
+    scaling = dict(enable=False, base_batch_size=4)
+    for name, train_cfg, auto_scale_lr in [
+        ('epochs', dict(BY_EPOCHS, max_epochs=1, total_batch_size=16), scaling),
+        ('iterations', dict(BY_ITERATIONS, max_iters=8, total_batch_size=16), scaling),
+        ('fits', dict(BY_EPOCHS, max_epochs=1), dict(base_batch_size=32)),
+    ]:
+        changes = dict(train_cfg=train_cfg, auto_scale_lr=auto_scale_lr)
+        one_run(tmp_path / name, **changes).train()
+    logs = {path.parts[-3]: path.read_text() for path in tmp_path.glob('*/*/*.log')}
+    for name in ('epochs', 'iterations'):
+        assert (
+            'lr=0.05 is that of batch 4. For 16 the linear rule gives 0.2' in logs[name]
+        )
+    assert 'and max_iters=2 as many images as 8.' in logs['iterations']
+    assert 'max_iters' not in logs['epochs'].split('Large-batch training')[1]
+    assert 'is that of batch' not in logs['fits']

@@ -24,9 +24,10 @@ def plot_gradient_noise(report: NoiseReport, *, title: str | None = None) -> Fig
     """Draw Phi and mu against the batch, and the noise scale of each module.
 
     Points with bars are measured, lines are predicted from the noise scale of all
-    images. Bars are intervals of 95%. A module whose noise scale is not resolved has no
-    line, and an arrow from the lower end of its noise scale. Pyplot does not manage the
-    figure: there is nothing to close.
+    images. Bars are the intervals of 95% of the text, up to the limit of the axis. A
+    module whose noise scale is not resolved has no line, and an arrow from the lower
+    end of its noise scale. Pyplot does not manage the figure, so nothing must be
+    closed.
     """
     names = [name for name in report.modules if name != ALL]
     styles = {name: module_style(index) for index, name in enumerate(names)}
@@ -76,7 +77,7 @@ def _draw_against_batch(
         panel.errorbar(
             [row.batch * shift for row in rows],
             values,
-            yerr=[values - low, high - values] if np.isfinite(found).all() else None,
+            yerr=[values - low, high - values],
             color=style['color'],
             marker=style['marker'],
             linestyle='',

@@ -292,11 +292,12 @@ def interval(values: Tensor) -> Estimate:
 
     Args:
         values: Of all blocks, and without each of them, shape (1 + J,). Shape (1,) if
-            these cannot be computed, which gives an infinite interval.
+            these cannot be computed, which gives an infinite interval, as one that is
+            not finite does (without noise, signal / noise is infinite).
     """
     value, deleted = values[0].item(), values[1:]
     count = len(deleted)
-    if not count:
+    if not count or not deleted.isfinite().all():
         return Estimate(value, -math.inf, math.inf)
     error = math.sqrt((count - 1) * deleted.var(correction=0).item())
     half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error  # Student's t.
