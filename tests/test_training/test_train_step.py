@@ -1,6 +1,8 @@
 """What a model may do with the optimizer wrapper that its ``train_step`` gets."""
 
+import copy
 import gc
+import pickle
 import weakref
 from pathlib import Path
 from unittest import mock
@@ -411,6 +413,105 @@ def test_batch_that_cannot_be_divided_again_is_refused(tmp_path, index, images):
     message = rf'images in data_batch\[{index}\] from 8 to {images}'
     with pytest.raises(ValueError, match=message):
         train(tmp_path, plain_step, hooks=[BatchHook(shorten)])
+
+
+@FUNCTIONS.register_module(force=True)
+def named_collate(samples):
+    """Return a mapping with the entries that a test asks for."""
+    inputs, targets = default_collate(samples)
+    call = named_collate.calls = getattr(named_collate, 'calls', -1) + 1
+    return dict(inputs=inputs, targets=targets) | named_collate.extra(call)
+
+
+@MODELS.register_module(force=True)
+class NamedModel(OwnStepModel):
+    """Model whose micro-batches are mappings."""
+
+    def train_step(self, data, optim_wrapper):
+        images = data['inputs'], data['targets']
+        return plain_step(self, 0, images, optim_wrapper)
+
+
+def train_named(folder, hook, extra=lambda call: {}):
+    named_collate.extra = extra
+    runner = make_runner(
+        Path(folder),
+        PLAIN,
+        images=16,
+        batch_size=2,
+        shuffle=False,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=8),
+        hooks=[hook],
+        model='NamedModel',
+        loader=dict(collate_fn=dict(type='named_collate')),
+    )
+    runner.train()
+    return runner
+
+
+class CallHook(Hook):
+    """Hook that calls functions on the batch."""
+
+    def __init__(self, before=lambda batch: None, after=lambda batch: None):
+        self.before, self.after = before, after
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.before(data_batch)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.after(data_batch)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda batch: batch.clear(),
+        lambda batch: batch.pop('inputs'),
+        lambda batch: batch.update(inputs=batch['inputs'][:1]),
+        lambda batch: batch.update(extra=1),
+    ],
+)
+def test_batch_of_a_finished_update_may_change_in_any_way(tmp_path, change):
+    untouched = weights(train_named(tmp_path / 'untouched', CallHook()))
+    changed = weights(train_named(tmp_path / 'changed', CallHook(after=change)))
+    assert all(map(torch.equal, changed, untouched))
+
+
+@pytest.mark.parametrize(
+    'duplicate',
+    [copy.copy, copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))],
+)
+def test_copy_of_a_batch_is_a_plain_batch(tmp_path, duplicate):
+    copies = []
+
+    def before(batch):
+        copies.append(duplicate(batch))
+
+    untouched = weights(train_named(tmp_path / 'untouched', CallHook()))
+    copied = weights(train_named(tmp_path / 'copied', CallHook(before)))
+    assert all(map(torch.equal, copied, untouched))
+    inputs, targets = ImageDataset(16).tensors
+    assert [type(each) for each in copies] == [dict, dict]
+    assert torch.equal(torch.cat([each['inputs'] for each in copies]), inputs)
+    assert torch.equal(torch.cat([each['targets'] for each in copies]), targets)
+
+
+@pytest.mark.parametrize(
+    ('extra', 'message'),
+    [
+        (lambda call: dict(scale=3), r'data_batch.scale \(int\) is no list'),
+        (lambda call: dict(source='coco'), r'data_batch.source \(str\) is no list'),
+        (lambda call: dict(k=torch.ones(())), r'data_batch.k \(Tensor\) is no list'),
+        (lambda call: dict(k=[1, 2]) if call % 2 else {}, 'have different entries'),
+    ],
+)
+def test_batch_that_cannot_be_joined_is_refused_if_a_hook_reads_it(
+    tmp_path, extra, message
+):
+    named_collate.calls = -1
+    train_named(tmp_path / 'unread', CallHook(), extra)
+    with pytest.raises(ValueError, match=message):
+        train_named(tmp_path / 'read', CallHook(lambda b: b['inputs']), extra)
 
 
 def test_hook_that_reads_the_loader_gets_batches(tmp_path):
