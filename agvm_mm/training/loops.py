@@ -182,18 +182,19 @@ class LargeBatchMixin:
     def _report(self, images: int, waited: float) -> None:
         """Add an update's size, the speed so far and the time of loading to the log."""
         hub = self.runner.message_hub
-        hub.update_scalar('train/batch_size', images)
         if 'train/data_time' in hub.log_scalars:
             # IterTimerHook has seen none of the micro-batches.
             values, _ = hub.get_scalar('train/data_time').data
             values[-1] += waited
-        if 'train/time' not in hub.log_scalars:  # No IterTimerHook, or no update yet.
-            return
         recent = [
-            hub.get_scalar(f'train/{name}').mean(self.runner.log_processor.window_size)
-            for name in ('batch_size', 'time')
+            hub.get_scalar(name).mean(self.runner.log_processor.window_size)
+            for name in ('train/batch_size', 'train/time')
+            if name in hub.log_scalars
         ]
-        hub.update_scalar('train/images_per_second', recent[0] / recent[1])
+        if len(recent) == 2:
+            # Of the updates before: IterTimerHook has no time of this one yet.
+            hub.update_scalar('train/images_per_second', recent[0] / recent[1])
+        hub.update_scalar('train/batch_size', images)
 
 
 @LOOPS.register_module()

@@ -5,6 +5,7 @@ import gc
 import pickle
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -358,6 +359,35 @@ def test_data_time_is_that_of_all_micro_batches(tmp_path):
     values, counts = runner.message_hub.get_scalar('train/data_time').data
     assert counts.tolist() == [1, 1, 1]
     assert [value // 100 for value in values] == [4, 4, 4]
+
+
+@pytest.mark.parametrize('window_size', [1, 3, 10])
+def test_speed_is_that_of_updates_of_all_sizes(tmp_path, window_size):
+    clock = [0.0]
+
+    def behavior(outer, call, data, optim_wrapper):
+        clock[0] += len(data[0]) / 100
+        return plain_step(outer, call, data, optim_wrapper)
+
+    timer = SimpleNamespace(time=lambda: clock[0])
+    with mock.patch('mmengine.hooks.iter_timer_hook.time', timer):
+        runner = make_runner(
+            tmp_path,
+            PLAIN,
+            images=10,
+            batch_size=2,
+            train_cfg=dict(
+                type='LargeBatchTrainLoop', max_epochs=3, total_batch_size=8
+            ),
+            model='OwnStepModel',
+            log_processor=dict(type='LogProcessor', window_size=window_size),
+        )
+        runner.model.behavior = behavior
+        runner.train()
+    hub = runner.message_hub
+    assert hub.get_scalar('train/batch_size').data[0].tolist() == [8, 2, 8, 2, 8, 2]
+    speeds = hub.get_scalar('train/images_per_second').data[0].tolist()
+    assert speeds == pytest.approx([100] * 5)
 
 
 # Hooks around it
