@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from agvm_mm import engine
+from agvm_mm.estimators import check_static_graph
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.training.batch import check_accumulation, check_auto_scaling
 from agvm_mm.training.dataloader import (
@@ -86,8 +87,8 @@ class LargeBatchMixin:
 
         Raises:
             ValueError: If the optimizer wrapper accumulates, MMEngine has scaled the
-                learning rate to another batch, or the run resumes one of another batch
-                size.
+                learning rate to another batch, the run resumes one of another batch
+                size, or DDP has static_graph and the loop accumulates.
             TypeError: If there are several optimizer wrappers.
         """
         self._prepare()
@@ -107,6 +108,7 @@ class LargeBatchMixin:
             )
         check_accumulation(name, total, engine.accumulative_counts(wrapper))
         check_auto_scaling(engine.auto_scaling(runner), total)
+        check_static_graph(runner.model, self.batch.micro_batches)
         hub = runner.message_hub
         if self.iter == 0:  # An earlier run of this process may have left images here.
             hub.update_info(IMAGES_OF_EPOCH, 0)

@@ -57,14 +57,24 @@ def loss_of(outer, data, optim_wrapper):
         return outer(*data, mode='loss')['loss']
 
 
-def train(folder, behavior, wrapper='plain', *, ranks=1, updates=1, hooks=(), **kwargs):
+def train(
+    folder,
+    behavior,
+    wrapper='plain',
+    *,
+    ranks=1,
+    updates=1,
+    hooks=(),
+    ddp=(),
+    **kwargs,
+):
     """Train on updates of 4 micro-batches with 2 images on each rank."""
     own = []
     if wrapper != 'plain':
         own = [dict(type='VarianceSyncHook', interval=1, act=False, estimator=wrapper)]
     if ranks > 1:
-        cfg = dict(model_wrapper_cfg=dict(type='OwnStepDDP', device_ids=None))
-        kwargs |= dict(launcher='pytorch', cfg=cfg)
+        model_wrapper = dict(ddp, type='OwnStepDDP', device_ids=None)
+        kwargs |= dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=model_wrapper))
     total = 8 * ranks
     settings = dict(images=total * updates, batch_size=2, shuffle=False) | kwargs
     runner = make_runner(
@@ -151,6 +161,17 @@ def test_last_micro_batch_that_one_rank_skips_stops_all(tmp_path, wrapper):
     results = run_on_ranks(skipping_the_last, 2, str(tmp_path), wrapper, check=False)
     for result in results:
         assert 'but the model skipped it on rank(s) 1 only' in result
+
+
+def static_graph(folder, wrapper):
+    ddp = dict(static_graph=True)
+    train(f'{folder}/{dist.get_rank()}', plain_step, wrapper, ranks=2, ddp=ddp)
+
+
+@pytest.mark.parametrize('wrapper', ['plain', 'halves'])
+def test_static_graph_with_micro_batches_is_refused(tmp_path, wrapper):
+    for result in run_on_ranks(static_graph, 2, str(tmp_path), wrapper, check=False):
+        assert 'static_graph=True with 4 accumulated micro-batches' in result
 
 
 # Ranks with different numbers of images
