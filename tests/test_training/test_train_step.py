@@ -274,6 +274,24 @@ def test_public_attributes_are_those_of_the_wrapper(tmp_path, wrapper):
     assert_equal(weights(runner), stepped_along(range(8), of=8))
 
 
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+def test_attributes_that_a_model_sets_are_those_of_the_wrapper(
+    tmp_path, wrapper, monkeypatch
+):
+    clips = dict(WRAPPERS[wrapper], clip_grad=dict(max_norm=100))
+    monkeypatch.setitem(WRAPPERS, wrapper, clips)
+
+    def behavior(outer, call, data, optim_wrapper):
+        optim_wrapper.clip_grad_kwargs = dict(max_norm=1e-3)
+        return plain_step(outer, call, data, optim_wrapper)
+
+    runner = train(tmp_path, behavior, wrapper)
+    before = ToyDetector().parameters()
+    moved = [a - b for a, b in zip(weights(runner), before, strict=True)]
+    length = torch.cat([part.flatten() for part in moved]).norm().item()
+    assert length == pytest.approx(LR * 1e-3, rel=1e-4)
+
+
 # Errors that a model catches
 
 
