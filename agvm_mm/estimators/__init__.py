@@ -21,6 +21,7 @@ __all__ = [
     'build_preconditioner',
     'check_model',
     'check_replicas',
+    'check_static_graph',
 ]
 
 ESTIMATORS = {
@@ -111,11 +112,7 @@ def check_model(model: nn.Module, accumulation: int) -> None:
     # MMSeparateDistributedDataParallel is a subclass of DDP, but wraps several.
     separate = isinstance(model, MMSeparateDistributedDataParallel)
     if isinstance(model, DistributedDataParallel) and not separate:
-        if model.static_graph and accumulation > 1:
-            raise ValueError(
-                f'static_graph=True with {accumulation} accumulated micro-batches '
-                'fails inside DDP; remove static_graph from model_wrapper_cfg'
-            )
+        check_static_graph(model, accumulation)
     elif is_model_wrapper(model) or isinstance(model, nn.DataParallel):
         raise TypeError(
             f'AGVM does not support models wrapped in {type(model).__name__}; use '
@@ -126,6 +123,19 @@ def check_model(model: nn.Module, accumulation: int) -> None:
             f'{get_world_size()} ranks, but the model is not wrapped in '
             'DistributedDataParallel: each rank would train its own model. Set '
             "launcher='pytorch' (or slurm, mpi)"
+        )
+
+
+def check_static_graph(model: nn.Module, accumulation: int) -> None:
+    """Check that DDP, if the model is wrapped in it, can accumulate gradients.
+
+    Raises:
+        ValueError: If it has static_graph and gradients are accumulated.
+    """
+    if getattr(model, 'static_graph', False) and accumulation > 1:
+        raise ValueError(
+            f'static_graph=True with {accumulation} accumulated micro-batches '
+            'fails inside DDP; remove static_graph from model_wrapper_cfg'
         )
 
 

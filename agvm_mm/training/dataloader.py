@@ -57,11 +57,19 @@ class UpdateWindow(MutableMapping):
             self._loaded.append(batch)
             yield batch
 
+    def load(self) -> None:
+        """Load the micro-batches that were not taken."""
+        self._loaded.extend(self._batches)
+
     def _all(self) -> dict | list:
         if self._joined is None:
-            self._loaded.extend(self._batches)
+            self.load()
             self._joined = join_batches(self._loaded)
         return self._joined
+
+    def __reduce__(self) -> tuple:
+        # A copy is a plain batch: the iterator cannot be copied.
+        return type(self._all()), (self._all(),)
 
     def __getitem__(self, key: Any) -> Any:
         return self._all()[key]
@@ -85,18 +93,35 @@ def join_batches(batches: Sequence) -> dict | list:
     Args:
         batches: Each is a mapping or sequence of lists or tensors with an entry for
             each image, as the functions that collate them make it.
+
+    Raises:
+        ValueError: If an entry is of another type, or only some batches have it.
     """
     if isinstance(batches[0], Mapping):
-        return _join(batches)
-    return [_join(column) for column in zip(*batches, strict=True)]
+        return _join(batches, 'data_batch')
+    columns = enumerate(zip(*batches, strict=True))
+    return [_join(column, f'data_batch[{index}]') for index, column in columns]
 
 
-def _join(values: Sequence) -> Any:
+def _join(values: Sequence, name: str) -> Any:
     first = values[0]
     if isinstance(first, Mapping):
-        return {key: _join([value[key] for value in values]) for key in first}
-    if isinstance(first, Tensor):
+        if any(value.keys() != first.keys() for value in values):
+            raise ValueError(
+                f'a hook reads {name}, whose micro-batches have different entries; '
+                'change collate_fn'
+            )
+        return {
+            key: _join([value[key] for value in values], f'{name}.{key}')
+            for key in first
+        }
+    if isinstance(first, Tensor) and first.dim():
         return torch.cat(list(values))
+    if not isinstance(first, list | tuple):
+        raise ValueError(
+            f'a hook reads data_batch, but {name} ({type(first).__name__}) is no list '
+            'or tensor with an entry for each image; change collate_fn'
+        )
     joined = chain.from_iterable(values)
     return tuple(joined) if isinstance(first, tuple) else list(joined)
 
@@ -283,8 +308,7 @@ class UpdateDataLoader(DataLoader):
         for update in self.plan.updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
-            for _ in window.micro_batches():  # Those that were not taken.
-                pass
+            window.load()
 
 
 class EndlessUpdates:

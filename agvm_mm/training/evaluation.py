@@ -20,9 +20,11 @@ def check_evaluator(runner: Runner) -> None:
         ValueError: If a metric would fail or be wrong.
     """
     evaluation = sys.modules.get('mmdet.evaluation')
-    if evaluation is None or runner.val_loop is None:
+    # A loop of one's own may have none.
+    evaluator = getattr(runner.val_loop, 'evaluator', None)
+    if evaluation is None or evaluator is None:
         return
-    for metric in runner.val_loop.evaluator.metrics:
+    for metric in evaluator.metrics:
         if isinstance(metric, evaluation.LVISMetric):
             check_lvis()
         elif isinstance(metric, evaluation.CocoMetric):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from agvm_mm import engine
+from agvm_mm.estimators import check_static_graph
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.training.batch import check_update_settings
 from agvm_mm.training.dataloader import (
@@ -94,8 +95,8 @@ class LargeBatchMixin:
 
         Raises:
             ValueError: If the optimizer wrapper accumulates, MMEngine has scaled the
-                learning rate to another batch, or the run resumes one of another batch
-                size.
+                learning rate to another batch, the run resumes one of another batch
+                size, or DDP has static_graph and the loop accumulates.
             TypeError: If there are several optimizer wrappers.
         """
         self._prepare()
@@ -118,6 +119,7 @@ class LargeBatchMixin:
             engine.auto_scaling(runner),
         )
         check_update_settings(name, total, counts, scaling)
+        check_static_graph(runner.model, self.batch.micro_batches)
         hub = runner.message_hub
         if self.iter == 0:  # An earlier run of this process may have left images here.
             hub.update_info(IMAGES_OF_EPOCH, 0)
@@ -184,18 +186,19 @@ class LargeBatchMixin:
     def _report(self, images: int, waited: float) -> None:
         """Add an update's size, the speed so far and the time of loading to the log."""
         hub = self.runner.message_hub
-        hub.update_scalar('train/batch_size', images)
         if 'train/data_time' in hub.log_scalars:
             # IterTimerHook has seen none of the micro-batches.
             values, _ = hub.get_scalar('train/data_time').data
             values[-1] += waited
-        if 'train/time' not in hub.log_scalars:  # No IterTimerHook, or no update yet.
-            return
         recent = [
-            hub.get_scalar(f'train/{name}').mean(self.runner.log_processor.window_size)
-            for name in ('batch_size', 'time')
+            hub.get_scalar(name).mean(self.runner.log_processor.window_size)
+            for name in ('train/batch_size', 'train/time')
+            if name in hub.log_scalars
         ]
-        hub.update_scalar('train/images_per_second', recent[0] / recent[1])
+        if len(recent) == 2:
+            # Of the updates before: IterTimerHook has no time of this one yet.
+            hub.update_scalar('train/images_per_second', recent[0] / recent[1])
+        hub.update_scalar('train/batch_size', images)
 
 
 def check_ends(loop: str, sampler: type, endless: bool) -> None:

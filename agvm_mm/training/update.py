@@ -107,7 +107,7 @@ class Update(OptimWrapper):
     A model calls ``update_params`` once for each micro-batch, and the loop steps at
     the end. It may skip a micro-batch, on a loss that is not finite for example: the
     update then follows the mean over the images that came, on all ranks. Attributes
-    that are not defined here are those of the wrapped optimizer wrapper.
+    that are not defined here are those of the wrapped optimizer wrapper, also to set.
 
     Args:
         model: As the runner trains it.
@@ -149,6 +149,12 @@ class Update(OptimWrapper):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wrapped, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith('_'):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._wrapped, name, value)
 
     # What the loop calls
 

@@ -285,7 +285,7 @@ class VarianceSyncHook(Hook):
             self._rejected_in_a_row += 1
             self._report_rejected(runner, measurement)
         if self._for_next_line is not None and any(
-            hook.every_n_inner_iters(batch_idx, hook.interval)
+            writes_line(hook, runner, batch_idx)
             for hook in runner.hooks
             if isinstance(hook, LoggerHook)
         ):
@@ -317,6 +317,15 @@ class VarianceSyncHook(Hook):
                 f'{update}, could not be used: {reason}. {advice}; '
                 'VarianceSyncHook(max_rejected=None) continues anyway'
             )
+
+
+def writes_line(hook: LoggerHook, runner: Runner, batch_idx: int) -> bool:
+    """Return whether a hook logs after an iteration, as LoggerHook decides."""
+    loader = runner.train_dataloader
+    return hook.every_n_inner_iters(batch_idx, hook.interval) or (
+        hook.end_of_epoch(loader, batch_idx)
+        and (not hook.ignore_last or len(loader) <= hook.interval)
+    )
 
 
 def scalars_of(measurement: Measurement) -> dict[str, float]:

@@ -54,6 +54,11 @@ def map_of_a_perfect_detector(found):
     return found.evaluate(4)['coco/bbox_mAP']
 
 
+def test_loop_without_an_evaluator_passes():
+    evaluation.check_evaluator(SimpleNamespace(val_loop=SimpleNamespace()))
+    evaluation.check_evaluator(SimpleNamespace(val_loop=None))
+
+
 @pytest.mark.parametrize(
     'kwargs', [{}, dict(proposal_nums=(10, 100, 300)), dict(metric='proposal')]
 )

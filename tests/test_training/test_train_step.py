@@ -1,8 +1,11 @@
 """What a model may do with the optimizer wrapper that its ``train_step`` gets."""
 
+import copy
 import gc
+import pickle
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -54,14 +57,24 @@ def loss_of(outer, data, optim_wrapper):
         return outer(*data, mode='loss')['loss']
 
 
-def train(folder, behavior, wrapper='plain', *, ranks=1, updates=1, hooks=(), **kwargs):
+def train(
+    folder,
+    behavior,
+    wrapper='plain',
+    *,
+    ranks=1,
+    updates=1,
+    hooks=(),
+    ddp=(),
+    **kwargs,
+):
     """Train on updates of 4 micro-batches with 2 images on each rank."""
     own = []
     if wrapper != 'plain':
         own = [dict(type='VarianceSyncHook', interval=1, act=False, estimator=wrapper)]
     if ranks > 1:
-        cfg = dict(model_wrapper_cfg=dict(type='OwnStepDDP', device_ids=None))
-        kwargs |= dict(launcher='pytorch', cfg=cfg)
+        model_wrapper = dict(ddp, type='OwnStepDDP', device_ids=None)
+        kwargs |= dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=model_wrapper))
     total = 8 * ranks
     settings = dict(images=total * updates, batch_size=2, shuffle=False) | kwargs
     runner = make_runner(
@@ -148,6 +161,17 @@ def test_last_micro_batch_that_one_rank_skips_stops_all(tmp_path, wrapper):
     results = run_on_ranks(skipping_the_last, 2, str(tmp_path), wrapper, check=False)
     for result in results:
         assert 'but the model skipped it on rank(s) 1 only' in result
+
+
+def static_graph(folder, wrapper):
+    ddp = dict(static_graph=True)
+    train(f'{folder}/{dist.get_rank()}', plain_step, wrapper, ranks=2, ddp=ddp)
+
+
+@pytest.mark.parametrize('wrapper', ['plain', 'halves'])
+def test_static_graph_with_micro_batches_is_refused(tmp_path, wrapper):
+    for result in run_on_ranks(static_graph, 2, str(tmp_path), wrapper, check=False):
+        assert 'static_graph=True with 4 accumulated micro-batches' in result
 
 
 # Ranks with different numbers of images
@@ -248,6 +272,24 @@ def test_public_attributes_are_those_of_the_wrapper(tmp_path, wrapper):
     runner = train(tmp_path, behavior, wrapper)
     assert seen == [(0.25, last, last) for last in (False, False, False, True)]
     assert_equal(weights(runner), stepped_along(range(8), of=8))
+
+
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+def test_attributes_that_a_model_sets_are_those_of_the_wrapper(
+    tmp_path, wrapper, monkeypatch
+):
+    clips = dict(WRAPPERS[wrapper], clip_grad=dict(max_norm=100))
+    monkeypatch.setitem(WRAPPERS, wrapper, clips)
+
+    def behavior(outer, call, data, optim_wrapper):
+        optim_wrapper.clip_grad_kwargs = dict(max_norm=1e-3)
+        return plain_step(outer, call, data, optim_wrapper)
+
+    runner = train(tmp_path, behavior, wrapper)
+    before = ToyDetector().parameters()
+    moved = [a - b for a, b in zip(weights(runner), before, strict=True)]
+    length = torch.cat([part.flatten() for part in moved]).norm().item()
+    assert length == pytest.approx(LR * 1e-3, rel=1e-4)
 
 
 # Errors that a model catches
@@ -358,6 +400,35 @@ def test_data_time_is_that_of_all_micro_batches(tmp_path):
     assert [value // 100 for value in values] == [4, 4, 4]
 
 
+@pytest.mark.parametrize('window_size', [1, 3, 10])
+def test_speed_is_that_of_updates_of_all_sizes(tmp_path, window_size):
+    clock = [0.0]
+
+    def behavior(outer, call, data, optim_wrapper):
+        clock[0] += len(data[0]) / 100
+        return plain_step(outer, call, data, optim_wrapper)
+
+    timer = SimpleNamespace(time=lambda: clock[0])
+    with mock.patch('mmengine.hooks.iter_timer_hook.time', timer):
+        runner = make_runner(
+            tmp_path,
+            PLAIN,
+            images=10,
+            batch_size=2,
+            train_cfg=dict(
+                type='LargeBatchTrainLoop', max_epochs=3, total_batch_size=8
+            ),
+            model='OwnStepModel',
+            log_processor=dict(type='LogProcessor', window_size=window_size),
+        )
+        runner.model.behavior = behavior
+        runner.train()
+    hub = runner.message_hub
+    assert hub.get_scalar('train/batch_size').data[0].tolist() == [8, 2, 8, 2, 8, 2]
+    speeds = hub.get_scalar('train/images_per_second').data[0].tolist()
+    assert speeds == pytest.approx([100] * 5)
+
+
 # Hooks around it
 
 
@@ -411,6 +482,105 @@ def test_batch_that_cannot_be_divided_again_is_refused(tmp_path, index, images):
     message = rf'images in data_batch\[{index}\] from 8 to {images}'
     with pytest.raises(ValueError, match=message):
         train(tmp_path, plain_step, hooks=[BatchHook(shorten)])
+
+
+@FUNCTIONS.register_module(force=True)
+def named_collate(samples):
+    """Return a mapping with the entries that a test asks for."""
+    inputs, targets = default_collate(samples)
+    call = named_collate.calls = getattr(named_collate, 'calls', -1) + 1
+    return dict(inputs=inputs, targets=targets) | named_collate.extra(call)
+
+
+@MODELS.register_module(force=True)
+class NamedModel(OwnStepModel):
+    """Model whose micro-batches are mappings."""
+
+    def train_step(self, data, optim_wrapper):
+        images = data['inputs'], data['targets']
+        return plain_step(self, 0, images, optim_wrapper)
+
+
+def train_named(folder, hook, extra=lambda call: {}):
+    named_collate.extra = extra
+    runner = make_runner(
+        Path(folder),
+        PLAIN,
+        images=16,
+        batch_size=2,
+        shuffle=False,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=8),
+        hooks=[hook],
+        model='NamedModel',
+        loader=dict(collate_fn=dict(type='named_collate')),
+    )
+    runner.train()
+    return runner
+
+
+class CallHook(Hook):
+    """Hook that calls functions on the batch."""
+
+    def __init__(self, before=lambda batch: None, after=lambda batch: None):
+        self.before, self.after = before, after
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.before(data_batch)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.after(data_batch)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda batch: batch.clear(),
+        lambda batch: batch.pop('inputs'),
+        lambda batch: batch.update(inputs=batch['inputs'][:1]),
+        lambda batch: batch.update(extra=1),
+    ],
+)
+def test_batch_of_a_finished_update_may_change_in_any_way(tmp_path, change):
+    untouched = weights(train_named(tmp_path / 'untouched', CallHook()))
+    changed = weights(train_named(tmp_path / 'changed', CallHook(after=change)))
+    assert all(map(torch.equal, changed, untouched))
+
+
+@pytest.mark.parametrize(
+    'duplicate',
+    [copy.copy, copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))],
+)
+def test_copy_of_a_batch_is_a_plain_batch(tmp_path, duplicate):
+    copies = []
+
+    def before(batch):
+        copies.append(duplicate(batch))
+
+    untouched = weights(train_named(tmp_path / 'untouched', CallHook()))
+    copied = weights(train_named(tmp_path / 'copied', CallHook(before)))
+    assert all(map(torch.equal, copied, untouched))
+    inputs, targets = ImageDataset(16).tensors
+    assert [type(each) for each in copies] == [dict, dict]
+    assert torch.equal(torch.cat([each['inputs'] for each in copies]), inputs)
+    assert torch.equal(torch.cat([each['targets'] for each in copies]), targets)
+
+
+@pytest.mark.parametrize(
+    ('extra', 'message'),
+    [
+        (lambda call: dict(scale=3), r'data_batch.scale \(int\) is no list'),
+        (lambda call: dict(source='coco'), r'data_batch.source \(str\) is no list'),
+        (lambda call: dict(k=torch.ones(())), r'data_batch.k \(Tensor\) is no list'),
+        (lambda call: dict(k=[1, 2]) if call % 2 else {}, 'have different entries'),
+    ],
+)
+def test_batch_that_cannot_be_joined_is_refused_if_a_hook_reads_it(
+    tmp_path, extra, message
+):
+    named_collate.calls = -1
+    train_named(tmp_path / 'unread', CallHook(), extra)
+    with pytest.raises(ValueError, match=message):
+        train_named(tmp_path / 'read', CallHook(lambda b: b['inputs']), extra)
 
 
 def test_hook_that_reads_the_loader_gets_batches(tmp_path):

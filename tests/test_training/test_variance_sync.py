@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.hooks import LoggerHook
 from ranks import run_on_ranks
 from runners import ImageDataset, make_runner
 
@@ -72,6 +73,29 @@ def test_runner_in_one_process(tmp_path):
     assert text.count('AGVM at update ') == 2
     assert re.search(r'AGVM at update 4  Phi: .*  mu: .*, mask_head \d', text)
     assert not re.search(r'Epoch\(train\).*(agvm|micro_batches)', text)
+
+
+@pytest.mark.parametrize(
+    ('interval', 'ignore_last', 'lines'),
+    [(50, True, 2), (50, False, 2), (2, True, 4), (2, False, 6), (5, True, 2)],
+)
+def test_each_line_of_the_log_has_the_measurement_before_it(
+    tmp_path, interval, ignore_last, lines
+):
+    runner = make_runner(
+        tmp_path,
+        AGVM,
+        images=40,
+        batch_size=2,
+        train_cfg=epochs(2, 8),
+        hooks=[dict(type='VarianceSyncHook', interval=1)],
+    )
+    (logger,) = (hook for hook in runner.hooks if isinstance(hook, LoggerHook))
+    logger.interval, logger.ignore_last = interval, ignore_last
+    runner.train()
+    (log,) = tmp_path.glob('*/*.log')
+    kinds = re.findall(r'AGVM at update|Epoch\(train\)', log.read_text())
+    assert kinds == lines * ['AGVM at update', 'Epoch(train)']
 
 
 def test_last_measurement_is_logged_with_its_multiplier(tmp_path):
