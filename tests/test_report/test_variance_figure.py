@@ -49,7 +49,11 @@ def test_every_module_is_drawn():
     figure = plot_runs({'': RECORDS}, title='a title', window=1)
     above, below, noise = figure.axes
     for axes, key in ((above, PHI_KEY), (below, MU_KEY)):
-        assert drawn(axes) == module_curves(RECORDS, key)
+        expected = module_curves(RECORDS, key)
+        assert drawn(axes).keys() == expected.keys()
+        for module, (updates, values) in drawn(axes).items():
+            assert updates == expected[module][0]
+            assert values == pytest.approx(expected[module][1])
         assert axes.get_ylabel()
     assert noise.get_xlabel() == 'optimizer update'
     assert [text.get_text() for text in noise.texts] == ['not resolved']

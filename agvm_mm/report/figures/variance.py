@@ -184,10 +184,12 @@ def smooth(
         window: Numbers in the window; an even number counts as the next odd one.
         breaks: Updates after which the mean starts again, in order.
     """
-    values, part_of = np.array(values), np.searchsorted(breaks, updates)
-    smoothed = []
-    for index, part in enumerate(part_of):
-        near = slice(max(0, index - window // 2), index + window // 2 + 1)
-        inside = values[near][part_of[near] == part]
-        smoothed.append(sum(inside) / len(inside))
-    return smoothed
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    # The first and the last value of each part between two breaks.
+    ends = [*np.searchsorted(updates, breaks, side='right'), len(values)]
+    starts = np.repeat([0, *ends[:-1]], np.diff([0, *ends]))
+    stops = np.repeat(ends, np.diff([0, *ends]))
+    places = np.arange(len(values))
+    low = np.maximum(starts, places - window // 2)
+    high = np.minimum(stops, places + window // 2 + 1)
+    return ((sums[high] - sums[low]) / (high - low)).tolist()
