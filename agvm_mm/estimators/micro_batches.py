@@ -61,10 +61,26 @@ class MicroBatchHalves(VarianceEstimator):
         self._first = {}
 
 
-class MicroBatchReplicas(VarianceEstimator):
-    """Compares all micro-batches of an update through their norms.
+MOST_REPLICAS = 32
+"""Replicas of an update with many micro-batches; more would only cost more."""
 
-    During a measured update each backward pass leaves its own gradient in
+
+def passes_of_a_replica(passes: int) -> int:
+    """Return how many micro-batches of an update are one replica.
+
+    Replicas are of one size. If none divides the update into 8 to 32 replicas, each
+    micro-batch is one.
+    """
+    for replicas in range(min(MOST_REPLICAS, passes), 7, -1):
+        if passes % replicas == 0:
+            return passes // replicas
+    return 1
+
+
+class MicroBatchReplicas(VarianceEstimator):
+    """Compares all micro-batches of an update, or groups of them, through their norms.
+
+    During a measured update each replica leaves its own gradient in
     ``parameter.grad``. The sum so far is kept aside, in the order in which autograd
     would have added it, and put back at the end. (A tensor hook could read the gradient
     of a pass without that copy, but it sees only a part of it where a shared head runs
@@ -76,12 +92,21 @@ class MicroBatchReplicas(VarianceEstimator):
     ) -> None:
         super().start(passes, loss_scale, images=images)
         self.measuring = passes >= 2
-        self._replicas = 0
+        self._size = passes_of_a_replica(passes)
+        self._replicas = self._passes = 0
+        self._weight = 0.0
         self._sums: dict[int, Tensor] = {}
         self._squares: Tensor | None = None
 
     def record(self, weight: float) -> None:
         super().record(weight)
+        self._passes += 1
+        self._weight += weight
+        if self._passes == self._size:
+            self._end_replica()
+
+    def _end_replica(self) -> None:
+        weight, self._weight, self._passes = self._weight, 0.0, 0
         self._replicas += 1
         rows = self.rows.with_gradients()
         if not rows:
@@ -101,6 +126,8 @@ class MicroBatchReplicas(VarianceEstimator):
 
     def finish(self) -> dict[str, ModuleStatistics] | None:
         self.measuring = False
+        if self._passes:  # A model that skipped some.
+            self._end_replica()
         self._put_back()
         if self._replicas < 2:
             return None

@@ -5,6 +5,7 @@ import pytest
 import torch
 from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
+from agvm_mm.estimators.micro_batches import passes_of_a_replica
 from agvm_mm.method.modules import assign_modules
 from gpu_check import golden
 from gpu_check.reference import ReferenceAGVM
@@ -201,3 +202,27 @@ def test_large_parameters_are_measured_in_pieces(monkeypatch, optimizer, estimat
         variances.append(wrapper.agvm.variances)
     whole, in_pieces = variances
     assert in_pieces == pytest.approx(whole, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    'passes, expected', [(2, 1), (32, 1), (64, 2), (97, 1), (100, 4)]
+)
+def test_many_micro_batches_are_few_replicas(passes, expected):
+    assert passes_of_a_replica(passes) == expected
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+def test_replicas_are_groups_of_micro_batches(optimizer):
+    found = []
+    for passes in (64, 32):
+        model = ToyDetector()
+        wrapper = make_wrapper(
+            model, optimizer, estimator='replicas', accumulative_counts=passes
+        )
+        inputs, targets = make_images(64, seed=0)
+        size = 64 // passes
+        for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+            wrapper.update_params(model(x, y)['loss'])
+        found.append(wrapper.agvm.variances)
+        assert wrapper.agvm.num_updates == 1
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
