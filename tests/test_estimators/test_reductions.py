@@ -13,7 +13,7 @@ def test_norm_of_a_large_gradient_keeps_precision(length):
     assert [each.dtype for each in found] == [*[torch.float32] * 2, torch.float64]
     for each, tensor in zip(found, (x, y, x), strict=True):
         expected = tensor.double().norm().item()
-        assert each.item() == pytest.approx(expected, rel=1e-7)
+        assert each.item() == pytest.approx(expected, rel=5e-7)
 
 
 def test_half_precision_is_squared_in_float32():
