@@ -104,7 +104,7 @@ def plot_runs(
     if any(map(lr_drops, runs.values())):
         looks['learning-rate step'] = LR_STEP
     handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
-    columns = math.ceil(len(handles) / math.ceil(len(handles) / 5))
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / 4))
     figure.legend(
         handles=handles, loc='outside lower center', ncols=columns, frameon=False
     )
