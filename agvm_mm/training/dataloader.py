@@ -19,7 +19,12 @@ from torch.utils.data import DataLoader, Sampler
 
 from agvm_mm.engine import is_endless
 from agvm_mm.training.batch import BatchSize, divide_total
-from agvm_mm.training.update import RandomStream, derive_seed, seed_cpu
+from agvm_mm.training.update import (
+    RandomStream,
+    derive_seed,
+    other_generators,
+    seed_cpu,
+)
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
@@ -190,7 +195,7 @@ class SeededBatch(list):
         self.positions = positions
 
     def __iter__(self) -> Iterator:
-        with RandomStream(*self.key):
+        with other_generators():
             for index, position in zip(self._plain(), self.positions, strict=True):
                 seed_cpu(derive_seed(*self.key, position))
                 yield index

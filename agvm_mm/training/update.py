@@ -2,13 +2,14 @@
 
 import logging
 import random
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fractions import Fraction
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
+from mmengine.device import get_device
 from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
@@ -38,9 +39,9 @@ def seed_update(seed: int, rank: int, update: int) -> None:
         update: Number of the update, from 0.
     """
     derived = derive_seed(seed, rank, update)
-    random.seed(derived)
-    np.random.seed(derived)
-    torch.manual_seed(derived)
+    seed_cpu(derived)
+    if get_device() != 'cpu':
+        torch.manual_seed(derived)
 
 
 def seed_cpu(seed: int) -> None:
@@ -49,6 +50,38 @@ def seed_cpu(seed: int) -> None:
     np.random.seed(seed)
     # torch.manual_seed would reset the generators of GPUs as well.
     torch.default_generator.manual_seed(seed)
+
+
+def generators() -> tuple:
+    """Return the state of the global generators of the CPU."""
+    # NumPy copies the state of its generator slowly, and exchanges generators fast.
+    numpy = np.random.get_bit_generator()
+    return random.getstate(), numpy, torch.get_rng_state()
+
+
+def restore(state: tuple) -> None:
+    """Set the global generators of the CPU to the state of :func:`generators`."""
+    random.setstate(state[0])
+    np.random.set_bit_generator(state[1])
+    torch.set_rng_state(state[2])
+
+
+SPARE = np.random.MT19937(0)
+"""Generator to exchange for NumPy's; one takes long to make."""
+
+
+@contextmanager
+def other_generators() -> Iterator[None]:
+    """Context after which the generators of the CPU continue as before.
+
+    Inside they have to be seeded.
+    """
+    outside = generators()
+    np.random.set_bit_generator(SPARE)
+    try:
+        yield
+    finally:
+        restore(outside)
 
 
 class RandomStream:
@@ -61,28 +94,19 @@ class RandomStream:
     def __init__(self, *key: int) -> None:
         self._seed = derive_seed(*key)
         self._inside: tuple | None = None
-        self._outside: tuple | None = None
+        self._outside: tuple = ()
 
     def __enter__(self) -> None:
-        self._outside = self._state()
+        self._outside = generators()
         if self._inside is not None:
-            self._restore(self._inside)
+            restore(self._inside)
             return
+        np.random.set_bit_generator(np.random.MT19937(0))
         seed_cpu(self._seed)
 
     def __exit__(self, *_: object) -> None:
-        self._inside = self._state()
-        self._restore(self._outside)
-
-    @staticmethod
-    def _state() -> tuple:
-        return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-    @staticmethod
-    def _restore(state: tuple) -> None:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.set_rng_state(state[2])
+        self._inside = generators()
+        restore(self._outside)
 
 
 class RankReport(NamedTuple):
