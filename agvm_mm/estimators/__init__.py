@@ -11,6 +11,7 @@ from agvm_mm.estimators.ddp import COMPRESSION_HOOKS, DDPHalves, DDPReplicas
 from agvm_mm.estimators.micro_batches import MicroBatchHalves, MicroBatchReplicas
 from agvm_mm.estimators.preconditioner import Preconditioner, build_preconditioner
 from agvm_mm.estimators.statistics import ModuleStatistics
+from agvm_mm.estimators.zero import ZeroAdam, ZeroHalves, ZeroReplicas
 
 __all__ = [
     'COMPRESSION_HOOKS',
@@ -28,6 +29,7 @@ ESTIMATORS = {
     'replicas': (DDPReplicas, MicroBatchReplicas),
 }
 """Estimators by name: the one for the ranks of DDP and the one for micro-batches."""
+OVER_ZERO = {'halves': ZeroHalves, 'replicas': ZeroReplicas}
 
 
 def build_estimator(
@@ -54,6 +56,8 @@ def build_estimator(
         ValueError: If there is nothing to compare, or nothing to compress.
     """
     over_ranks, over_micro_batches = ESTIMATORS[name]
+    if isinstance(preconditioner, ZeroAdam):
+        over_ranks = OVER_ZERO[name]
     is_ddp = isinstance(model, DistributedDataParallel)
     ranks = model.process_group.size() if is_ddp else 1
     check_replicas(ranks, accumulation, comm_hook)

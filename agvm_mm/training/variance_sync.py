@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mmengine.dist import all_gather_object
-from mmengine.hooks import Hook, LoggerHook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
+from torch.optim import Optimizer
 
 from agvm_mm.engine import accumulative_counts, is_resuming
 from agvm_mm.estimators import (
@@ -21,6 +22,7 @@ from agvm_mm.estimators import (
 from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm import Measurement
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
+from agvm_mm.training.atomic import AtomicCheckpointHook
 from agvm_mm.training.batch import batch_size_of
 from agvm_mm.training.evaluation import check_evaluator
 from agvm_mm.training.resume import base_learning_rates, resume_hook
@@ -136,7 +138,9 @@ class VarianceSyncHook(Hook):
         if wrapper.agvm is None:
             check_model(runner.model, batch_size_of(runner).micro_batches)
             model = getattr(runner.model, 'module', runner.model)
-            wrapper.make_agvm(model, act=self.act)
+            agvm = wrapper.make_agvm(model, act=self.act)
+            if agvm.held.is_sharded:
+                check_saving(runner.hooks)
         if not self._found_begin:  # Before schedules step or a checkpoint sets them.
             self._find_begin(runner)
             self._found_begin = True
@@ -195,7 +199,8 @@ class VarianceSyncHook(Hook):
             ['anchor', 'modules', 'optimizer', key],
         )
         if 'optimizer' in differences:
-            state.update(wrapper.optimizer.state_dict())
+            # Without a collective, if the state is divided over the ranks.
+            state.update(Optimizer.state_dict(wrapper.optimizer))
             resume.replays = True
 
     def before_train(self, runner: Runner) -> None:
@@ -404,6 +409,25 @@ def check_optim_wrapper(optim_wrapper: BaseOptimWrapper) -> None:
         'VarianceSyncHook needs optim_wrapper=dict(type="AGVMOptimWrapper", ...) or '
         f'AGVMAmpOptimWrapper, got {type(optim_wrapper).__name__}{hint}'
     )
+
+
+def check_saving(hooks: Sequence[Hook]) -> None:
+    """Check that all ranks take part when the state of a sharded training is saved.
+
+    Args:
+        hooks: Those of the runner.
+
+    Raises:
+        TypeError: If a hook saves it from one rank.
+    """
+    for hook in hooks:
+        atomic = isinstance(hook, AtomicCheckpointHook)
+        if isinstance(hook, CheckpointHook) and not atomic:
+            raise TypeError(
+                f'{type(hook).__name__} saves from rank 0 alone, but the state of the '
+                'training is divided over the ranks; use '
+                "default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook'))"
+            )
 
 
 def check_one_hook(count: int) -> None:

@@ -1,0 +1,64 @@
+"""Training of the small network with states on every rank or divided over the ranks."""
+
+from itertools import product
+from typing import Any
+
+import torch.distributed as dist
+from toy import OPTIMIZERS, ToyDetector, make_wrapper
+
+from agvm_mm.estimators import ESTIMATORS
+from gpu_check.parity import in_buckets, shard
+
+SETTINGS = OPTIMIZERS | {'amsgrad': OPTIMIZERS['AdamW'] | dict(amsgrad=True)}
+CASES = list(product(SETTINGS, ESTIMATORS, (1, 3), (None, 0.5)))
+"""Optimizer, estimator, micro-batches of an update, largest norm of a gradient."""
+UPDATES = 10
+
+
+def as_zero(settings: dict) -> dict:
+    """Return the settings of ZeRO-1 around an optimizer."""
+    return settings | dict(
+        type='ZeroRedundancyOptimizer', optimizer_type=settings['type']
+    )
+
+
+def build(engine: str, settings: dict, estimator: str, **kwargs: Any) -> tuple:
+    """Return network, the network as it is trained, and optimizer wrapper."""
+    model = ToyDetector()
+    if engine == 'zero':
+        settings = as_zero(settings)
+    trained = in_buckets(model)
+    wrapper = make_wrapper(
+        model, settings, estimator=estimator, attach_to=trained, **kwargs
+    )
+    return model, trained, wrapper
+
+
+def train(engine: str, case: tuple) -> tuple[dict, list]:
+    """Return the parameters, and mu, Phi and averages after each update."""
+    optimizer, estimator, accumulation, clip = case
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    model, trained, wrapper = build(
+        engine,
+        SETTINGS[optimizer],
+        estimator,
+        accumulative_counts=accumulation,
+        clip_grad=clip and dict(max_norm=clip),
+        images_per_pass=ranks / accumulation,
+        schedule=dict(interval=2, begin=0),
+    )
+    history = []
+    for update in range(UPDATES):
+        for part in range(accumulation):
+            with wrapper.optim_context(trained):
+                images = shard(update, rank, part, accumulation, ranks)
+                loss = trained(*images)['loss']
+            wrapper.update_params(loss)
+        agvm = wrapper.agvm
+        history.append((agvm.multipliers, agvm.variances, agvm.noise.averages()))
+    return {k: p.detach().numpy() for k, p in model.named_parameters()}, history
+
+
+def train_cases(engine: str) -> dict:
+    """Train every case of ``CASES`` with DDP and with another engine."""
+    return {case: (train('ddp', case), train(engine, case)) for case in CASES}
