@@ -290,13 +290,13 @@ def use_cpu_ranks(cfg: Config) -> None:
     The model wrapper gets no device, and SyncBN, which has no CPU version, becomes
     BatchNorm.
     """
-    wrapper = ConfigDict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )
-    wrapper.update(cfg.get('model_wrapper_cfg') or {})
-    wrapper.device_ids = None
+    wrapper = ConfigDict(cfg.get('model_wrapper_cfg') or {})
+    kind = wrapper.setdefault('type', 'MMDistributedDataParallel')
+    if type_name(kind) != 'FullyShardedModel':
+        wrapper.setdefault('broadcast_buffers', False)
+        unused = cfg.get('find_unused_parameters', False)
+        wrapper.setdefault('find_unused_parameters', unused)
+        wrapper.device_ids = None
     cfg.model_wrapper_cfg = wrapper
     cfg.model = revert_sync_bn(cfg.model)
     cfg.sync_bn = None

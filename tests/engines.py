@@ -1,12 +1,15 @@
 """Training of the small network with states on every rank or divided over the ranks."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor, nn
 from toy import OPTIMIZERS, ToyDetector, make_wrapper
 
 from agvm_mm.estimators import ESTIMATORS
+from agvm_mm.sharding.model import DTensor, FullyShardedModel
 from gpu_check.parity import in_buckets, shard
 
 SETTINGS = OPTIMIZERS | {'amsgrad': OPTIMIZERS['AdamW'] | dict(amsgrad=True)}
@@ -22,16 +25,36 @@ def as_zero(settings: dict) -> dict:
     )
 
 
-def build(engine: str, settings: dict, estimator: str, **kwargs: Any) -> tuple:
+UNITS = ('backbone.0', 'neck')
+"""The rest, which is the last unit, crosses the borders of AGVM's modules."""
+
+
+def build(
+    engine: str,
+    settings: dict,
+    estimator: str,
+    model: nn.Module | None = None,
+    units: Sequence[str] = UNITS,
+    **kwargs: Any,
+) -> tuple:
     """Return network, the network as it is trained, and optimizer wrapper."""
-    model = ToyDetector()
+    model = model or ToyDetector()
+    if engine == 'fsdp':
+        trained = FullyShardedModel(model, units=units)
+    else:
+        trained = in_buckets(model)
     if engine == 'zero':
         settings = as_zero(settings)
-    trained = in_buckets(model)
     wrapper = make_wrapper(
         model, settings, estimator=estimator, attach_to=trained, **kwargs
     )
     return model, trained, wrapper
+
+
+def whole(parameter: nn.Parameter) -> Tensor:
+    """Return the values of a parameter, on every rank."""
+    value = parameter.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def train(engine: str, case: tuple) -> tuple[dict, list]:
@@ -56,9 +79,14 @@ def train(engine: str, case: tuple) -> tuple[dict, list]:
             wrapper.update_params(loss)
         agvm = wrapper.agvm
         history.append((agvm.multipliers, agvm.variances, agvm.noise.averages()))
-    return {k: p.detach().numpy() for k, p in model.named_parameters()}, history
+    return {k: whole(p).numpy() for k, p in model.named_parameters()}, history
 
 
-def train_cases(engine: str) -> dict:
-    """Train every case of ``CASES`` with DDP and with another engine."""
-    return {case: (train('ddp', case), train(engine, case)) for case in CASES}
+ENGINES = ['ddp', 'zero', 'fsdp']
+
+
+def train_cases() -> dict:
+    """Train every case of ``CASES`` with every engine."""
+    return {
+        (engine, *case): train(engine, case) for engine in ENGINES for case in CASES
+    }

@@ -8,12 +8,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch.distributed as dist
 from mmengine.optim.optimizer import ZeroRedundancyOptimizer
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from agvm_mm.estimators.fsdp import ShardedAdam
 from agvm_mm.estimators.preconditioner import Preconditioner, build_preconditioner
 from agvm_mm.estimators.zero import ZeroAdam
 from agvm_mm.optim.split import scaled_learning_rates
+from agvm_mm.sharding.model import DTensor, gather_tensors, shard_like
+from agvm_mm.validation import type_name
 
 
 class OptimizerState:
@@ -162,24 +167,72 @@ class ZeroState(ShardedState):
         # ZeRO's own loading keeps a second state that is never updated, and removes
         # what other ranks need from its argument.
         write(dict(state, state={}))
-        groups = self.optimizer.param_groups
-        indices = [index for each in state['param_groups'] for index in each['params']]
-        parameters = [parameter for group in groups for parameter in group['params']]
-        index_of = dict(zip(parameters, indices, strict=True))
+        pairs = indexed(state, self.optimizer)
+        saved = {p: state['state'][i] for i, p in pairs if i in state['state']}
         inner = self.optimizer.optim
         local = inner.state_dict()
-        own = [parameter for each in inner.param_groups for parameter in each['params']]
-        places = [place for each in local['param_groups'] for place in each['params']]
-        local['state'] = {
-            place: state['state'][index_of[parameter]]
-            for place, parameter in zip(places, own, strict=True)
-            if index_of[parameter] in state['state']
-        }
+        pairs = indexed(local, inner)
+        local['state'] = {i: saved[p] for i, p in pairs if p in saved}
         inner.load_state_dict(local)
+
+
+class SlicesState(ShardedState):
+    """Optimizer of a :class:`FullyShardedModel`: each rank has slices of tensors."""
+
+    def build_preconditioner(self, *, measures_only: bool) -> Preconditioner:
+        built = super().build_preconditioner(measures_only=measures_only)
+        return ShardedAdam(self.optimizer) if built.rescales else built
+
+    def gather(self, state: dict) -> dict:
+        own = state['state']
+        return state | dict(state={i: gather_tensors(own[i]) for i in sorted(own)})
+
+    def load(self, write: Callable[[dict], None], state: dict) -> None:
+        slices = {
+            index: {
+                # The number of steps has no dimensions.
+                name: shard_like(value, parameter)
+                if isinstance(value, Tensor) and value.dim()
+                else value
+                for name, value in state['state'][index].items()
+            }
+            for index, parameter in indexed(state, self.optimizer)
+            if index in state['state']
+        }
+        write(state | dict(state=slices))
+
+
+def check_has_ranks(settings: Mapping | None) -> None:
+    """Check that there are ranks to divide moments over.
+
+    Args:
+        settings: ``optim_wrapper.optimizer`` of a config.
+
+    Raises:
+        ValueError: If ZeRO-1 is to train without a process group.
+    """
+    is_zero = type_name((settings or {}).get('type')) == 'ZeroRedundancyOptimizer'
+    if is_zero and not dist.is_initialized():
+        raise ValueError(
+            "optimizer.type='ZeroRedundancyOptimizer' divides moments over several "
+            'ranks; this run has one. Start more ranks (tools/dist_train.sh CONFIG 2), '
+            'or use its optimizer_type as type'
+        )
+
+
+def indexed(state: dict, optimizer: Optimizer) -> list[tuple[int, nn.Parameter]]:
+    """Return the parameters of an optimizer with their indices in a state of it."""
+    indices = [index for each in state['param_groups'] for index in each['params']]
+    groups = optimizer.param_groups
+    parameters = [parameter for group in groups for parameter in group['params']]
+    return list(zip(indices, parameters, strict=True))
 
 
 def state_of(optimizer: Optimizer) -> OptimizerState:
     """Return how the state of an optimizer is held."""
     if isinstance(optimizer, ZeroRedundancyOptimizer):
         return ZeroState(optimizer)
+    groups = optimizer.param_groups
+    if any(isinstance(p, DTensor) for group in groups for p in group['params']):
+        return SlicesState(optimizer)
     return OptimizerState(optimizer)

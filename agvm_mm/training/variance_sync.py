@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mmengine.dist import all_gather_object
-from mmengine.hooks import CheckpointHook, Hook, LoggerHook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper
+from mmengine.optim.optimizer import ZeroRedundancyOptimizer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from agvm_mm.engine import accumulative_counts, is_resuming
 from agvm_mm.estimators import (
@@ -22,6 +23,7 @@ from agvm_mm.estimators import (
 from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm import Measurement
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
+from agvm_mm.sharding.model import FullyShardedModel
 from agvm_mm.training.atomic import AtomicCheckpointHook
 from agvm_mm.training.batch import batch_size_of
 from agvm_mm.training.evaluation import check_evaluator
@@ -141,6 +143,8 @@ class VarianceSyncHook(Hook):
             agvm = wrapper.make_agvm(model, act=self.act)
             if agvm.held.is_sharded:
                 check_saving(runner.hooks)
+            if isinstance(runner.model, FullyShardedModel):
+                check_fully_sharded(runner)
         if not self._found_begin:  # Before schedules step or a checkpoint sets them.
             self._find_begin(runner)
             self._found_begin = True
@@ -428,6 +432,38 @@ def check_saving(hooks: Sequence[Hook]) -> None:
                 'training is divided over the ranks; use '
                 "default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook'))"
             )
+
+
+def check_fully_sharded(runner: Runner) -> None:
+    """Check that nothing in a run needs the whole parameters of the model.
+
+    Raises:
+        TypeError: If something does.
+        ValueError: If some ranks may not run all of the model.
+    """
+    wrapper, hooks = runner.optim_wrapper, runner.hooks
+    optimizer = wrapper.optimizer
+    fused = any(group.get('fused') for group in optimizer.param_groups)
+    problems = {
+        'FullyShardedModel: AGVMAmpOptimWrapper scales gradients as a whole; use '
+        'AGVMOptimWrapper': isinstance(wrapper, AmpOptimWrapper),
+        'FullyShardedModel: ZeroRedundancyOptimizer divides whole parameters; use its '
+        'optimizer_type as type': isinstance(optimizer, ZeroRedundancyOptimizer),
+        'FullyShardedModel: EMAHook copies the model as a whole; remove it, or use '
+        'ZeroRedundancyOptimizer': any(isinstance(hook, EMAHook) for hook in hooks),
+        'FullyShardedModel: SGD(fused=True) cannot step slices; remove fused': (
+            fused and isinstance(optimizer, SGD)
+        ),
+    }
+    for problem, found in problems.items():
+        if found:
+            raise TypeError(problem)
+    if runner.cfg.get('find_unused_parameters'):
+        raise ValueError(
+            'FullyShardedModel: find_unused_parameters=True says that some ranks may '
+            'not run all of the model, and then the others would wait for them; use '
+            'ZeroRedundancyOptimizer, or remove it if all ranks do'
+        )
 
 
 def check_one_hook(count: int) -> None:

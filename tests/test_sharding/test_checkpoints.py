@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-from engines import as_zero, build
+from engines import ENGINES, UNITS, as_zero, build, whole
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from ranks import run_on_ranks
@@ -20,7 +20,6 @@ SGD = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01)
 ADAMW = dict(type='AdamW', lr=0.01, amsgrad=True, weight_decay=0.01)
 UPDATES, SAVED = 6, 3
 ATOMIC = 'AtomicCheckpointHook'
-ENGINES = ['ddp', 'zero']
 
 
 @HOOKS.register_module(force=True)
@@ -35,12 +34,25 @@ class KillHook(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(work_dir, engine, *, optimizer=ADAMW, kill=False, save=ATOMIC, **kwargs):
+def train(
+    work_dir,
+    engine,
+    *,
+    optimizer=ADAMW,
+    save=ATOMIC,
+    hook=None,
+    extra=(),
+    cfg=None,
+    launcher='pytorch',
+    **kwargs,
+):
     """Train on this rank, and return the parameters."""
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+    if engine == 'fsdp':
+        wrapper = dict(type='FullyShardedModel', units=UNITS)
     if engine == 'zero':
         optimizer = as_zero(optimizer)
-    hooks = [dict(type='VarianceSyncHook', interval=1, begin=0)]
+    hook = dict(type='VarianceSyncHook', interval=1, begin=0) | (hook or {})
     runner = make_runner(
         work_dir,
         dict(
@@ -53,16 +65,16 @@ def train(work_dir, engine, *, optimizer=ADAMW, kill=False, save=ATOMIC, **kwarg
         train_cfg=dict(
             type='LargeBatchIterTrainLoop', max_iters=UPDATES, total_batch_size=16
         ),
-        hooks=[*hooks, dict(type='KillHook')] if kill else hooks,
+        hooks=[hook, *extra],
         checkpoint=dict(type=save, interval=SAVED, by_epoch=False),
         param_scheduler=[dict(type='PolyLR', power=1, end=8, by_epoch=False)],
-        launcher='pytorch',
-        cfg=dict(model_wrapper_cfg=wrapper),
+        launcher=launcher,
+        cfg=dict(model_wrapper_cfg=wrapper) | (cfg or {}),
         **kwargs,
     )
     runner.train()
     parameters = runner.model.module.named_parameters()
-    return {name: p.detach().clone() for name, p in parameters}
+    return {name: whole(p).clone() for name, p in parameters}
 
 
 def train_engines(folder, optimizer):
@@ -126,7 +138,7 @@ def test_killed_run_resumes_to_the_last_bit(tmp_path, engine):
 
 
 def killed(work_dir, engine):
-    train(work_dir, engine, kill=True)
+    train(work_dir, engine, extra=[dict(type='KillHook')])
 
 
 def resume(work_dir, engine):
@@ -136,15 +148,21 @@ def resume(work_dir, engine):
 def refusals(folder):
     """Return what is raised for settings that cannot work."""
 
-    def message(name, **kwargs):
+    def message(name, engine='zero', **kwargs):
         try:
-            train(folder / name, 'zero', **kwargs)
+            train(folder / name, engine, **kwargs)
         except (TypeError, ValueError) as error:
             return f'{type(error).__name__}: {error}'
 
     return dict(
         overlap=message('overlap', optimizer=dict(SGD, overlap_with_ddp=True)),
         hook=message('hook', save='CheckpointHook'),
+        sharded_hook=message('sharded_hook', 'fsdp', save='CheckpointHook'),
+        both=message('both', 'fsdp', optimizer=as_zero(SGD)),
+        fused=message('fused', 'fsdp', optimizer=SGD | dict(fused=True)),
+        ema=message('ema', 'fsdp', extra=[dict(type='EMAHook')]),
+        unused=message('unused', 'fsdp', cfg=dict(find_unused_parameters=True)),
+        comm=message('comm', 'fsdp', hook=dict(comm_hook='bf16_compress_hook')),
         adagrad=message(
             'adagrad', optimizer=dict(type='Adagrad', lr=0.1, weight_decay=0.0)
         ),
@@ -156,14 +174,25 @@ def test_refusals(tmp_path):
         assert 'remove overlap_with_ddp' in found['overlap']
         assert 'defined for Adam, AdamW, SGD' in found['adagrad']
         assert 'Adagrad' in found['adagrad']
-        assert found['hook'].startswith('TypeError: CheckpointHook saves from rank 0')
+        for name in ('hook', 'sharded_hook'):
+            assert found[name].startswith('TypeError: CheckpointHook saves from rank 0')
+        assert 'divides whole parameters; use its optimizer_type' in found['both']
+        assert 'SGD(fused=True) cannot step slices' in found['fused']
+        assert 'EMAHook copies the model as a whole' in found['ema']
+        assert 'find_unused_parameters=True' in found['unused']
+        assert "comm_hook='bf16_compress_hook' is a hook of Dist" in found['comm']
 
 
-def steps(ranks_before):
+def test_zero_on_one_rank_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='divides moments over several ranks'):
+        train(tmp_path, 'zero', launcher='none')
+
+
+def steps(engine, saved):
     """Step on this rank, and return the whole state, gathered."""
-    model, trained, wrapper = build('zero', ADAMW, 'halves')
-    if ranks_before is not None:
-        wrapper.load_state_dict(ranks_before)
+    _, trained, wrapper = build(engine, ADAMW, 'halves')
+    if saved is not None:
+        wrapper.load_state_dict(saved)
     else:
         for update in range(2):
             with wrapper.optim_context(trained):
@@ -175,9 +204,10 @@ def steps(ranks_before):
         return wrapper.state_dict()
 
 
-def test_state_moves_to_another_number_of_ranks():
-    expected = run_on_ranks(steps, 2, None)[0]
-    found = run_on_ranks(steps, 3, expected)[0]
+@pytest.mark.parametrize('engine', ENGINES[1:])
+def test_state_moves_to_another_number_of_ranks(engine):
+    expected = run_on_ranks(steps, 2, engine, None)[0]
+    found = run_on_ranks(steps, 3, engine, expected)[0]
     assert found['agvm'] == expected['agvm']
     assert found['state'].keys() == expected['state'].keys()
     for index, state in expected['state'].items():
