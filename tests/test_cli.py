@@ -155,6 +155,13 @@ def test_cpu_ranks_use_gloo_and_no_device():
     assert cfg.env_cfg.dist_cfg == dict(backend='gloo')
 
 
+def test_cpu_ranks_give_a_sharded_model_no_arguments_of_ddp():
+    own = dict(type='FullyShardedModel', units=['neck'])
+    cfg = config(model=dict(), model_wrapper_cfg=own, find_unused_parameters=True)
+    cli.use_cpu_ranks(cfg)
+    assert cfg.model_wrapper_cfg == own
+
+
 def test_cpu_ranks_keep_a_custom_wrapper():
     cfg = config(model=dict(), model_wrapper_cfg=dict(type='MyDDP', bucket_cap_mb=1))
     cli.use_cpu_ranks(cfg)

@@ -55,7 +55,7 @@ def test_digits_detector_trains_and_validates(digits, tmp_path):
     settings.train_dataloader.update(batch_size=2, num_workers=0)
     settings.train_dataloader.persistent_workers = False
     settings.val_dataloader.update(num_workers=0, persistent_workers=False)
-    settings.train_cfg.update(total_batch_size=8, max_epochs=2, val_interval=2)
+    settings.train_cfg.update(total_batch_size=8, max_epochs=2, val_interval=1)
     settings.param_scheduler = []
     settings.test_dataloader = settings.test_evaluator = settings.test_cfg = None
     settings.default_hooks.agvm.begin = 0

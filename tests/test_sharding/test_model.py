@@ -1,10 +1,13 @@
 """Models that are divided over the ranks."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.distributed as dist
-from engines import SETTINGS, build, whole
+from engines import ENGINES, SETTINGS, build, whole
 from mmengine.model import BaseModule
+from mmengine.optim import AmpOptimWrapper
 from ranks import run_on_ranks
 from torch import nn
 from toy import ToyDetector
@@ -13,6 +16,7 @@ from agvm_mm.estimators import check_model
 from agvm_mm.sharding import model as sharding
 from agvm_mm.sharding.model import FullyShardedModel, default_units
 from agvm_mm.training.update import reset_update
+from agvm_mm.training.variance_sync import check_fully_sharded
 from gpu_check.parity import shard
 
 
@@ -47,6 +51,42 @@ def test_dropped_update_leaves_no_gradient():
     for clean, reset, leaked in run_on_ranks(dropped, 2):
         assert torch.equal(reset, clean)
         assert not torch.equal(leaked, clean)
+
+
+def held():
+    """Return the numbers that this rank holds after an update, by engine."""
+    found = {}
+    for engine in ENGINES:
+        model, trained, wrapper = build(engine, SETTINGS['AdamW'], 'replicas')
+        with wrapper.optim_context(trained):
+            loss = trained(*shard(0, dist.get_rank(), 0, 1, 2))['loss']
+        wrapper.backward(loss)
+        gradients = [p.grad for p in model.parameters()]
+        wrapper.step()
+        optimizer = getattr(wrapper.optimizer, 'optim', wrapper.optimizer)
+        moments = [
+            each[name]
+            for each in optimizer.state.values()
+            for name in ('exp_avg', 'exp_avg_sq')
+        ]
+        parts = list(model.parameters()), gradients, moments
+        found[engine] = [sum(map(elements, part)) for part in parts]
+    return found
+
+
+def elements(tensor):
+    return getattr(tensor, 'to_local', lambda: tensor)().numel()
+
+
+def test_what_ranks_divide():
+    total = sum(p.numel() for p in ToyDetector().parameters())
+    first, second = run_on_ranks(held, 2)
+    sums = {e: [a + b for a, b in zip(first[e], second[e], strict=True)] for e in first}
+    assert sums == dict(
+        ddp=[2 * total, 2 * total, 4 * total],
+        zero=[2 * total, 2 * total, 2 * total],
+        fsdp=[total, total, 2 * total],
+    )
 
 
 class SharedHead(ToyDetector):
@@ -128,6 +168,13 @@ def one_rank():
 
 def test_one_rank_is_refused():
     run_on_ranks(one_rank, 1)
+
+
+def test_mixed_precision_is_refused():
+    wrapper = Mock(spec=AmpOptimWrapper, optimizer=Mock(param_groups=[]))
+    runner = Mock(optim_wrapper=wrapper, hooks=[])
+    with pytest.raises(TypeError, match='AGVMAmpOptimWrapper scales gradients'):
+        check_fully_sharded(runner)
 
 
 class Stages(BaseModule):
