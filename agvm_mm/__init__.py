@@ -12,6 +12,7 @@ find_configs_of_forks()
 
 from agvm_mm.optim import AGVMAmpOptimWrapper, AGVMOptimWrapper  # noqa: E402
 from agvm_mm.optim.baselines import PMDLAMB  # noqa: E402
+from agvm_mm.sharding.model import FullyShardedModel  # noqa: E402
 from agvm_mm.training.atomic import AtomicCheckpointHook  # noqa: E402
 from agvm_mm.training.loading import allow_runner_checkpoints  # noqa: E402
 from agvm_mm.training.loops import (  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     'AGVMOptimWrapper',
     'AtomicCheckpointHook',
     'ExponentialWarmupLR',
+    'FullyShardedModel',
     'LargeBatchIterTrainLoop',
     'LargeBatchTrainLoop',
     'PMDLAMB',

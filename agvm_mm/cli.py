@@ -20,6 +20,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm import engine
 from agvm_mm.training.loading import allow_runner_checkpoints
@@ -62,14 +63,18 @@ class DeviceRunner(Runner):
         """Wrap the model for this rank."""
         if not self.distributed or get_device() != 'cpu':
             return super().wrap_model(model_wrapper_cfg, model)
+        # Not in the config: models make SyncBN by themselves, too.
+        model = revert_sync_batchnorm(model)
+        kind = (model_wrapper_cfg or {}).get('type', DistributedDataParallel)
+        kind = MODEL_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+        if not issubclass(kind, DistributedDataParallel):
+            return super().wrap_model(model_wrapper_cfg, model)
         settings = ConfigDict(
             type='MMDistributedDataParallel',
             broadcast_buffers=False,
             find_unused_parameters=self.cfg.get('find_unused_parameters', False),
         )
         settings.update(model_wrapper_cfg or {}, device_ids=None)
-        # Not in the config: models make SyncBN by themselves, too.
-        model = revert_sync_batchnorm(model)
         return MODEL_WRAPPERS.build(settings, default_args=dict(module=model))
 
 

@@ -8,9 +8,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm.estimators.base import VarianceEstimator
 from agvm_mm.estimators.ddp import COMPRESSION_HOOKS, DDPHalves, DDPReplicas
+from agvm_mm.estimators.fsdp import ShardedHalves, ShardedReplicas
 from agvm_mm.estimators.micro_batches import MicroBatchHalves, MicroBatchReplicas
 from agvm_mm.estimators.preconditioner import Preconditioner, build_preconditioner
 from agvm_mm.estimators.statistics import ModuleStatistics
+from agvm_mm.estimators.zero import ZeroAdam, ZeroHalves, ZeroReplicas
+from agvm_mm.sharding.model import FullyShardedModel
 
 __all__ = [
     'COMPRESSION_HOOKS',
@@ -29,6 +32,8 @@ ESTIMATORS = {
     'replicas': (DDPReplicas, MicroBatchReplicas),
 }
 """Estimators by name: the one for the ranks of DDP and the one for micro-batches."""
+OVER_SHARDS = {'halves': ShardedHalves, 'replicas': ShardedReplicas}
+OVER_ZERO = {'halves': ZeroHalves, 'replicas': ZeroReplicas}
 
 
 def build_estimator(
@@ -55,8 +60,12 @@ def build_estimator(
         ValueError: If there is nothing to compare, or nothing to compress.
     """
     over_ranks, over_micro_batches = ESTIMATORS[name]
-    is_ddp = isinstance(model, DistributedDataParallel)
-    ranks = model.process_group.size() if is_ddp else 1
+    if isinstance(model, FullyShardedModel):
+        over_ranks = OVER_SHARDS[name]
+    elif isinstance(preconditioner, ZeroAdam):
+        over_ranks = OVER_ZERO[name]
+    is_over_ranks = isinstance(model, DistributedDataParallel | FullyShardedModel)
+    ranks = model.process_group.size() if is_over_ranks else 1
     check_replicas(ranks, accumulation, comm_hook)
     if ranks > 1:
         return over_ranks(preconditioner, by_module, model=model, comm_hook=comm_hook)
@@ -104,10 +113,12 @@ def check_model(model: nn.Module, accumulation: int) -> None:
         ValueError: If DDP has static_graph and gradients are accumulated.
     """
     check_gradients(model)
+    if isinstance(model, FullyShardedModel):
+        return
     if any(is_sharded(module) for module in model.modules()):
         raise TypeError(
-            'AGVM does not support FSDP: no rank holds the whole gradient of a '
-            'module. Use MMDistributedDataParallel'
+            'AGVM does not support FSDP but through its own wrapper; set '
+            "model_wrapper_cfg=dict(type='FullyShardedModel')"
         )
     # MMSeparateDistributedDataParallel is a subclass of DDP, but wraps several.
     separate = isinstance(model, MMSeparateDistributedDataParallel)

@@ -119,7 +119,7 @@ class VarianceEstimator(ABC):
         Args:
             norms: Norm by row; 0 for others.
         """
-        zero = self.rows.parameters[0].new_zeros((), dtype=torch.float32)
+        zero = torch.zeros((), device=self.rows.parameters[0].device)
         rows = range(len(self.rows.parameters))
         return torch.stack([norms.get(row, zero) for row in rows])
 

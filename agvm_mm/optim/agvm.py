@@ -11,14 +11,10 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agvm_mm.estimators import (
-    ModuleStatistics,
-    VarianceEstimator,
-    build_preconditioner,
-)
+from agvm_mm.estimators import ModuleStatistics, VarianceEstimator
 from agvm_mm.method.modulator import MeasurementSchedule, Modulator
 from agvm_mm.method.noise_scale import NoiseAverages
-from agvm_mm.optim.split import scaled_learning_rates
+from agvm_mm.sharding.state import state_of
 
 
 class MicroBatch(NamedTuple):
@@ -72,6 +68,7 @@ class AGVM:
         frozen: Frozen parameters of the model that are in no module. Defaults to none.
 
     Attributes:
+        held: How the state of the optimizer is held.
         preconditioner: Turns a gradient into what the optimizer steps along.
         noise: Averages that noise scales follow from.
         variances: Last accepted Phi by module.
@@ -95,8 +92,9 @@ class AGVM:
         self.parameters = dict(parameters)
         self.modulator = modulator
         self._frozen = frozen
-        self.preconditioner = build_preconditioner(
-            optimizer, measures_only=modulator is None
+        self.held = state_of(optimizer)
+        self.preconditioner = self.held.build_preconditioner(
+            measures_only=modulator is None
         )
         self._module_of = {
             id(parameter): name for name, own in parameters.items() for parameter in own
@@ -199,7 +197,7 @@ class AGVM:
         """
         self._check_still_frozen()
         self._check_none_added()
-        return scaled_learning_rates(self.optimizer, self._module_of, self.multipliers)
+        return self.held.scaled_learning_rates(self._module_of, self.multipliers)
 
     def reset_update(self, *, dropped: bool) -> None:
         """Forget an update that was begun.
@@ -222,7 +220,7 @@ class AGVM:
             num_updates=self.num_updates,
             num_measurements=self.num_measurements,
             num_skipped_measurements=self.num_skipped_measurements,
-            optimizer=type(self.optimizer).__name__,
+            optimizer=self.held.kind,
         )
 
     def load_state_dict(self, state_dict: Mapping) -> None:

@@ -165,18 +165,31 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
 
     def state_dict(self) -> dict:
         """Return the optimizer's state and, under 'agvm', the state of AGVM."""
-        state_dict = super().state_dict()
-        if self.agvm is not None:
-            state_dict['agvm'] = self.agvm.state_dict()
+        if self.agvm is None:
+            return super().state_dict()
+        state_dict = self.agvm.held.save(super().state_dict)
+        state_dict['agvm'] = self.agvm.state_dict()
         return state_dict
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a saved state; without that of AGVM, which then starts from 1."""
         state_dict = dict(state_dict)
         saved = state_dict.pop('agvm', None)
-        super().load_state_dict(state_dict)
-        if saved is not None and self.agvm is not None:
+        if self.agvm is None:
+            super().load_state_dict(state_dict)
+            return
+        self.agvm.held.load(super().load_state_dict, state_dict)
+        if saved is not None:
             self.agvm.load_state_dict(saved)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Make :meth:`state_dict` complete on rank 0, if ranks divide the state.
+
+        Every rank has to enter this context before rank 0 saves a checkpoint.
+        """
+        with self._attached().held.gathered(super().state_dict):
+            yield
 
     def _attached(self) -> AGVM:
         if self.agvm is None or self.agvm.estimator is None:

@@ -90,6 +90,8 @@ class Plan:
         lr: Learning rate at each update.
         warmup: First update at which it is at its peak, within 1%.
         modules: Trainable parameters by module.
+        divides_parameters: Whether ranks divide parameters, gradient and moments.
+        divides_moments: Whether they divide the moments.
         hook: AGVM's hook, None without AGVM.
         schedule: AGVM's schedule, None without AGVM.
         measurements: Number of updates at which AGVM measures.
@@ -145,7 +147,10 @@ class Plan:
             lr *= per_micro_batch / scaling.base_batch_size
         self.lr = planned_rates(cfg, lr, self.epoch, self.updates, accumulation)
         self.warmup = end_of_warmup(self.lr)
-        self.optimizer = type_name(cfg.optim_wrapper.optimizer.type)
+        self.optimizer = type_name(in_float32(cfg.optim_wrapper).optimizer.type)
+        wrapper = type_name((cfg.get('model_wrapper_cfg') or {}).get('type'))
+        self.divides_parameters = wrapper == 'FullyShardedModel'
+        self.divides_moments = self.divides_parameters or uses_zero(cfg.optim_wrapper)
         self.precision = 'mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32'
         self.hook = build_hook(cfg, model)
         self.schedule, self.measurements = None, 0
@@ -368,14 +373,26 @@ def modulator_settings(optim_wrapper: ConfigDict) -> dict[str, Any]:
 
 
 def in_float32(settings: ConfigDict) -> ConfigDict:
-    """Return settings of an optimizer wrapper that needs no GPU for mixed precision."""
+    """Return settings of an optimizer wrapper that one process builds without a GPU.
+
+    Without mixed precision, and with the plain optimizer in place of ZeRO-1.
+    """
     settings = copy.deepcopy(settings)
+    if uses_zero(settings):
+        settings.optimizer.type = settings.optimizer.pop('optimizer_type')
+        settings.optimizer.pop('parameters_as_bucket_view', None)
     for full, mixed in cli.AMP_WRAPPERS.items():
         if type_name(settings.get('type')) == mixed:
             settings.type = full
             settings.pop('loss_scale', None)
             settings.pop('dtype', None)
     return settings
+
+
+def uses_zero(optim_wrapper: ConfigDict) -> bool:
+    """Return whether moments are divided over the ranks by ZeRO-1."""
+    optimizer = optim_wrapper.get('optimizer') or {}
+    return type_name(optimizer.get('type')) == 'ZeroRedundancyOptimizer'
 
 
 def variance_hooks(cfg: Config) -> list[ConfigDict]:
@@ -408,7 +425,9 @@ def describe(plan: Plan) -> str:
     size = 4 * sum(plan.modules.values())
     gradient, state = format_bytes(size), f'not known for {plan.optimizer}'
     if plan.optimizer in MOMENTS:
-        state = format_bytes(size * MOMENTS[plan.optimizer])
+        ranks = plan.gpus if plan.divides_moments else 1
+        state = format_bytes(size * MOMENTS[plan.optimizer] / ranks)
+    own = format_bytes(size / (plan.gpus if plan.divides_parameters else 1))
     parts = f'{plan.gpus:,} GPU(s) x {plan.images_per_gpu:,} images'
     per_micro_batch = plan.gpus * plan.images_per_gpu
     if plan.total % per_micro_batch:
@@ -426,8 +445,8 @@ def describe(plan: Plan) -> str:
             f'module      {module}: {count:,} trainable parameters'
             for module, count in plan.modules.items()
         ),
-        f'memory      on each GPU, float32: parameters {gradient}, gradient '
-        f'{gradient}, moments {state}; plus activations',
+        f'memory      on each GPU, float32: parameters {own}, gradient '
+        f'{own}, moments {state}; plus activations',
         f'traffic     plain update: {gradient if plan.gpus > 1 else "nothing"} reduced',
     ]
     if plan.hook is not None:
@@ -451,6 +470,8 @@ def _agvm_lines(plan: Plan, hook: VarianceSyncHook, gradient: str) -> list[str]:
         extra = f'nothing reduced, one copy of the gradient ({gradient})'
     elif hook.estimator == 'halves':
         extra = f'{gradient} more reduced, one copy of each bucket in flight'
+    elif plan.divides_moments and MOMENTS.get(plan.optimizer) == 2:
+        extra = f'{gradient} more reduced, the squares of the gradient'
     else:
         extra = f'{2 * len(plan.modules)} scalars more reduced'
     end = '' if hook.end is None else f' to {hook.end:,}'

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -68,6 +68,16 @@ class AtomicLocalBackend(LocalBackend):
 register_backend('agvm_atomic', AtomicLocalBackend, force=True)
 
 
+@contextmanager
+def whole_state(runner: Runner) -> Iterator[None]:
+    """Make what is divided over the ranks complete on rank 0, which alone saves it."""
+    with ExitStack() as stack:
+        for owner in (runner.model, runner.optim_wrapper):
+            if hasattr(owner, 'gathered'):
+                stack.enter_context(owner.gathered())
+        yield
+
+
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook`` that survives a crash while it saves.
@@ -118,17 +128,18 @@ class AtomicCheckpointHook(CheckpointHook):
             hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self.last_ckpt = self._path(step)
         hub.update_info('last_ckpt', self.last_ckpt)
-        runner.save_checkpoint(
-            self.out_dir,
-            self.filename_tmpl.format(step),
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
+        with whole_state(runner):
+            runner.save_checkpoint(
+                self.out_dir,
+                self.filename_tmpl.format(step),
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
         if is_main_process():
             pointer = Path(runner.work_dir, 'last_checkpoint')
             with replaced_when_whole(pointer, sole_writer=True) as partial:
@@ -142,7 +153,8 @@ class AtomicCheckpointHook(CheckpointHook):
         before, self.best_paths = self.best_paths, [None] * len(self.save_best)
         try:
             # It finds none to remove.
-            super()._save_best_checkpoint(runner, metrics)
+            with whole_state(runner):
+                super()._save_best_checkpoint(runner, metrics)
         finally:
             pairs = list(zip(before, self.best_paths, strict=True))
             self.best_paths = [new or old for old, new in pairs]

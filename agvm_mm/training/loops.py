@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from agvm_mm import engine
 from agvm_mm.estimators import check_static_graph
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
+from agvm_mm.sharding.state import check_has_ranks
 from agvm_mm.training.batch import check_update_settings
 from agvm_mm.training.dataloader import (
     EndlessUpdates,
@@ -72,7 +73,9 @@ class LargeBatchMixin:
         **kwargs: Any,
     ) -> None:
         if isinstance(runner.optim_wrapper, dict):
-            check_optimizer_type(runner.optim_wrapper.get('optimizer'))
+            settings = runner.optim_wrapper.get('optimizer')
+            check_optimizer_type(settings)
+            check_has_ranks(settings)
         resume_hook(runner, allow_mismatch=allow_resume_mismatch, compares=True)
         self._is_prepared = False
         self._uneven = False
@@ -125,7 +128,7 @@ class LargeBatchMixin:
             hub.update_info(IMAGES_OF_EPOCH, 0)
         self._uneven = has_uneven_ranks(self.dataloader)
         # An interrupted update of this process may have left gradients.
-        reset_update(wrapper)
+        reset_update(self.runner.model, wrapper)
         # A resumed run has the seeds of its checkpoint.
         saved = hub.runtime_info.get(SAMPLER_SEEDS) if self.iter else None
         hub.update_info(SAMPLER_SEEDS, set_seed(self.dataloader, runner.seed, saved))

@@ -12,13 +12,13 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm.optim.agvm import MicroBatch
 from agvm_mm.optim.wrapper import AGVMOptimWrapper
+from agvm_mm.sharding.model import FullyShardedModel
 
 
 def derive_seed(*key: int) -> int:
@@ -156,12 +156,10 @@ class Update(OptimWrapper):
         self._wrapped = optim_wrapper
         self._weights = weights
         self._images = images
-        self._is_ddp = isinstance(model, DistributedDataParallel)
-        # That of MMEngine skips nothing, so no rank has to ask the others.
-        own_train_step = (
-            self._is_ddp
-            and type(model).train_step is not MMDistributedDataParallel.train_step
-        )
+        self._over_ranks = is_model_wrapper(model)
+        # These skip nothing, so no rank has to ask the others.
+        known = (MMDistributedDataParallel.train_step, FullyShardedModel.train_step)
+        own_train_step = self._over_ranks and type(model).train_step not in known
         self._asks = own_train_step or not even
         self._index = -1
         self._came: list[bool] = []
@@ -222,7 +220,7 @@ class Update(OptimWrapper):
             print_log(
                 f'dropped an update: {reason}', logger='current', level=logging.WARNING
             )
-            reset_update(wrapper, dropped=True)
+            reset_update(self._model, wrapper, dropped=True)
             return self._means()
         came = sum(each.came for each in self._reports)
         came /= sum(each.planned for each in self._reports)
@@ -321,7 +319,7 @@ class Update(OptimWrapper):
 
     def _reason_to_drop(self) -> str | None:
         failed_before = any(each.failed for each in self._reports)
-        if self._failed and self._is_ddp and not failed_before:
+        if self._failed and self._over_ranks and not failed_before:
             raise RuntimeError(
                 'train_step caught an error of the backward pass that reduces the '
                 'gradients of all ranks, and the others wait for it'
@@ -330,7 +328,7 @@ class Update(OptimWrapper):
             return 'a backward pass failed and left a part of its gradient'
         if not any(each.came for each in self._reports):
             return 'none of its micro-batches had a backward pass'
-        if self._is_ddp and not self._came[-1]:
+        if self._over_ranks and not self._came[-1]:
             return (
                 'its last micro-batch, which reduces the gradients of all ranks, had '
                 'no backward pass'
@@ -357,13 +355,18 @@ class Update(OptimWrapper):
         )
 
 
-def reset_update(optim_wrapper: OptimWrapper, *, dropped: bool = False) -> None:
+def reset_update(
+    model: nn.Module, optim_wrapper: OptimWrapper, *, dropped: bool = False
+) -> None:
     """Clear the gradients of an unfinished update.
 
     Args:
+        model: As the runner trains it.
         optim_wrapper: The optimizer wrapper of the run.
         dropped: Whether the update counts as done. Defaults to False.
     """
     if isinstance(optim_wrapper, AGVMOptimWrapper) and optim_wrapper.agvm is not None:
         optim_wrapper.agvm.reset_update(dropped=dropped)
+    if isinstance(model, FullyShardedModel):
+        model.drop_gradients()
     optim_wrapper.zero_grad()

@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mmengine.dist import all_gather_object
-from mmengine.hooks import Hook, LoggerHook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper
+from mmengine.optim.optimizer import ZeroRedundancyOptimizer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
+from torch.optim import SGD, Optimizer
 
 from agvm_mm.engine import accumulative_counts, is_resuming
 from agvm_mm.estimators import (
@@ -21,6 +23,8 @@ from agvm_mm.estimators import (
 from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm import Measurement
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
+from agvm_mm.sharding.model import FullyShardedModel
+from agvm_mm.training.atomic import AtomicCheckpointHook
 from agvm_mm.training.batch import batch_size_of
 from agvm_mm.training.evaluation import check_evaluator
 from agvm_mm.training.resume import base_learning_rates, resume_hook
@@ -136,7 +140,11 @@ class VarianceSyncHook(Hook):
         if wrapper.agvm is None:
             check_model(runner.model, batch_size_of(runner).micro_batches)
             model = getattr(runner.model, 'module', runner.model)
-            wrapper.make_agvm(model, act=self.act)
+            agvm = wrapper.make_agvm(model, act=self.act)
+            if agvm.held.is_sharded:
+                check_saving(runner.hooks)
+            if isinstance(runner.model, FullyShardedModel):
+                check_fully_sharded(runner)
         if not self._found_begin:  # Before schedules step or a checkpoint sets them.
             self._find_begin(runner)
             self._found_begin = True
@@ -195,7 +203,8 @@ class VarianceSyncHook(Hook):
             ['anchor', 'modules', 'optimizer', key],
         )
         if 'optimizer' in differences:
-            state.update(wrapper.optimizer.state_dict())
+            # Without a collective, if the state is divided over the ranks.
+            state.update(Optimizer.state_dict(wrapper.optimizer))
             resume.replays = True
 
     def before_train(self, runner: Runner) -> None:
@@ -413,6 +422,57 @@ def check_optim_wrapper(optim_wrapper: BaseOptimWrapper) -> None:
         'VarianceSyncHook needs optim_wrapper=dict(type="AGVMOptimWrapper", ...) or '
         f'AGVMAmpOptimWrapper, got {type(optim_wrapper).__name__}{hint}'
     )
+
+
+def check_saving(hooks: Sequence[Hook]) -> None:
+    """Check that all ranks take part when the state of a sharded training is saved.
+
+    Args:
+        hooks: Those of the runner.
+
+    Raises:
+        TypeError: If a hook saves it from one rank.
+    """
+    for hook in hooks:
+        atomic = isinstance(hook, AtomicCheckpointHook)
+        if isinstance(hook, CheckpointHook) and not atomic:
+            raise TypeError(
+                f'{type(hook).__name__} saves from rank 0 alone, but the state of the '
+                'training is divided over the ranks; use '
+                "default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook'))"
+            )
+
+
+def check_fully_sharded(runner: Runner) -> None:
+    """Check that nothing in a run needs the whole parameters of the model.
+
+    Raises:
+        TypeError: If something does.
+        ValueError: If some ranks may not run all of the model.
+    """
+    wrapper, hooks = runner.optim_wrapper, runner.hooks
+    optimizer = wrapper.optimizer
+    fused = any(group.get('fused') for group in optimizer.param_groups)
+    problems = {
+        'FullyShardedModel: AGVMAmpOptimWrapper scales gradients as a whole; use '
+        'AGVMOptimWrapper': isinstance(wrapper, AmpOptimWrapper),
+        'FullyShardedModel: ZeroRedundancyOptimizer divides whole parameters; use its '
+        'optimizer_type as type': isinstance(optimizer, ZeroRedundancyOptimizer),
+        'FullyShardedModel: EMAHook copies the model as a whole; remove it, or use '
+        'ZeroRedundancyOptimizer': any(isinstance(hook, EMAHook) for hook in hooks),
+        'FullyShardedModel: SGD(fused=True) cannot step slices; remove fused': (
+            fused and isinstance(optimizer, SGD)
+        ),
+    }
+    for problem, found in problems.items():
+        if found:
+            raise TypeError(problem)
+    if runner.cfg.get('find_unused_parameters'):
+        raise ValueError(
+            'FullyShardedModel: find_unused_parameters=True says that some ranks may '
+            'not run all of the model, and then the others would wait for them; use '
+            'ZeroRedundancyOptimizer, or remove it if all ranks do'
+        )
 
 
 def check_one_hook(count: int) -> None:

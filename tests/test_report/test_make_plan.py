@@ -59,6 +59,28 @@ def test_faster_rcnn_at_512():
     assert not made.problems and not made.warnings
 
 
+ZERO = {
+    'optim_wrapper.optimizer.type': 'ZeroRedundancyOptimizer',
+    'optim_wrapper.optimizer.optimizer_type': 'AdamW',
+}
+
+
+@pytest.mark.parametrize(
+    'options, held, moments',
+    [
+        ({}, 1, 2),
+        (ZERO, 1, 0.5),
+        ({'model_wrapper_cfg.type': 'FullyShardedModel'}, 0.25, 0.5),
+    ],
+)
+def test_memory_that_ranks_divide(options, held, moments):
+    made = make(AGVM_10K, 4, 2560, **options)
+    size = 4 * sum(made.modules.values())
+    own, state = plan.format_bytes(held * size), plan.format_bytes(moments * size)
+    expected = f'parameters {own}, gradient {own}, moments {state}; plus activations'
+    assert expected in plan.describe(made)
+
+
 def test_swin_that_counts_iterations():
     made = make(SWIN, 64)
     assert made.updates == 5000

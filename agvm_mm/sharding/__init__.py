@@ -1,0 +1,1 @@
+"""Training whose parameters or optimizer states are divided over the ranks."""

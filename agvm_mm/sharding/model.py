@@ -1,0 +1,293 @@
+"""Model whose parameters, gradients and optimizer states are divided over the ranks."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from mmengine.dist import is_main_process
+from mmengine.model import BaseModule, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODEL_WRAPPERS
+from torch import Tensor, nn
+
+from agvm_mm.validation import suggests_arguments
+
+try:
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.tensor import DTensor, distribute_tensor
+except ImportError:  # Before torch 2.6; FullyShardedModel says so.
+    FSDPModule = DTensor = ()
+
+NEEDED = ('set_custom_reduce_scatter', 'set_reduce_scatter_unused_params')
+SMALLEST_UNIT = 0.01
+"""Share of all parameters from which a part of the backbone is a unit by default."""
+
+
+@MODEL_WRAPPERS.register_module()
+@suggests_arguments(
+    advice=dict(
+        find_unused_parameters='All ranks have to run all units',
+        offload_policy='Nothing is offloaded to the CPU',
+        cpu_offload='Nothing is offloaded to the CPU',
+        mp_policy='Parameters and gradients stay in float32',
+    ),
+)
+class FullyShardedModel(nn.Module):
+    """Model wrapper that divides parameters, gradients and moments over the ranks.
+
+    Takes the place of ``MMDistributedDataParallel`` (torch's ``fully_shard``, FSDP2).
+    Each rank holds a slice of each parameter. The parameters of a unit are gathered for
+    its forward pass and again for its backward pass. Checkpoints are those of the plain
+    model.
+
+    Args:
+        module: Network; initialized and made equal on all ranks before it is divided.
+        units: Names of submodules to gather on their own, such as 'backbone.layer1'.
+            Each must run by its ``forward``, once in every forward pass of every rank.
+            The other parameters are gathered for the whole pass. Defaults to None: the
+            neck, and the parts of the backbone that have at least 1% of the parameters.
+
+    Attributes:
+        process_group: Group of all ranks.
+
+    Raises:
+        RuntimeError: If torch lacks what AGVM needs.
+        TypeError: If the network initializes its weights in a way of its own.
+        ValueError: If there is one rank, no such submodule, or a parameter that cannot
+            be divided.
+
+    Example:
+        >>> model_wrapper_cfg = dict(
+        ...     type='FullyShardedModel',
+        ...     units=['backbone.layer3', 'backbone.layer4', 'neck'],
+        ... )
+    """
+
+    val_step = MMDistributedDataParallel.val_step
+    test_step = MMDistributedDataParallel.test_step
+
+    def __init__(self, module: nn.Module, units: Sequence[str] | None = None) -> None:
+        super().__init__()
+        check_torch()
+        names = default_units(module) if units is None else list(units)
+        check_network(module, names)
+        if isinstance(module, BaseModule):
+            module.init_weights()  # The Runner does it later: then it does nothing.
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
+        device = next(module.parameters()).device.type
+        mesh = dist.init_device_mesh(device, (dist.get_world_size(),))
+        # Submodules first, the innermost before those around them.
+        for name in [*sorted(names, key=lambda name: -name.count('.')), '']:
+            unit = module.get_submodule(name)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        module.set_reduce_scatter_unused_params(True)
+        self.module = module
+        self.process_group = mesh.get_group()
+        self._syncs = True
+        self._has_run = False
+        self._whole: dict[str, Tensor | None] | None = None
+        for child in module.modules():
+            child.register_load_state_dict_pre_hook(shard_loaded)
+        # torch sets an attribute of the hook, which a bound method does not have.
+        module.register_state_dict_post_hook(lambda *args: self._complete(args[1]))
+
+    def units(self) -> dict[str, FSDPModule]:
+        """Return the units by name; '' has what is in no other."""
+        modules = self.module.named_modules()
+        return {name: unit for name, unit in modules if isinstance(unit, FSDPModule)}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network; gradients are reduced unless in :meth:`no_sync`."""
+        self._has_run = True
+        # It counts in the backward pass, when MMEngine has left the context.
+        self.module.set_requires_gradient_sync(self._syncs)
+        return self.module(*args, **kwargs)
+
+    def train_step(
+        self, data: dict | Sequence, optim_wrapper: OptimWrapper
+    ) -> dict[str, Tensor]:
+        """Run a micro-batch as ``MMDistributedDataParallel`` does."""
+        with optim_wrapper.optim_context(self):
+            data = self.module.data_preprocessor(data, True)
+            named = isinstance(data, dict)
+            losses = self(**data, mode='loss') if named else self(*data, mode='loss')
+        loss, log_vars = self.module.parse_losses(losses)
+        optim_wrapper.update_params(loss)
+        return log_vars
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Have the backward passes of this forward pass keep their gradients."""
+        self._syncs = False
+        try:
+            yield
+        finally:
+            self._syncs = True
+
+    def drop_gradients(self) -> None:
+        """Clear gradients that wait to be reduced; all ranks have to call this."""
+        for unit in self.units().values():
+            unit.unshard()
+            for parameter in own_parameters(unit):
+                parameter.grad = None
+            unit.reshard()
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Make ``module.state_dict()`` whole on rank 0; all ranks have to enter."""
+        self._whole = {}  # The hook leaves the state as it is.
+        try:
+            self._whole = gather_tensors(self.module.state_dict())
+            yield
+        finally:
+            self._whole = None
+
+    def _complete(self, state_dict: dict[str, Tensor]) -> None:
+        if self._whole is not None:
+            state_dict.update(self._whole)
+            return
+        if self._has_run:  # Before, the Runner makes all ranks equal.
+            raise RuntimeError(
+                'the weights are divided over the ranks, and all of them have to take '
+                'part when they are saved: save checkpoints by '
+                "default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook'))"
+            )
+        for name, value in state_dict.items():
+            if isinstance(value, DTensor):
+                state_dict[name] = value.full_tensor()
+
+
+def own_parameters(unit: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of a unit without those of units inside it."""
+    yield from unit.parameters(recurse=False)
+    for child in unit.children():
+        if not isinstance(child, FSDPModule):
+            yield from own_parameters(child)
+
+
+def shard_loaded(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Divide the whole tensors that a module is about to load."""
+    for name, own in module.named_parameters(recurse=False):
+        value = state_dict.get(prefix + name)
+        if isinstance(own, DTensor) and value is not None and value.shape == own.shape:
+            state_dict[prefix + name] = shard_like(value, own)
+
+
+def shard_like(value: Tensor, own: 'DTensor') -> 'DTensor':
+    """Return a whole tensor, which all ranks have, divided like another one."""
+    if isinstance(value, DTensor):
+        return value
+    mesh, placements = own.device_mesh, own.placements
+    value = value.to(own.device)
+    return distribute_tensor(value, mesh, placements, src_data_rank=None)
+
+
+def gather_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tensors as a whole on the CPU of rank 0, None on other ranks.
+
+    All ranks have to call this. What is not divided over the ranks stays as it is.
+    """
+    whole = {}
+    for name, value in tensors.items():
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
+            value = value.cpu() if is_main_process() else None
+        whole[name] = value
+    return whole
+
+
+def default_units(module: nn.Module) -> list[str]:
+    """Return the neck, and large parts of the backbone, by name."""
+    modules = dict(module.named_modules())
+    names = [name for name in modules if name.startswith('backbone.')]
+    names = [
+        name
+        for name in names
+        if name.count('.') == 1
+        or (name.count('.') == 2 and not runs_forward(modules[name.rpartition('.')[0]]))
+    ]
+    total = count(module)
+    names = [name for name in names if count(modules[name]) >= SMALLEST_UNIT * total]
+    if 'neck' in modules and count(modules['neck']):
+        names.append('neck')
+    return [name for name in names if runs_forward(modules[name])]
+
+
+def runs_forward(module: nn.Module) -> bool:
+    """Return whether a module can be called; a list of modules cannot."""
+    return type(module).forward is not nn.Module.forward
+
+
+def count(module: nn.Module) -> int:
+    """Return the number of parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def check_torch() -> None:
+    """Check that torch can divide a model so that AGVM sees its gradients.
+
+    Raises:
+        RuntimeError: If it cannot.
+        ValueError: If there is one rank.
+    """
+    import torch
+
+    if not all(hasattr(FSDPModule, name) for name in NEEDED):
+        raise RuntimeError(
+            f'FullyShardedModel needs {" and ".join(NEEDED)}, which torch '
+            f'{torch.__version__} does not have; torch 2.13 has them. '
+            'ZeroRedundancyOptimizer works without'
+        )
+    if dist.get_world_size() == 1:
+        raise ValueError(
+            'FullyShardedModel divides a model over several ranks; this run has one. '
+            'Start more ranks, or remove model_wrapper_cfg'
+        )
+
+
+def check_network(module: nn.Module, units: Sequence[str]) -> None:
+    """Check that a network can be divided.
+
+    Args:
+        module: Network.
+        units: Names of its units.
+
+    Raises:
+        TypeError: If it initializes its weights in a way of its own.
+        ValueError: If it has no such unit, or parameters that cannot be divided.
+    """
+    kind = type(module)
+    # BaseModule initializes once; others would, again, after the model is divided.
+    own_init: Callable | None = getattr(kind, 'init_weights', None)
+    if own_init not in (None, BaseModule.init_weights):
+        raise TypeError(
+            f'{kind.__name__}.init_weights may initialize weights again after '
+            'FullyShardedModel has divided them; use ZeroRedundancyOptimizer'
+        )
+    modules = dict(module.named_modules())
+    wrong = [name for name in units if name not in modules or not name]
+    wrong += [n for n in units if n in modules and not runs_forward(modules[n])]
+    if wrong:
+        raise ValueError(
+            f"FullyShardedModel: units has '{wrong[0]}', which is no submodule with a "
+            f'forward method; there are {", ".join(default_units(module))}'
+        )
+    scalars = [name for name, p in module.named_parameters() if not p.dim()]
+    if scalars:
+        raise ValueError(
+            f'FullyShardedModel cannot divide {scalars[0]}, which has no dimensions; '
+            'use ZeroRedundancyOptimizer'
+        )
+    unit_of: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        around = [unit for unit in units if name.startswith(f'{unit}.')]
+        unit = max(around, key=len, default='')
+        if unit_of.setdefault(id(parameter), unit) != unit:
+            raise ValueError(
+                f"FullyShardedModel: {name} is shared by the units '{unit}' and "
+                f"'{unit_of[id(parameter)]}'; leave one of them out of units"
+            )

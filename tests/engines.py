@@ -1,0 +1,92 @@
+"""Training of the small network with states on every rank or divided over the ranks."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from toy import OPTIMIZERS, ToyDetector, make_wrapper
+
+from agvm_mm.estimators import ESTIMATORS
+from agvm_mm.sharding.model import DTensor, FullyShardedModel
+from gpu_check.parity import in_buckets, shard
+
+SETTINGS = OPTIMIZERS | {'amsgrad': OPTIMIZERS['AdamW'] | dict(amsgrad=True)}
+CASES = list(product(SETTINGS, ESTIMATORS, (1, 3), (None, 0.5)))
+"""Optimizer, estimator, micro-batches of an update, largest norm of a gradient."""
+UPDATES = 10
+
+
+def as_zero(settings: dict) -> dict:
+    """Return the settings of ZeRO-1 around an optimizer."""
+    return settings | dict(
+        type='ZeroRedundancyOptimizer', optimizer_type=settings['type']
+    )
+
+
+UNITS = ('backbone.0', 'neck')
+"""The rest, which is the last unit, crosses the borders of AGVM's modules."""
+
+
+def build(
+    engine: str,
+    settings: dict,
+    estimator: str,
+    model: nn.Module | None = None,
+    units: Sequence[str] = UNITS,
+    **kwargs: Any,
+) -> tuple:
+    """Return network, the network as it is trained, and optimizer wrapper."""
+    model = model or ToyDetector()
+    if engine == 'fsdp':
+        trained = FullyShardedModel(model, units=units)
+    else:
+        trained = in_buckets(model)
+    if engine == 'zero':
+        settings = as_zero(settings)
+    wrapper = make_wrapper(
+        model, settings, estimator=estimator, attach_to=trained, **kwargs
+    )
+    return model, trained, wrapper
+
+
+def whole(parameter: nn.Parameter) -> Tensor:
+    """Return the values of a parameter, on every rank."""
+    value = parameter.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def train(engine: str, case: tuple) -> tuple[dict, list]:
+    """Return the parameters, and mu, Phi and averages after each update."""
+    optimizer, estimator, accumulation, clip = case
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    model, trained, wrapper = build(
+        engine,
+        SETTINGS[optimizer],
+        estimator,
+        accumulative_counts=accumulation,
+        clip_grad=clip and dict(max_norm=clip),
+        images_per_pass=ranks / accumulation,
+        schedule=dict(interval=2, begin=0),
+    )
+    history = []
+    for update in range(UPDATES):
+        for part in range(accumulation):
+            with wrapper.optim_context(trained):
+                images = shard(update, rank, part, accumulation, ranks)
+                loss = trained(*images)['loss']
+            wrapper.update_params(loss)
+        agvm = wrapper.agvm
+        history.append((agvm.multipliers, agvm.variances, agvm.noise.averages()))
+    return {k: whole(p).numpy() for k, p in model.named_parameters()}, history
+
+
+ENGINES = ['ddp', 'zero', 'fsdp']
+
+
+def train_cases() -> dict:
+    """Train every case of ``CASES`` with every engine."""
+    return {
+        (engine, *case): train(engine, case) for engine in ENGINES for case in CASES
+    }
