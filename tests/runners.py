@@ -1,5 +1,6 @@
 """MMEngine Runner on small float64 data."""
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,6 @@ def make_runner(
             checkpoint=checkpoint or dict(type='CheckpointHook', interval=-1),
         ),
         randomness=dict(seed=0) if randomness is None else randomness,
-        experiment_name=f'{work_dir.name}-{torch.randint(10**9, ()).item()}',
+        experiment_name=f'{work_dir.name}-{uuid.uuid4().hex}',
         **kwargs,
     )

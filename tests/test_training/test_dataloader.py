@@ -1,6 +1,7 @@
 """Updates are planned on what the batch sampler of the run's DataLoader yields."""
 
 import copy
+import uuid
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def train(work_dir, train_cfg, dataloader, *, optim_wrapper=PLAIN, **kwargs):
         optim_wrapper=optim_wrapper,
         train_cfg=train_cfg,
         randomness=dict(seed=0),
-        experiment_name=f'{work_dir.name}-{torch.randint(10**9, ()).item()}',
+        experiment_name=f'{work_dir.name}-{uuid.uuid4().hex}',
         **dict(default_hooks=NO_CHECKPOINT) | kwargs,
     )
     runner.train()
@@ -376,7 +377,7 @@ def test_flexible_runner(tmp_path, optim_wrapper):
     )
     flexible = FlexibleRunner(
         work_dir=str(tmp_path / 'flexible'),
-        experiment_name=f'flexible-{torch.randint(10**9, ()).item()}',
+        experiment_name=f'flexible-{uuid.uuid4().hex}',
         **copy.deepcopy(cfg),
     )
     flexible.train()
