@@ -21,7 +21,7 @@ LOOPS = {
 
 
 @DATASETS.register_module(force=True)
-class AugmentedDataset(Dataset):
+class DrawnDataset(Dataset):
     """Data set whose samples are drawn from all global generators of the CPU."""
 
     loads: list = []
@@ -54,7 +54,7 @@ def train(folder, loop, *, workers=0, persistent=False, stop=None, **kwargs):
     """Train on updates of 8 images, 20 in an epoch; return the images of each."""
     cfg, sampler = LOOPS[loop]
     recorder = Recorder(stop)
-    AugmentedDataset.loads = []
+    DrawnDataset.loads = []
     runner = make_runner(
         folder,
         dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
@@ -63,7 +63,7 @@ def train(folder, loop, *, workers=0, persistent=False, stop=None, **kwargs):
         train_cfg=dict(cfg, total_batch_size=8),
         hooks=[recorder],
         sampler=sampler,
-        dataset='AugmentedDataset',
+        dataset='DrawnDataset',
         num_workers=workers,
         loader=dict(persistent_workers=persistent),
         checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
@@ -100,7 +100,7 @@ def test_resumed_run_loads_only_what_is_left(tmp_path, loop, stop):
     train(tmp_path / 'parts', loop, stop=stop)
     found = train(tmp_path / 'parts', loop, resume=True)
     assert_same(found, expected[stop:])
-    assert len(AugmentedDataset.loads) == sum(map(len, expected[stop:]))
+    assert len(DrawnDataset.loads) == sum(map(len, expected[stop:]))
 
 
 @pytest.mark.parametrize('loop', LOOPS)
