@@ -494,7 +494,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, print the tables and write them."""
+    """Run the missing parts, print the tables and write them."""
     args = parse_args(arguments)
     # Results must not depend on the machine's number of cores.
     torch.set_num_threads(1)

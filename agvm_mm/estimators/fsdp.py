@@ -172,13 +172,13 @@ class ShardedEstimator(VarianceEstimator):
             mean: Receives the slice of the mean.
 
         Returns:
-            What is compared with the mean.
+            The tensor that is compared with the mean.
         """
 
     def compared_with(
         self, parameter: nn.Parameter, gradient: Tensor, compared: Tensor
     ) -> Tensor:
-        """Return what is compared with the slice of a gradient, out of its unit's."""
+        """Return the part of a unit's compared tensor that belongs to a gradient."""
         start = gradient.storage_offset()
         return compared.as_strided(gradient.size(), gradient.stride(), start)
 
@@ -186,7 +186,7 @@ class ShardedEstimator(VarianceEstimator):
         """Return the squares of the norms of all ranks, a row for each column.
 
         Args:
-            norms: Returns columns of norms from parameters, what is compared with the
+            norms: Returns columns of norms from parameters, tensors to compare with the
                 slices of their gradients, and these slices.
         """
         rows, compared, gradients = [], [], []

@@ -1,8 +1,8 @@
 """Rescaling of gradients, as the optimizer does it before it steps.
 
 SGD steps along the gradient itself. Adam and AdamW rescale it elementwise, and AGVM
-measures the variance of the rescaled gradient. What is measured are norms: those of two
-halves and of their sum give the product of the halves.
+measures the variance of the rescaled gradient. It takes norms: those of two halves and
+of their sum give the product of the halves.
 """
 
 import math

@@ -94,7 +94,7 @@ class FullyShardedModel(nn.Module):
         module.register_state_dict_post_hook(lambda *args: self._complete(args[1]))
 
     def units(self) -> dict[str, FSDPModule]:
-        """Return the units by name; '' has what is in no other."""
+        """Return the units by name; '' has the rest."""
         modules = self.module.named_modules()
         return {name: unit for name, unit in modules if isinstance(unit, FSDPModule)}
 
@@ -189,7 +189,7 @@ def shard_like(value: Tensor, own: 'DTensor') -> 'DTensor':
 def gather_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return tensors as a whole on the CPU of rank 0, None on other ranks.
 
-    All ranks have to call this. What is not divided over the ranks stays as it is.
+    All ranks have to call this. Undivided state stays unchanged.
     """
     whole = {}
     for name, value in tensors.items():

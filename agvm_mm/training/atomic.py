@@ -70,7 +70,7 @@ register_backend('agvm_atomic', AtomicLocalBackend, force=True)
 
 @contextmanager
 def whole_state(runner: Runner) -> Iterator[None]:
-    """Make what is divided over the ranks complete on rank 0, which alone saves it."""
+    """Gather the divided state on rank 0, which alone saves it."""
     with ExitStack() as stack:
         for owner in (runner.model, runner.optim_wrapper):
             if hasattr(owner, 'gathered'):

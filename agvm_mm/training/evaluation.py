@@ -20,7 +20,7 @@ def check_evaluator(runner: Runner) -> None:
         ValueError: If a metric would fail or be wrong.
     """
     evaluation = sys.modules.get('mmdet.evaluation')
-    # A loop of one's own may have none.
+    # A custom loop may have none.
     evaluator = getattr(runner.val_loop, 'evaluator', None)
     if evaluation is None or evaluator is None:
         return

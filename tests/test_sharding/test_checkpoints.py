@@ -146,7 +146,7 @@ def resume(work_dir, engine):
 
 
 def refusals(folder):
-    """Return what is raised for settings that cannot work."""
+    """Return the error for settings that cannot work."""
 
     def message(name, engine='zero', **kwargs):
         try:

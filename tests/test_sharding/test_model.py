@@ -109,7 +109,7 @@ class Initializes(ToyDetector):
 
 
 def refusals():
-    """Return what is raised for models that cannot be divided."""
+    """Return the error for models that cannot be divided."""
     found = {}
 
     def attempt(name, make):

@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATASETS
 from runners import ImageDataset, make_runner
 from test_resume import assert_same
@@ -101,16 +100,7 @@ KINDS = (
 )
 CHECKED += [(case, 'num_batch_per_epoch', 5) for case in KINDS]
 CHECKED += [(case, 'seed of each rank', 5) for case in KINDS]
-# onedl-mmengine passes over the images before a resume without loading them, so random
-# numbers in workers differ.
-SKIPS_IMAGES = hasattr(InfiniteSampler, 'skip')
-CHECKED += [
-    ('DefaultSampler', 'workers', 5),
-    pytest.param(
-        *('InfiniteSampler', 'workers', 5),
-        marks=pytest.mark.skipif(SKIPS_IMAGES, reason='see docs/symptoms.md'),
-    ),
-]
+CHECKED += [('DefaultSampler', 'workers', 5), ('InfiniteSampler', 'workers', 5)]
 
 
 @pytest.mark.parametrize(('case', 'options', 'done'), CHECKED)
