@@ -86,12 +86,15 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
         self.clip_window = clip_window
         self.agvm: AGVM | None = None
 
-    def make_agvm(self, model: nn.Module, *, act: bool = True) -> AGVM:
+    def make_agvm(
+        self, model: nn.Module, *, act: bool = True, over_ranks: bool = False
+    ) -> AGVM:
         """Make the state of AGVM for a model.
 
         Args:
             model: Network of the optimizer, not wrapped in DDP.
             act: Whether learning rates are scaled. Defaults to True.
+            over_ranks: Whether ranks average their gradients. Defaults to False.
 
         Raises:
             TypeError: If a setting has the wrong type.
@@ -112,8 +115,7 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
                 momentum=self.momentum,
                 ratio_bounds=self.ratio_bounds,
             )
-        frozen = [p for name, p in parameters.items() if name not in names]
-        self.agvm = AGVM(self.optimizer, by_module, modulator, frozen)
+        self.agvm = AGVM(self.optimizer, by_module, modulator, over_ranks=over_ranks)
         return self.agvm
 
     @contextmanager
@@ -216,11 +218,11 @@ class AGVMAmpOptimWrapper(AGVMOptimWrapper, AmpOptimWrapper):
     float32.
     """
 
-    def make_agvm(self, model: nn.Module, *, act: bool = True) -> AGVM:
+    def make_agvm(self, model: nn.Module, **kwargs: bool) -> AGVM:
         """See :meth:`AGVMOptimWrapper.make_agvm`."""
         if self.cast_dtype is torch.bfloat16:
             keep_float32(model)
-        return super().make_agvm(model, act=act)
+        return super().make_agvm(model, **kwargs)
 
 
 def check_clip_window(window: object, clips: bool) -> None:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -14,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from agvm_mm import engine
 from agvm_mm.estimators import check_static_graph
+from agvm_mm.optim.agvm import check_trains_no_others, trainable
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.sharding.state import check_has_ranks
 from agvm_mm.training.batch import check_update_settings
 from agvm_mm.training.dataloader import (
     EndlessUpdates,
-    UpdateDataLoader,
+    build_update_dataloader,
     has_uneven_ranks,
     set_seed,
 )
@@ -79,6 +81,10 @@ class LargeBatchMixin:
         resume_hook(runner, allow_mismatch=allow_resume_mismatch, compares=True)
         self._is_prepared = False
         self._uneven = False
+        # DDP reduces these only. FlexibleRunner has no model yet.
+        self._reduced: set[int] = set()
+        if isinstance(runner.model, nn.Module):
+            self._reduced = set(trainable(runner.model.parameters()))
         if isinstance(dataloader, dict):
             # As MMEngine's BaseLoop builds it.
             dataloader = runner.build_dataloader(
@@ -86,7 +92,7 @@ class LargeBatchMixin:
                 seed=runner.seed,
                 diff_rank_seed=engine.has_rank_seeds(runner),
             )
-        updates = UpdateDataLoader(dataloader, total_batch_size, runner.seed)
+        updates = build_update_dataloader(dataloader, total_batch_size, runner.seed)
         if self.counts_epochs:
             sampler = type(updates.plan.sampler)
             check_ends(type(self).__name__, sampler, updates.endless)
@@ -108,6 +114,7 @@ class LargeBatchMixin:
     def _prepare(self) -> None:
         """Check the run before its first update, and start it clean."""
         runner, name, total = self.runner, type(self).__name__, self.batch.total
+        self._reduced = self._reduced or set(trainable(runner.model.parameters()))
         wrapper = runner.optim_wrapper
         check_one_optimizer(name, wrapper)
         kind = type(wrapper)
@@ -163,6 +170,8 @@ class LargeBatchMixin:
             even=len(set(images)) == 1,
         )
         runner.call_hook('before_train_iter', batch_idx=batch_idx, data_batch=window)
+        if is_model_wrapper(runner.model):
+            check_trains_no_others(runner.optim_wrapper.optimizer, self._reduced)
         micro_batches, waited = window.micro_batches(), 0.0
         for _ in weights:
             start = time.perf_counter()

@@ -140,7 +140,8 @@ class VarianceSyncHook(Hook):
         if wrapper.agvm is None:
             check_model(runner.model, batch_size_of(runner).micro_batches)
             model = getattr(runner.model, 'module', runner.model)
-            agvm = wrapper.make_agvm(model, act=self.act)
+            over_ranks = model is not runner.model
+            agvm = wrapper.make_agvm(model, act=self.act, over_ranks=over_ranks)
             if agvm.held.is_sharded:
                 check_saving(runner.hooks)
             if isinstance(runner.model, FullyShardedModel):
