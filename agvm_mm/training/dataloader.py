@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from agvm_mm.engine import is_endless
 from agvm_mm.training.batch import BatchSize, divide_total
 from agvm_mm.training.update import (
+    SEEDS,
     RandomStream,
     derive_seed,
     other_generators,
@@ -200,26 +201,22 @@ class SeededBatch(list):
 
     Args:
         indices: Indices of the samples.
-        key: Seed of the run and number of the pass.
-        positions: Position of each sample.
+        seeds: Seed of each sample.
     """
 
-    def __init__(
-        self, indices: Iterable, key: tuple[int, int], positions: range
-    ) -> None:
+    def __init__(self, indices: Iterable, seeds: range) -> None:
         super().__init__(indices)
-        self.key = key
-        self.positions = positions
+        self.seeds = seeds
 
     def __iter__(self) -> Iterator:
         with other_generators():
-            for index, position in zip(self._plain(), self.positions, strict=True):
-                seed_cpu(derive_seed(*self.key, position))
+            for index, seed in zip(self._plain(), self.seeds, strict=True):
+                seed_cpu(seed % SEEDS)
                 yield index
 
     def __reduce__(self) -> tuple:
         # A thread writes batches to the workers: it must not touch the generators.
-        return type(self), (list(self._plain()), self.key, self.positions)
+        return type(self), (list(self._plain()), self.seeds)
 
     def _plain(self) -> Iterator:
         return super().__iter__()
@@ -291,11 +288,13 @@ class UpdatePlan(Sampler):
 
     def _draw(self, number: int, done: int) -> Iterator[list[list]]:
         # Samplers may use the global generators.
-        stream, position = RandomStream(self.seed, number), get_rank()
+        stream, ranks = RandomStream(self.seed, number), get_world_size()
+        # The samples of the ranks take turns in the pass.
+        seed = derive_seed(self.seed, number) + get_rank()
         with stream:
             iterator = iter(self.batch_sampler)
             for batch in islice(iterator, done * self.micro_batches):
-                position += len(batch) * get_world_size()
+                seed += len(batch) * ranks
         while True:
             with stream:
                 batches = list(islice(iterator, self.micro_batches))
@@ -303,10 +302,9 @@ class UpdatePlan(Sampler):
                 return
             update = []
             for batch in batches:
-                end = position + len(batch) * get_world_size()
-                positions = range(position, end, get_world_size())
-                update.append(SeededBatch(batch, (self.seed, number), positions))
-                position = end
+                end = seed + len(batch) * ranks
+                update.append(SeededBatch(batch, range(seed, end, ranks)))
+                seed = end
             yield update
 
 

@@ -21,6 +21,10 @@ from agvm_mm.optim.wrapper import AGVMOptimWrapper
 from agvm_mm.sharding.model import FullyShardedModel
 
 
+SEEDS = 2**32
+"""NumPy takes seeds below it."""
+
+
 def derive_seed(*key: int) -> int:
     """Return a seed of 32 bits that depends on all of a key."""
     return np.random.SeedSequence(key).generate_state(1).tolist()[0]
@@ -272,7 +276,8 @@ class Update(OptimWrapper):
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Return a loss times the share of its micro-batch in the update."""
         # As OptimWrapper: k micro-batches of the same size divide by k.
-        return loss / float(1 / self._weights[self._index])
+        weight = self._weights[self._index]
+        return loss / (weight.denominator / weight.numerator)
 
     def should_sync(self) -> bool:
         """Return whether this micro-batch is the last one."""
