@@ -20,7 +20,6 @@ from agvm_mm.optim.agvm import MicroBatch
 from agvm_mm.optim.wrapper import AGVMOptimWrapper
 from agvm_mm.sharding.model import FullyShardedModel
 
-
 SEEDS = 2**32
 """NumPy takes seeds below it."""
 
