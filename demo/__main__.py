@@ -182,7 +182,7 @@ def main() -> None:
     files = {'checkpoint': checkpoint, 'log': log}
     files |= {'pictures': work_dir / 'variance.png', '': work_dir / 'predictions.png'}
     title = 'Faster R-CNN on digits, AGVM-SGD, batch 256'
-    figure = figures.plot_runs({'': records}, title=title)
+    figure = figures.plot_run(records, title=title)
     figures.save_figure(figure, files['pictures'])
     allow_runner_checkpoints()
     results, classes = predict(cli.load_config(CONFIG), str(checkpoint), range(6))

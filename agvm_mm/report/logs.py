@@ -142,13 +142,3 @@ def lr_drops(records: Iterable[Record]) -> list[int]:
     """Return the last updates before the learning rate fell to half or less."""
     rates = [(record['step'], record['lr']) for record in records if 'lr' in record]
     return [step for (step, before), (_, rate) in pairwise(rates) if rate <= before / 2]
-
-
-def name_runs(paths: Sequence[str | Path]) -> list[str]:
-    """Return a name for each run: the last part of its path in which all differ."""
-    parts = [Path(path).absolute().parts for path in paths]
-    for level in range(1, min(map(len, parts)) + 1):
-        names = [part[-level] for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [part[-1] for part in parts]

@@ -128,10 +128,3 @@ def test_line_that_is_not_json_is_named(tmp_path: Path):
     log.write_text(log.read_text() + '\n{"step": ')
     with pytest.raises(ValueError, match=r'scalars.json, line 2 is not JSON: '):
         logs.read_scalars(log)
-
-
-def test_runs_are_named_by_the_path_part_that_differs():
-    assert logs.name_runs(['work_dirs/a']) == ['a']
-    assert logs.name_runs(['work_dirs/a', 'work_dirs/b']) == ['a', 'b']
-    paths = ['a/1/vis_data/scalars.json', 'b/1/vis_data/scalars.json']
-    assert logs.name_runs(paths) == ['a', 'b']
