@@ -116,10 +116,9 @@ def summarize(
         records: Records of the run's JSON log.
         files: Files to list, by title.
     """
-    score, at_50 = (
-        logs.validation_result(records, key)
-        for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50')
-    )
+    last = [record for record in records if 'time' in record and 'lr' not in record][-1]
+    # A detector that finds no box has no result.
+    score, at_50 = (last.get(key, 0.0) for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50'))
     rows = [
         f'{"bbox mAP":<12}{score:.3f}   (AP50 {at_50:.3f})',
         '',

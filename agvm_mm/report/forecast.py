@@ -128,8 +128,9 @@ def describe_multipliers(multipliers: Mapping[str, float], *, acts: bool) -> str
         f'{name} {NOT_RESOLVED if math.isnan(mu) else format(mu, ".2f")}'
         for name, mu in multipliers.items()
     )
-    settle = 'settles' if acts else 'with AGVM, would settle'
-    return f'mu          {settle} at: {values}'
+    return (
+        f'mu          {"settles" if acts else "with AGVM, would settle"} at: {values}'
+    )
 
 
 def describe_time(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,6 @@ Record = dict[str, Any]
 """One line of a log: values by name, and the update or epoch as ``step``."""
 Curves = dict[str, tuple[list[int], list[float]]]
 """Updates and values by module."""
-
-TIMES = {'data_time', 'time', 'step'}
-"""Fields of a validation that are not results."""
 
 
 def find_logs(path: str | Path) -> list[Path]:
@@ -81,26 +78,6 @@ def read_run(path: str | Path) -> list[Record]:
         kept = [record for record in joined if resumed and record['step'] < first]
         joined = kept + records
     return joined
-
-
-def validation_result(records: Sequence[Record], key: str) -> float | None:
-    """Return a result of the last validation.
-
-    MMDetection's ``CocoMetric`` reports nothing for a detector that finds no box. Its
-    result is 0, not that of an earlier validation. Without a validation, or if it had
-    other metrics only, there is None.
-
-    Args:
-        records: Records of a log, in order.
-        key: Name of the metric in the log, for example 'coco/bbox_mAP'.
-    """
-    for record in reversed(records):
-        if key in record:
-            return record[key]
-        # Hooks may write scalars of their own; a validation has its time.
-        if 'time' in record and 'lr' not in record:
-            return None if record.keys() - TIMES else 0.0
-    return None
 
 
 def module_curves(records: Iterable[Record], prefix: str) -> Curves:

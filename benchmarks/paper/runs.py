@@ -12,7 +12,6 @@ from agvm_mm.report.logs import (
     find_logs,
     read_scalars,
     total_batch,
-    validation_result,
 )
 
 COMPARED = (
@@ -53,6 +52,9 @@ NOT_COMPARED = {
 }
 """Keys, at any depth, that do not."""
 
+TIMES = {'data_time', 'time', 'step'}
+"""Fields of a validation that are not results."""
+
 
 def run_logs(path: str | Path) -> list[Path]:
     """Return the JSON logs of the last run in a work folder, the oldest first.
@@ -77,8 +79,10 @@ def read_records(path: str | Path) -> list[Record]:
 def last_result(path: str | Path, key: str) -> float | None:
     """Return the last validation result of a run, a JSON log or a work folder.
 
-    It is NaN if the last loss is not finite, None if there is no log; otherwise as
-    :func:`validation_result`.
+    It is NaN if the last loss is not finite. MMDetection's ``CocoMetric`` reports
+    nothing for a detector that finds no box: that is 0, not the result of an earlier
+    validation. Without a log, a validation, or if it had other metrics only, there is
+    None.
     """
     try:
         records = read_records(path)
@@ -87,7 +91,13 @@ def last_result(path: str | Path, key: str) -> float | None:
     losses = [record['loss'] for record in records if 'loss' in record]
     if losses and not math.isfinite(losses[-1]):
         return math.nan
-    return validation_result(records, key)
+    for record in reversed(records):
+        if key in record:
+            return record[key]
+        # Hooks may write scalars of their own; a validation has its time.
+        if 'time' in record and 'lr' not in record:
+            return None if record.keys() - TIMES else 0.0
+    return None
 
 
 def differences(

@@ -10,15 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from agvm_mm.method.noise_scale import ALL
-from agvm_mm.report.figures.style import (
-    LR_STEP,
-    MEASUREMENT,
-    RUNNING_MEAN,
-    TOTAL_BATCH,
-    WHOLE_NETWORK,
-    module_style,
-    set_up_panel,
-)
+from agvm_mm.report.figures.style import module_style, set_up_panel
 from agvm_mm.report.logs import (
     MU_KEY,
     NOISE_KEY,
@@ -29,6 +21,13 @@ from agvm_mm.report.logs import (
     module_curves,
     total_batch,
 )
+
+# Looks of lines. Single measurements are behind their running mean.
+MEASUREMENT = dict(color='0.3', linewidth=0.8, alpha=0.45)
+RUNNING_MEAN = dict(color='0.3', linewidth=1.8)
+LR_STEP = dict(color='0.45', linewidth=1, linestyle=(0, (1, 2)))
+TOTAL_BATCH = dict(color='0.3', linewidth=1.2, linestyle=(0, (7, 3)))
+WHOLE_NETWORK = dict(color='0.15', linestyle='-', marker='.', linewidth=2.6)
 
 PANELS = {
     PHI_KEY: 'gradient variance $\\Phi$',
