@@ -53,30 +53,40 @@ def read_scalars(log: str | Path) -> list[Record]:
     return records
 
 
+def run_logs(path: str | Path) -> list[Path]:
+    """Return the logs of :func:`find_logs` that the latest one continues, and itself.
+
+    An earlier run that was started again is left out.
+    """
+    logs: list[Path] = []
+    for log in reversed(find_logs(path)):
+        logs.insert(0, log)
+        steps = [record['step'] for record in read_scalars(log) if 'lr' in record]
+        if steps and steps[0] <= (steps[1] - steps[0] if len(steps) > 1 else 1):
+            break
+    return logs
+
+
 def read_run(path: str | Path) -> list[Record]:
     """Read the records of a run's training and of AGVM, without those of validation.
 
     Args:
         path: A JSON log or a work folder. A log that continues an earlier one of the
-            same folder is joined with it; one that starts again replaces it.
+            same folder replaces it from its first update on.
 
     Raises:
         FileNotFoundError: If there is no log.
     """
     joined: list[Record] = []
-    for log in find_logs(path):
+    for log in run_logs(path):
         records = [
             record
             for record in read_scalars(log)
             if 'lr' in record or any(key.startswith('agvm/') for key in record)
         ]
-        steps = [record['step'] for record in records if 'lr' in record]
-        if not steps:
-            continue
-        interval = steps[1] - steps[0] if len(steps) > 1 else 1
-        resumed, first = steps[0] > interval, records[0]['step']
-        kept = [record for record in joined if resumed and record['step'] < first]
-        joined = kept + records
+        if any('lr' in record for record in records):
+            first = records[0]['step']
+            joined = [record for record in joined if record['step'] < first] + records
     return joined
 
 

@@ -7,12 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from agvm_mm.report.logs import (
-    Record,
-    find_logs,
-    read_scalars,
-    total_batch,
-)
+from agvm_mm.report.logs import Record, read_scalars, run_logs, total_batch
 
 COMPARED = (
     'model',
@@ -54,21 +49,6 @@ NOT_COMPARED = {
 
 TIMES = {'data_time', 'time', 'step'}
 """Fields of a validation that are not results."""
-
-
-def run_logs(path: str | Path) -> list[Path]:
-    """Return the JSON logs of the last run in a work folder, the oldest first.
-
-    They are those that the latest log continues; an earlier run that was started again
-    is left out.
-    """
-    logs: list[Path] = []
-    for log in reversed(find_logs(path)):
-        logs.insert(0, log)
-        steps = [r['step'] for r in read_scalars(log) if 'lr' in r and 'step' in r]
-        if steps and steps[0] <= (steps[1] - steps[0] if len(steps) > 1 else 1):
-            break
-    return logs
 
 
 def read_records(path: str | Path) -> list[Record]:
