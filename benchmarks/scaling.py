@@ -1,4 +1,4 @@
-"""Growth of AGVM's cost with ranks, parameters and modules, and computed to 640 GPUs.
+"""Growth of AGVM's cost with ranks, parameters and modules.
 
     python benchmarks/scaling.py --rounds 8
 
@@ -7,10 +7,8 @@ the gradient, so the ratios are the worst case. A detector computes for longer t
 communicates, and its ratios are far lower; see overhead.py.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from pathlib import Path
 
 import torch
 from common import report
@@ -20,22 +18,6 @@ from torch import Tensor, nn
 from gpu_check import tables
 from gpu_check.ranks import Ranks
 from gpu_check.trainers import VARIANTS, build_trainers, measure_cells, merge_ranks
-
-INTERVALS = (10, 5, 1)
-GPUS = (8, 64, 256, 640)
-# Published speeds in bytes per second and direction, one link for each GPU.
-LINKS = {
-    'NVLink 4 (H100), 450 GB/s': 450e9,
-    'InfiniBand NDR, 400 Gb/s': 50e9,
-    'InfiniBand HDR, 200 Gb/s': 25e9,
-    'Ethernet, 25 Gb/s': 3.125e9,
-}
-# Most GPUs on a link: NVLink 4 connects the 8 GPUs of a node.
-LARGEST = {'NVLink 4 (H100), 450 GB/s': 8}
-# Seconds of one message. An assumption; it matters for the scalars only.
-LATENCY = 5e-6
-# Faster R-CNN R50-FPN, if overhead.py has not been run.
-GRADIENT_BYTES = 166_110_848
 
 
 class Stack(BaseModel):
@@ -104,54 +86,6 @@ def measure(point: dict, rounds: int, warmup: int) -> dict:
     return dict(point, **facts, variants=merge_ranks(by_rank))
 
 
-def compute(gradient_bytes: int) -> list[dict]:
-    """Compute the time of reductions on large machines from published link speeds.
-
-    In a ring all-reduce each GPU sends 2 (n - 1) / n times the bytes. A few scalars go
-    up a binary tree and down again.
-    """
-    rows = []
-    for link, bandwidth in LINKS.items():
-        for gpus in GPUS:
-            if gpus > LARGEST.get(link, gpus):
-                continue
-            gradient = 2 * (gpus - 1) / gpus * gradient_bytes / bandwidth
-            statistics = 2 * (gpus - 1).bit_length() * LATENCY
-            extra = gradient + statistics
-            rows.append(
-                dict(
-                    link=link,
-                    gpus=gpus,
-                    plain_seconds=gradient,
-                    halves_extra_seconds=extra,
-                    replicas_extra_seconds=statistics,
-                    halves_extra_per_update={
-                        str(interval): extra / interval for interval in INTERVALS
-                    },
-                )
-            )
-    return rows
-
-
-def gradient_bytes_of(results: Path) -> tuple[int, str]:
-    """Return the bytes of a plain update of Faster R-CNN, and their source."""
-    path = results / 'overhead_faster-rcnn_r50_sgd.json'
-    if path.exists():
-        plain = json.loads(path.read_text())['variants'][0]
-        return plain['bytes_reduced']['gradients'], 'as overhead.py counted them'
-    return GRADIENT_BYTES, 'its trainable parameters in float32'
-
-
-def milliseconds(title: str, key: str, interval: int | None = None) -> tables.Column:
-    """Return a column of times in milliseconds; at an interval, of each update."""
-
-    def show(row: dict) -> str:
-        seconds = row[key] if interval is None else row[key][str(interval)]
-        return f'{seconds * 1e3:.2f}'
-
-    return title, show
-
-
 POINT_COLUMNS = (
     ('ranks', itemgetter('ranks')),
     ('modules', itemgetter('modules')),
@@ -165,17 +99,6 @@ POINT_COLUMNS = (
         lambda row: f'{row["bytes_reduced"]["gradients"]:,}',
     ),
     ('other, bytes', lambda row: row['bytes_reduced']['statistics']),
-)
-COMPUTED_COLUMNS = (
-    ('link', itemgetter('link')),
-    ('GPUs', itemgetter('gpus')),
-    milliseconds('plain, ms', 'plain_seconds'),
-    milliseconds('halves extra at a measured update, ms', 'halves_extra_seconds'),
-    *(
-        milliseconds(f'per update at interval {n}, ms', 'halves_extra_per_update', n)
-        for n in INTERVALS
-    ),
-    milliseconds('replicas extra, ms', 'replicas_extra_seconds'),
 )
 
 
@@ -191,15 +114,6 @@ def describe(result: dict) -> str:
             f'CPU time over all ranks. More ranks than the {machine["cores"]} cores '
             'take turns on them.',
             *describe_sweeps(result['points']),
-            '## On paper: computed, not measured',
-            f'{result["gradient_bytes"] / 1e6:.1f} MB of gradient of Faster R-CNN '
-            f'R50-FPN ({result["gradient_bytes_from"]}). A ring all-reduce takes '
-            '2 (n - 1) / n x bytes / speed, with the published speed of one link for '
-            'each GPU and direction; the statistics, a few scalars, take 2 log2(n) '
-            f'messages of {LATENCY * 1e6:.0f} microseconds (an assumption). Real '
-            'links reach less, and DDP hides reductions behind the backward pass, '
-            'the additional ones too.',
-            tables.table(COMPUTED_COLUMNS, result['computed']),
         ]
     )
 
@@ -236,15 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure(point, args.rounds, args.warmup)
         for point in points(args.ranks, args.quick)
     ]
-    gradient_bytes, source = gradient_bytes_of(args.out)
     result = dict(
         benchmark='scaling',
         rounds=args.rounds,
         environment=report.environment(args.ranks),
         points=found,
-        gradient_bytes=gradient_bytes,
-        gradient_bytes_from=source,
-        computed=compute(gradient_bytes),
     )
     report.write(args.out, 'scaling', result, describe(result))
 

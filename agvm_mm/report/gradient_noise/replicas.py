@@ -61,8 +61,6 @@ class Setup:
         seed: Of the images and all random numbers. Defaults to 0.
 
     Attributes:
-        model: In training mode, with the weights of the checkpoint.
-        by_module: Trainable parameters by module.
         preconditioner: Turns a gradient into the measured quantity.
         gradient: Name of the measured quantity.
         notes: What a reader of the result must know.
@@ -70,7 +68,6 @@ class Setup:
         images: Images of all replicas.
         blocks: Number of blocks of all ranks.
         block_size: Replicas of each, a power of two.
-        ratio_bounds: Smallest and largest ratio of variances.
 
     Raises:
         FileNotFoundError: If the checkpoint or the data do not exist.
@@ -114,9 +111,10 @@ class Setup:
         self.anchor, self.ratio_bounds = modulator.anchor, modulator.ratio_bounds
         saved = load_weights(self.model, checkpoint)
         self.model.to(get_device())
-        self.preconditioner, self.notes = make_preconditioner(
+        self.preconditioner, note = make_preconditioner(
             cfg, self.model, saved, checkpoint
         )
+        self.notes = [f'{note}: plain gradient.'] if note else []
         rescaled = isinstance(self.preconditioner, AdamPreconditioner)
         self.gradient = 'gradient / (sqrt(v) + eps)' if rescaled else 'gradient'
         if ranks > 1 and has_sync_bn(self.model):
@@ -168,8 +166,8 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
 
 def make_preconditioner(
     cfg: Config, model: nn.Module, checkpoint: Mapping[str, Any], path: str
-) -> tuple[Preconditioner, list[str]]:
-    """Return what rescales gradients as the optimizer of a config does, and notes.
+) -> tuple[Preconditioner, str]:
+    """Return what rescales gradients as the optimizer does, or why nothing does.
 
     Raises:
         TypeError: If the config has several optimizers.
@@ -177,7 +175,7 @@ def make_preconditioner(
     """
     plain = IdentityPreconditioner()
     if not cfg.get('optim_wrapper'):
-        return plain, ['The config has no optimizer: plain gradient.']
+        return plain, 'The config has no optimizer'
     settings = in_float32(cfg.optim_wrapper)
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
@@ -186,29 +184,27 @@ def make_preconditioner(
     try:
         preconditioner = build_preconditioner(optimizer)
     except TypeError:
-        rules = 'trust ratios or its own rules'
-        return plain, [f'{name} steps by {rules}: plain gradient.']
+        return plain, f'{name} steps by trust ratios or its own rules'
     if not isinstance(preconditioner, AdamPreconditioner):
-        return preconditioner, []
+        return preconditioner, ''
     saved = checkpoint.get('optimizer')
     if not saved or not saved.get('state'):
-        return plain, [
+        return plain, (
             'The checkpoint has no optimizer state, so the gradient is not divided by '
-            f"{name}'s sqrt(v) + eps: plain gradient, not what {name} steps along."
-        ]
+            f"{name}'s sqrt(v) + eps"
+        )
     if not any('exp_avg_sq' in each for each in saved['state'].values()):
         raise ValueError(
             f'{path} has the state of another optimizer than {name}: no exp_avg_sq'
         )
-    state = {key: saved[key] for key in ('state', 'param_groups')}
     try:
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(saved)
     except ValueError as error:
         raise ValueError(
             f'{path}: its optimizer state has other parameter groups than the config '
             f'({error}); use the config that it was trained with'
         ) from error
-    return preconditioner, []
+    return preconditioner, ''
 
 
 def load_batches(
