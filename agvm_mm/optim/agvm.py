@@ -1,8 +1,8 @@
 """AGVM of one training: what it has measured, and the learning rates that follow."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,10 +11,15 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agvm_mm.estimators import ModuleStatistics, VarianceEstimator
+from agvm_mm.estimators import (
+    ModuleStatistics,
+    VarianceEstimator,
+    build_preconditioner,
+)
 from agvm_mm.method.modulator import MeasurementSchedule, Modulator
 from agvm_mm.method.noise_scale import NoiseAverages
-from agvm_mm.sharding.state import state_of
+from agvm_mm.optim.split import scaled_learning_rates
+from agvm_mm.sharding.state import inner_groups, is_divided, stepping
 
 
 class MicroBatch(NamedTuple):
@@ -68,7 +73,6 @@ class AGVM:
         frozen: Frozen parameters of the model that are in no module. Defaults to none.
 
     Attributes:
-        held: How the state of the optimizer is held.
         preconditioner: Turns a gradient into what the optimizer steps along.
         noise: Averages that noise scales follow from.
         variances: Last accepted Phi by module.
@@ -92,10 +96,11 @@ class AGVM:
         self.parameters = dict(parameters)
         self.modulator = modulator
         self._frozen = frozen
-        self.held = state_of(optimizer)
-        self.preconditioner = self.held.build_preconditioner(
-            measures_only=modulator is None
+        self.preconditioner = build_preconditioner(
+            stepping(optimizer), measures_only=modulator is None
         )
+        if self.preconditioner.rescales:
+            self.preconditioner.is_divided = is_divided(optimizer)
         self._module_of = {
             id(parameter): name for name, own in parameters.items() for parameter in own
         }
@@ -188,8 +193,9 @@ class AGVM:
         if statistics is not None:
             self._receive(statistics)
 
-    def scaled_learning_rates(self) -> AbstractContextManager[None]:
-        """Return a context in which the optimizer steps with each module's rate.
+    @contextmanager
+    def scaled_learning_rates(self) -> Iterator[None]:
+        """Have the optimizer step with each module's rate.
 
         Raises:
             RuntimeError: If a parameter that was frozen or new, and so is in no
@@ -197,7 +203,9 @@ class AGVM:
         """
         self._check_still_frozen()
         self._check_none_added()
-        return self.held.scaled_learning_rates(self._module_of, self.multipliers)
+        split = self.optimizer, self._module_of, self.multipliers
+        with scaled_learning_rates(*split), inner_groups(self.optimizer):
+            yield
 
     def reset_update(self, *, dropped: bool) -> None:
         """Forget an update that was begun.
@@ -220,7 +228,7 @@ class AGVM:
             num_updates=self.num_updates,
             num_measurements=self.num_measurements,
             num_skipped_measurements=self.num_skipped_measurements,
-            optimizer=self.held.kind,
+            optimizer=type(stepping(self.optimizer)).__name__,
         )
 
     def load_state_dict(self, state_dict: Mapping) -> None:
