@@ -288,6 +288,11 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def missing_methods() -> list[str]:
+    """Return what FSDP2 of this torch lacks."""
+    return [name for name in NEEDED if not hasattr(FSDPModule, name)]
+
+
 def check_torch() -> None:
     """Check that torch can divide a model so that AGVM sees its gradients.
 
@@ -295,10 +300,11 @@ def check_torch() -> None:
         RuntimeError: If it cannot.
         ValueError: If there is one rank.
     """
-    if not all(hasattr(FSDPModule, name) for name in NEEDED):
+    missing = missing_methods()
+    if missing:
         raise RuntimeError(
-            f'FullyShardedModel needs {" and ".join(NEEDED)}, which torch '
-            f'{torch.__version__} does not have; torch 2.13 has them. '
+            f'FullyShardedModel needs {" and ".join(missing)}, which torch '
+            f'{torch.__version__} does not have; torch 2.13 is the first with all. '
             'ZeroRedundancyOptimizer works without'
         )
     if dist.get_world_size() == 1:
