@@ -1,8 +1,13 @@
 """AGVM of one training: what it has measured, and the learning rates that follow."""
 
 import math
+<<<<<<< HEAD
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
+=======
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+>>>>>>> wC
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,10 +17,15 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agvm_mm.estimators import ModuleStatistics, VarianceEstimator
+from agvm_mm.estimators import (
+    ModuleStatistics,
+    VarianceEstimator,
+    build_preconditioner,
+)
 from agvm_mm.method.modulator import MeasurementSchedule, Modulator
 from agvm_mm.method.noise_scale import NoiseAverages
-from agvm_mm.sharding.state import state_of
+from agvm_mm.optim.split import scaled_learning_rates
+from agvm_mm.sharding.state import inner_groups, is_divided, stepping
 
 
 class MicroBatch(NamedTuple):
@@ -71,7 +81,6 @@ class AGVM:
             the modules may be. Defaults to False.
 
     Attributes:
-        held: How the state of the optimizer is held.
         preconditioner: Turns a gradient into what the optimizer steps along.
         noise: Averages that noise scales follow from.
         variances: Last accepted Phi by module.
@@ -95,10 +104,18 @@ class AGVM:
         self.optimizer = optimizer
         self.parameters = dict(parameters)
         self.modulator = modulator
+<<<<<<< HEAD
         self.held = state_of(optimizer)
         self.preconditioner = self.held.build_preconditioner(
             measures_only=modulator is None
+=======
+        self._frozen = frozen
+        self.preconditioner = build_preconditioner(
+            stepping(optimizer), measures_only=modulator is None
+>>>>>>> wC
         )
+        if self.preconditioner.rescales:
+            self.preconditioner.is_divided = is_divided(optimizer)
         self._module_of = {
             id(parameter): name for name, own in parameters.items() for parameter in own
         }
@@ -193,15 +210,24 @@ class AGVM:
         if statistics is not None:
             self._receive(statistics)
 
-    def scaled_learning_rates(self) -> AbstractContextManager[None]:
-        """Return a context in which the optimizer steps with each module's rate.
+    @contextmanager
+    def scaled_learning_rates(self) -> Iterator[None]:
+        """Have the optimizer step with each module's rate.
 
         Raises:
             RuntimeError: If a hook has unfrozen or added parameters that the run
                 cannot take up.
         """
+<<<<<<< HEAD
         check_trains_no_others(self.optimizer, self._known)
         return self.held.scaled_learning_rates(self._module_of, self.multipliers)
+=======
+        self._check_still_frozen()
+        self._check_none_added()
+        split = self.optimizer, self._module_of, self.multipliers
+        with scaled_learning_rates(*split), inner_groups(self.optimizer):
+            yield
+>>>>>>> wC
 
     def reset_update(self, *, dropped: bool) -> None:
         """Forget an update that was begun.
@@ -224,7 +250,7 @@ class AGVM:
             num_updates=self.num_updates,
             num_measurements=self.num_measurements,
             num_skipped_measurements=self.num_skipped_measurements,
-            optimizer=self.held.kind,
+            optimizer=type(stepping(self.optimizer)).__name__,
         )
 
     def load_state_dict(self, state_dict: Mapping) -> None:

@@ -14,6 +14,7 @@ from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import assign_modules
 from agvm_mm.optim.agvm import AGVM, MicroBatch, parameters_by_module
 from agvm_mm.optim.precision import keep_float32
+from agvm_mm.sharding.state import gather_state, is_divided, load_state
 from agvm_mm.validation import check_number, suggests_arguments
 
 # Keys of optim_wrapper in a config that are not arguments of the wrapper itself.
@@ -85,6 +86,7 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
         self.ratio_bounds = ratio_bounds
         self.clip_window = clip_window
         self.agvm: AGVM | None = None
+        self._whole: dict | None = None
 
     def make_agvm(
         self, model: nn.Module, *, act: bool = True, over_ranks: bool = False
@@ -166,22 +168,26 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
         return window is None or window[0] <= self.agvm.num_updates <= window[1]
 
     def state_dict(self) -> dict:
-        """Return the optimizer's state and, under 'agvm', the state of AGVM."""
-        if self.agvm is None:
-            return super().state_dict()
-        state_dict = self.agvm.held.save(super().state_dict)
-        state_dict['agvm'] = self.agvm.state_dict()
-        return state_dict
+        """Return the optimizer's state and, under 'agvm', the state of AGVM.
+
+        Raises:
+            RuntimeError: If ranks divide the state, outside :meth:`gathered`.
+        """
+        if self._whole is None and is_divided(self.optimizer):
+            raise RuntimeError(
+                'the state of the optimizer is divided over the ranks, and all of them '
+                'have to take part when it is saved: save checkpoints by '
+                "default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook'))"
+            )
+        state = super().state_dict() if self._whole is None else self._whole
+        return state if self.agvm is None else state | dict(agvm=self.agvm.state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a saved state; without that of AGVM, which then starts from 1."""
         state_dict = dict(state_dict)
         saved = state_dict.pop('agvm', None)
-        if self.agvm is None:
-            super().load_state_dict(state_dict)
-            return
-        self.agvm.held.load(super().load_state_dict, state_dict)
-        if saved is not None:
+        load_state(self.optimizer, super().load_state_dict, state_dict)
+        if self.agvm is not None and saved is not None:
             self.agvm.load_state_dict(saved)
 
     @contextmanager
@@ -190,8 +196,11 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
 
         Every rank has to enter this context before rank 0 saves a checkpoint.
         """
-        with self._attached().held.gathered(super().state_dict):
+        self._whole = gather_state(super().state_dict())
+        try:
             yield
+        finally:
+            self._whole = None
 
     def _attached(self) -> AGVM:
         if self.agvm is None or self.agvm.estimator is None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from agvm_mm.optim.agvm import MicroBatch
 from agvm_mm.optim.wrapper import AGVMOptimWrapper
-from agvm_mm.sharding.model import FullyShardedModel
 
 SEEDS = 2**32
 """NumPy takes seeds below it."""
@@ -161,8 +160,8 @@ class Update(OptimWrapper):
         self._images = images
         self._over_ranks = is_model_wrapper(model)
         # These skip nothing, so no rank has to ask the others.
-        known = (MMDistributedDataParallel.train_step, FullyShardedModel.train_step)
-        own_train_step = self._over_ranks and type(model).train_step not in known
+        known = MMDistributedDataParallel.train_step
+        own_train_step = self._over_ranks and type(model).train_step is not known
         self._asks = own_train_step or not even
         self._index = -1
         self._came: list[bool] = []
@@ -371,6 +370,4 @@ def reset_update(
     """
     if isinstance(optim_wrapper, AGVMOptimWrapper) and optim_wrapper.agvm is not None:
         optim_wrapper.agvm.reset_update(dropped=dropped)
-    if isinstance(model, FullyShardedModel):
-        model.drop_gradients()
-    optim_wrapper.zero_grad()
+    model.zero_grad()

@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader
 from agvm_mm import cli
 from agvm_mm.estimators.preconditioner import (
     AdamPreconditioner,
-    IdentityPreconditioner,
     Preconditioner,
     build_preconditioner,
 )
@@ -173,7 +172,7 @@ def make_preconditioner(
         TypeError: If the config has several optimizers.
         ValueError: If the checkpoint was saved with another optimizer.
     """
-    plain = IdentityPreconditioner()
+    plain = Preconditioner()
     if not cfg.get('optim_wrapper'):
         return plain, 'The config has no optimizer'
     settings = in_float32(cfg.optim_wrapper)
