@@ -1,13 +1,8 @@
 """AGVM of one training: what it has measured, and the learning rates that follow."""
 
 import math
-<<<<<<< HEAD
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import AbstractContextManager
-=======
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
->>>>>>> wC
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -104,15 +99,8 @@ class AGVM:
         self.optimizer = optimizer
         self.parameters = dict(parameters)
         self.modulator = modulator
-<<<<<<< HEAD
-        self.held = state_of(optimizer)
-        self.preconditioner = self.held.build_preconditioner(
-            measures_only=modulator is None
-=======
-        self._frozen = frozen
         self.preconditioner = build_preconditioner(
             stepping(optimizer), measures_only=modulator is None
->>>>>>> wC
         )
         if self.preconditioner.rescales:
             self.preconditioner.is_divided = is_divided(optimizer)
@@ -218,16 +206,10 @@ class AGVM:
             RuntimeError: If a hook has unfrozen or added parameters that the run
                 cannot take up.
         """
-<<<<<<< HEAD
         check_trains_no_others(self.optimizer, self._known)
-        return self.held.scaled_learning_rates(self._module_of, self.multipliers)
-=======
-        self._check_still_frozen()
-        self._check_none_added()
         split = self.optimizer, self._module_of, self.multipliers
         with scaled_learning_rates(*split), inner_groups(self.optimizer):
             yield
->>>>>>> wC
 
     def reset_update(self, *, dropped: bool) -> None:
         """Forget an update that was begun.
