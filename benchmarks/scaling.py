@@ -1,4 +1,4 @@
-"""Growth of AGVM's cost with ranks, parameters and modules.
+"""Growth of AGVM's cost with ranks, parameters, modules and micro-batches.
 
     python benchmarks/scaling.py --rounds 8
 
@@ -47,7 +47,7 @@ def points(largest: int, quick: bool) -> list[dict]:
         return [
             dict(sweep=sweep, ranks=ranks, modules=2, layers=2, width=16)
             for sweep, ranks in (('ranks', 1), ('modules', 2))
-        ]
+        ] + [micro_batches(3)]
     ranks = [n for n in (1, 2, 4, 8) if n <= largest]
     return [
         *(dict(sweep='ranks', ranks=n, modules=4, layers=4, width=256) for n in ranks),
@@ -59,13 +59,23 @@ def points(largest: int, quick: bool) -> list[dict]:
             dict(sweep='modules', ranks=2, modules=n, layers=128 // n, width=128)
             for n in (2, 8, 32, 128)
         ),
+        *map(micro_batches, (8, 64, 512)),
     ]
+
+
+def micro_batches(count: int) -> dict:
+    """Return a point of one rank that accumulates."""
+    sweep = 'micro-batches'
+    return dict(
+        sweep=sweep, ranks=1, modules=4, layers=4, width=64, micro_batches=count
+    )
 
 
 def measure_rank(point: dict, rounds: int, warmup: int) -> dict:
     """Measure all variants of one point on this rank."""
     shape = point['modules'], point['layers'], point['width']
-    trainers = build_trainers(lambda: Stack(*shape), VARIANTS)
+    count = point.get('micro_batches')
+    trainers = build_trainers(lambda: Stack(*shape), VARIANTS, micro_batches=count)
     rank = torch.distributed.get_rank()
 
     def batch_of(turn: int) -> dict:
@@ -90,6 +100,7 @@ POINT_COLUMNS = (
     ('ranks', itemgetter('ranks')),
     ('modules', itemgetter('modules')),
     ('parameters', lambda row: f'{row["parameters"]:,}'),
+    ('micro-batches', itemgetter('micro_batches')),
     *tables.CELL_COLUMNS,
     ('ms', tables.median('seconds', 1, factor=1e3)),
     ('ratio', tables.median('ratio', 2)),
@@ -120,7 +131,7 @@ def describe(result: dict) -> str:
 
 def describe_sweeps(points: list[dict]) -> Iterator[str]:
     """Yield the title, the table and the notes of each sweep that was measured."""
-    for sweep in ('ranks', 'parameters', 'modules'):
+    for sweep in ('ranks', 'parameters', 'modules', 'micro-batches'):
         rows = [
             point | row
             for point in points

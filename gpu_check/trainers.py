@@ -46,6 +46,7 @@ class Trainer:
             ``OptimWrapper`` and DDP's default reduction.
         optimizer: 'SGD' or 'AdamW'.
         engine: How the training is divided over the ranks. Defaults to 'ddp'.
+        micro_batches: Of one update. Defaults to 2 on one rank, else 1.
     """
 
     def __init__(
@@ -54,8 +55,11 @@ class Trainer:
         variant: str,
         optimizer: str = 'SGD',
         engine: str = 'ddp',
+        micro_batches: int | None = None,
     ) -> None:
-        self.micro_batches = micro_batches = 2 if dist.get_world_size() == 1 else 1
+        if micro_batches is None:
+            micro_batches = 2 if dist.get_world_size() == 1 else 1
+        self.micro_batches = micro_batches
         self.measured = False
         self.estimator: VarianceEstimator | None = None
         device = rank_device()
@@ -103,10 +107,10 @@ class Trainer:
 
 
 def build_trainers(
-    build: Callable[[], BaseModel], variants: Iterable[str], optimizer: str = 'SGD'
+    build: Callable[[], BaseModel], variants: Iterable[str], *args: Any, **kwargs: Any
 ) -> dict[str, Trainer]:
     """Build the trainer of each variant, with a model for each."""
-    return {variant: Trainer(build(), variant, optimizer) for variant in variants}
+    return {variant: Trainer(build(), variant, *args, **kwargs) for variant in variants}
 
 
 def updates_of(
