@@ -55,9 +55,7 @@ class Setup:
         checkpoint: Path or address of the weights.
         images: Images to run, rounded down to whole blocks of replicas.
         images_per_replica: Defaults to None, the batch size of the config.
-        anchor: Defaults to None, that of the config, or 'backbone'.
         launcher: Program that started the ranks. Defaults to 'none'.
-        seed: Of the images and all random numbers. Defaults to 0.
 
     Attributes:
         preconditioner: Turns a gradient into the measured quantity.
@@ -82,13 +80,11 @@ class Setup:
         *,
         images: int,
         images_per_replica: int | None = None,
-        anchor: str | None = None,
         launcher: str = 'none',
-        seed: int = 0,
     ) -> None:
         start_ranks(cfg, launcher)
         # Each rank augments and samples with its own random numbers.
-        set_random_seed(seed, diff_rank_seed=True)
+        set_random_seed(0, diff_rank_seed=True)
         size = images_per_replica or cfg.train_dataloader.get('batch_size')
         check_number('images per replica', size, low=1, integer=True)
         ranks = get_world_size()
@@ -105,8 +101,7 @@ class Setup:
         self.model = build_model(cfg)
         settings = cfg.get('optim_wrapper') or {}
         self.by_module = trainable_by_module(self.model, settings.get('modules'))
-        mu = modulator_settings(settings) | (dict(anchor=anchor) if anchor else {})
-        modulator = Modulator(list(self.by_module), **mu)
+        modulator = Modulator(list(self.by_module), **modulator_settings(settings))
         self.anchor, self.ratio_bounds = modulator.anchor, modulator.ratio_bounds
         saved = load_weights(self.model, checkpoint)
         self.model.to(get_device())
@@ -121,7 +116,7 @@ class Setup:
                 'SyncBN couples the replicas of the ranks: noise scales are biased. '
                 'Measure on one process, where it becomes BN.'
             )
-        self.batches = load_batches(cfg, replicas, size, seed)
+        self.batches = load_batches(cfg, replicas, size)
 
 
 def start_ranks(cfg: Config, launcher: str) -> None:
@@ -206,9 +201,7 @@ def make_preconditioner(
     return preconditioner, ''
 
 
-def load_batches(
-    cfg: Config, replicas: int, images_per_replica: int, seed: int
-) -> DataLoader:
+def load_batches(cfg: Config, replicas: int, images_per_replica: int) -> DataLoader:
     """Build a dataloader of this rank's replicas, drawn by the config's own samplers.
 
     Raises:
@@ -217,7 +210,7 @@ def load_batches(
     """
     settings = cfg.train_dataloader.copy()
     settings['batch_size'] = images_per_replica
-    loader = Runner.build_dataloader(settings, seed=seed)
+    loader = Runner.build_dataloader(settings, seed=0)
     if loader.batch_sampler is None:
         raise TypeError(
             f'{type(loader.dataset).__name__} has no batch sampler that draws indices; '
