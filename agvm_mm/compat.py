@@ -34,6 +34,13 @@ def check_versions() -> None:
             )
 
 
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that draw random numbers and warp images."""
+    modules = {'torch': 'torch', 'numpy': 'numpy', 'OpenCV': 'cv2'}
+    # Plain strings, which checkpoints hold.
+    return {name: str(import_module(own).__version__) for name, own in modules.items()}
+
+
 def is_installed(package: str) -> bool:
     """Return whether a package is installed under this name."""
     try:

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from agvm_mm.compat import library_versions
 from agvm_mm.engine import (
     ParamScheduler,
     accumulative_counts,
@@ -30,6 +31,8 @@ STORED = {
     'images of an iteration': 'agvm_images_of_iteration',
 }
 """Keys in the message hub, which is part of a checkpoint, by what they hold."""
+VERSIONS = 'agvm_versions'
+"""Key of the versions of the libraries there."""
 
 
 def path_and_folders(runner: Runner) -> tuple[str | None, list[Path]]:
@@ -170,6 +173,7 @@ class ResumeHook(Hook):
         """
         if self.compares:
             self._check_batch(runner)
+        compare_versions(runner)
         if self._fresh and self.replays:
             replay_schedules(runner, self._fresh)
         self.replays = False
@@ -206,6 +210,27 @@ def resume_hook(
     hook.allow_mismatch |= allow_mismatch
     hook.compares |= compares
     return hook
+
+
+def compare_versions(runner: Runner) -> None:
+    """Log a warning if a resumed checkpoint is of other libraries; store the run's."""
+    hub, now = runner.message_hub, library_versions()
+    # At iteration 0 the hub may hold the values of an earlier run of this process.
+    saved = hub.runtime_info.get(VERSIONS, now) if runner.iter > 0 else now
+    changed = [
+        f'{name} {saved[name]}, now {now[name]}'
+        for name in now
+        if saved[name] != now[name]
+    ]
+    if changed:
+        print_log(
+            f'resuming a checkpoint of other versions ({"; ".join(changed)}): random '
+            'numbers and augmented images can differ from those of an uninterrupted '
+            'run',
+            logger='current',
+            level=logging.WARNING,
+        )
+    hub.update_info(VERSIONS, now)
 
 
 def base_learning_rates(groups: Sequence[Mapping]) -> list[float]:

@@ -6,6 +6,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.optim import Optimizer
 
+from agvm_mm.compat import library_versions
 from agvm_mm.engine import (
     ParamScheduler,
     accumulative_counts,
@@ -56,6 +57,7 @@ def describe_run(
         f'  batch     {batch}',
         f'  updates   {epoch:,} in an epoch, {updates:,} in all{epochs}, '
         f'{loop.iter // iterations:,} done',
+        f'  versions  {", ".join(map(" ".join, library_versions().items()))}',
         f'  precision {describe_precision(wrapper)}',
         f'  lr        {describe_learning_rate(wrapper.optimizer)}',
         *(
