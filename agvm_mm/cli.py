@@ -1,6 +1,8 @@
 """Command-line flags that the tools share, and what they change in a config.
 
-The functions that take a config change it in place.
+The functions that take a config change it in place. They have no other side effects,
+except for :func:`prepare_launcher`, which starts the process group where there is no
+accelerator.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from agvm_mm.training.preemption import (
 from agvm_mm.validation import (
     check_optimizer_type,
     did_you_mean,
+    package_of,
     resolve_type,
     type_name,
 )
@@ -222,7 +225,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     """
     if resume is None:
         return
-    if resume == 'auto' and not any(Path(cfg.work_dir).glob('*.pth')):
+    if resume == 'auto' and not list(Path(cfg.work_dir).glob('*.pth')):
         if find_latest_checkpoint(cfg.work_dir) is None:
             return
     cfg.resume = True
@@ -307,3 +310,36 @@ def end_process_group() -> None:
     """Destroy the process group, if it still exists."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Draw the predictions of a test into a folder.
+
+    A detector's hook creates it within the dated folder of the run. A segmenter's uses
+    the folder of the visualizer, so there it is within the work folder.
+
+    Raises:
+        ValueError: If ``default_hooks`` has no visualization hook.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ValueError(
+            '--show-dir needs default_hooks.visualization in the config, for example '
+            "dict(type='DetVisualizationHook')"
+        )
+    hook.draw = True
+    if type_name(hook.type) == 'SegVisualizationHook':
+        cfg.visualizer.save_dir = os.path.join(cfg.work_dir, folder)
+    else:
+        hook.test_out_dir = folder
+
+
+def dump_predictions(cfg: Config, path: str) -> None:
+    """Store the predictions of a test in a pickle file."""
+    evaluators = cfg.test_evaluator
+    if not isinstance(evaluators, list | tuple):
+        evaluators = [evaluators]
+    packages = [cfg.get('default_scope'), *(package_of(e.type) for e in evaluators)]
+    # MMDetection's metric compresses masks.
+    kind = 'mmdet.DumpDetResults' if 'mmdet' in packages else 'DumpResults'
+    cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=path)]

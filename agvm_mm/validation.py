@@ -79,6 +79,15 @@ def type_name(kind: str | Callable | None) -> str:
     return getattr(kind, '__name__', '' if kind is None else repr(kind))
 
 
+def package_of(kind: str | Callable) -> str:
+    """Return the scope or package of a ``type`` in a config, '' for a plain name."""
+    if not isinstance(kind, str):
+        kind = kind.__module__
+    elif kind == type_name(kind):
+        return ''
+    return kind.replace(':', '.').partition('.')[0]
+
+
 def resolve_type(kind: str | Callable | None, registry: Any) -> Callable | None:
     """Return the class of a ``type`` in a config, None if a name is not registered."""
     if not isinstance(kind, str):
@@ -160,10 +169,14 @@ def suggests_arguments(
             the call. They are suggested but not accepted.
         advice: See :func:`check_arguments`.
 
+    Raises:
+        TypeError: If the decorated function or class accepts any argument.
     """
 
     def decorate(target: Callable) -> Callable:
         own = argument_names(target)
+        if own is None:
+            raise TypeError(f'{target.__name__} accepts any argument')
         is_class = isinstance(target, type)
         call = target.__init__ if is_class else target
 

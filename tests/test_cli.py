@@ -225,6 +225,24 @@ def test_accelerators_are_left_to_mmengine(monkeypatch: pytest.MonkeyPatch):
     assert runner.wrap_model(None, model) is model and asked == [None]
 
 
+def test_predictions_are_drawn_and_dumped():
+    cfg = config(
+        default_scope='mmdet',
+        default_hooks=dict(visualization=dict(type='DetVisualizationHook')),
+        test_evaluator=dict(type='CocoMetric'),
+    )
+    cli.draw_predictions(cfg, 'pictures')
+    hook = cfg.default_hooks.visualization
+    assert hook.draw and hook.test_out_dir == 'pictures'
+    cli.dump_predictions(cfg, 'out.pkl')
+    assert [e['type'] for e in cfg.test_evaluator] == [
+        'CocoMetric',
+        'mmdet.DumpDetResults',
+    ]
+    with pytest.raises(ValueError, match='visualization'):
+        cli.draw_predictions(config(), 'pictures')
+
+
 def test_run_flags_are_those_of_mmdetection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -13,7 +13,7 @@ from toy import ToyDetector
 
 from agvm_mm import cli
 from agvm_mm.report import plan
-from agvm_mm.validation import resolve_type, type_name
+from agvm_mm.validation import package_of, resolve_type, type_name
 
 CONFIG = """
 from mmengine.dataset import DefaultSampler
@@ -101,18 +101,36 @@ def test_plan_reads_classes(tmp_path: Path):
     assert plan.Plan(cfg, 2, None, 16).precision == 'mixed'
 
 
+def test_predictions_are_drawn_and_dumped_by_classes():
+    from mmdet.evaluation import CocoMetric
+    from mmseg.engine import SegVisualizationHook
+
+    cfg = Config(
+        dict(
+            work_dir='work',
+            visualizer=dict(),
+            default_hooks=dict(visualization=dict(type=SegVisualizationHook)),
+            test_evaluator=dict(type=CocoMetric),
+        )
+    )
+    cli.draw_predictions(cfg, 'pictures')
+    assert cfg.visualizer.save_dir == 'work/pictures'
+    cli.dump_predictions(cfg, 'out.pkl')
+    assert cfg.test_evaluator[-1]['type'] == 'mmdet.DumpDetResults'
+
+
 @pytest.mark.parametrize(
-    'kind, name',
+    'kind, name, package',
     [
-        ('BN', 'BN'),
-        ('mmdet.CocoMetric', 'CocoMetric'),
-        ('mmengine::OptimWrapper', 'OptimWrapper'),
-        ('torch.optim.SGD', 'SGD'),
-        (AmpOptimWrapper, 'AmpOptimWrapper'),
+        ('BN', 'BN', ''),
+        ('mmdet.CocoMetric', 'CocoMetric', 'mmdet'),
+        ('mmengine::OptimWrapper', 'OptimWrapper', 'mmengine'),
+        ('torch.optim.SGD', 'SGD', 'torch'),
+        (AmpOptimWrapper, 'AmpOptimWrapper', 'mmengine'),
     ],
 )
-def test_name_of_a_type(kind: Any, name: str):
-    assert type_name(kind) == name
+def test_name_and_package_of_a_type(kind: Any, name: str, package: str):
+    assert (type_name(kind), package_of(kind)) == (name, package)
 
 
 def test_types_are_resolved_as_mmengine_does():

@@ -114,6 +114,11 @@ def test_subclass_may_add_arguments():
         Wider(color=1, margin=2)
 
 
+def test_class_that_accepts_any_argument_is_refused():
+    with pytest.raises(TypeError, match='dict accepts any argument'):
+        suggests_arguments()(type('dict', (), dict(__init__=lambda self, **_: None)))
+
+
 def test_decorated_function_keeps_its_name_and_result():
     @suggests_arguments('kind')
     def build(size, *, color='red'):

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint."""
+"""Evaluate a checkpoint, with MMDetection's flags except --show and --tta."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,7 +11,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     cli.add_run_flags(parser)
     parser.add_argument('checkpoint', help='path of the checkpoint')
-    return parser.parse_args(argv)
+    parser.add_argument('--out', help='store the predictions in this .pkl file')
+    parser.add_argument(
+        '--show-dir',
+        help="draw predictions into this folder: a detector's within the folder of "
+        "the run, a segmenter's within the work folder",
+    )
+    args = parser.parse_args(argv)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
+    return args
 
 
 def main() -> None:
@@ -19,6 +28,10 @@ def main() -> None:
     args = parse_args()
     cfg = cli.load_run_config(args)
     cfg.load_from = args.checkpoint
+    if args.show_dir:
+        cli.draw_predictions(cfg, args.show_dir)
+    if args.out:
+        cli.dump_predictions(cfg, args.out)
     cli.build_runner(cfg, args.launcher).test()
 
 

@@ -131,14 +131,14 @@ def test_signal_before_the_end_is_passed_on(call: Callable):
     assert options[-2:] == ['--signal=USR1@300', '--exclude=n1']
 
 
-def test_test_has_its_arguments(call: Callable):
+def test_test_has_the_arguments_of_mmdetection(call: Callable):
     arguments, _ = call(
-        'slurm_test.sh', 'gpu', 'job', 'a.py', 'epoch_1.pth', '--work-dir', 'folder'
+        'slurm_test.sh', 'gpu', 'job', 'a.py', 'epoch_1.pth', '--out', 'p.pkl'
     )
     _, rest = split(arguments, 'test.py')
     args = parse_args('test.py', rest)
     assert (args.config, args.checkpoint) == ('a.py', 'epoch_1.pth')
-    assert (args.launcher, args.work_dir) == ('slurm', 'folder')
+    assert (args.launcher, args.out) == ('slurm', 'p.pkl')
 
 
 @pytest.mark.parametrize(

@@ -144,9 +144,15 @@ def test_one_process_trains_resumes_and_tests(data: Path, tmp_path: Path):
         tmp_path / 'epoch_2.pth',
         '--work-dir',
         tmp_path / 'test',
-        *detector_options(data),
+        '--out',
+        tmp_path / 'predictions.pkl',
+        '--show-dir',
+        'pictures',
+        *detector_options(data, **{'default_hooks.visualization.interval': 1}),
     )
     assert 'coco/bbox_mAP: ' in read_log(tmp_path / 'test')
+    assert (tmp_path / 'predictions.pkl').stat().st_size > 0
+    assert len(list((tmp_path / 'test').glob('*/pictures/*'))) == 4
     check_inference(tmp_path / Path(AGVM).name, tmp_path / 'epoch_2.pth', 'detector')
 
 
@@ -261,9 +267,15 @@ def test_segmenter_on_two_ranks_and_on_one(data: Path, tmp_path: Path):
         tmp_path / 'epoch_1.pth',
         '--work-dir',
         tmp_path / 'one',
-        *options(data),
+        '--out',
+        tmp_path / 'predictions.pkl',
+        '--show-dir',
+        'pictures',
+        *options(data, **{'default_hooks.visualization.interval': 1}),
     )
     assert re.findall(r'mIoU: [.\d]+', read_log(tmp_path / 'one')) == [evaluated]
+    assert len(list((tmp_path / 'one/pictures').rglob('*.png'))) == 4
+    assert (tmp_path / 'predictions.pkl').stat().st_size > 0
 
 
 def test_plain_sgd_logs_nothing_of_agvm(data: Path, tmp_path: Path):
