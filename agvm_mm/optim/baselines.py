@@ -12,7 +12,6 @@ its micro-batches twice; the loops load them one by one and keep none.
 
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
 
 from mmengine.registry import OPTIMIZERS
 from torch.optim import Optimizer
@@ -123,13 +122,16 @@ def build_lamb(
 
 
 @OPTIMIZERS.register_module(name='PMDLAMB')
+@suggests_arguments()
 def build_pmd_lamb(
     params: Iterable,
     lr: float,
     *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
     period: int = 100,
     moment_decay: float = 0.1,
-    **kwargs: Any,
 ) -> Optimizer:
     """Build LAMB whose moments decay periodically, so that old gradients weigh less.
 
@@ -142,10 +144,9 @@ def build_pmd_lamb(
 
     Args:
         params: Parameters or parameter groups.
-        lr: Learning rate.
+        lr, betas, eps, weight_decay: See :func:`build_lamb`.
         period: Updates between two decays. Defaults to 100.
         moment_decay: Factor of a decay, in [0, 1]. Defaults to 0.1.
-        kwargs: Further arguments of :func:`build_lamb`.
 
     Raises:
         ImportError: If pytorch-optimizer is not installed.
@@ -156,7 +157,7 @@ def build_pmd_lamb(
     """
     check_number('period', period, low=1, integer=True)
     check_number('moment_decay', moment_decay, low=0, high=1)
-    optimizer = build_lamb(params, lr, **kwargs)
+    optimizer = build_lamb(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
     own = dict(period=period, moment_decay=moment_decay)
     optimizer.defaults.update(own)
     for group in optimizer.param_groups:
