@@ -17,9 +17,13 @@ import argparse
 import math
 import sys
 
+from mmengine.registry import MODELS
+
 from agvm_mm import cli
 from agvm_mm.report.forecast import noise_of_file, noise_of_run
 from agvm_mm.report.plan import Plan, describe
+from agvm_mm.training.batch import BatchSize
+from agvm_mm.training.normalizers import describe_losses
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,6 +65,12 @@ def parse_args() -> argparse.Namespace:
         help='training images per second of the whole cluster, all GPUs together, for '
         'hours and GPU-hours',
     )
+    parser.add_argument(
+        '--losses',
+        action='store_true',
+        help='also build the model and say whether its losses on small random images '
+        'depend on how an update is divided',
+    )
     args = parser.parse_args()
     speed = args.images_per_second
     if speed is not None and not 0 < speed < math.inf:
@@ -93,6 +103,10 @@ def main() -> int:
         print(f'PROBLEM     {cli.message_of(error) or repr(error)}')
         return 1
     print(describe(plan))
+    if args.losses:
+        batch = BatchSize(plan.gpus, plan.images_per_gpu, plan.micro_batches)
+        losses = describe_losses(MODELS.build(cfg.model), batch)
+        print(f'losses      {losses or "no difference found"}')
     return 0
 
 

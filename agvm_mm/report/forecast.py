@@ -26,11 +26,13 @@ class NoiseScales(NamedTuple):
         modules: Noise scale of each module.
         whole: Noise scale of the whole network.
         source: Where they are from, as text.
+        micro_batch: Images of a replica; None if not known. Defaults to None.
     """
 
     modules: dict[str, float]
     whole: float
     source: str
+    micro_batch: int | None = None
 
 
 def noise_of_run(path: str | Path) -> NoiseScales:
@@ -65,12 +67,14 @@ def noise_of_file(path: str | Path) -> NoiseScales:
             for name, module in content['modules'].items()
         }
         whole, images = scales.pop(ALL), content['images']
+        replica = content['images_per_replica']
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(
             f'{path} is not a file of tools/noise_scale.py --json; the log of a run '
             'goes to --log'
         ) from None
-    return NoiseScales(scales, whole, f'on {images:,} images, in {path}')
+    source = f'on {images:,} images in replicas of {replica:,}, in {path}'
+    return NoiseScales(scales, whole, source, replica)
 
 
 def check_same_modules(noise: NoiseScales, modules: Iterable[str]) -> None:

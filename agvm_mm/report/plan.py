@@ -164,6 +164,13 @@ class Plan:
             return
         forecast.check_same_modules(noise, self.modules)
         self.settled = forecast.settled_multipliers(self.total, noise.modules, **mu)
+        if noise.micro_batch not in (None, self.images_per_gpu):
+            self.warnings.append(
+                f'the noise scales are of replicas of {noise.micro_batch:,} images, '
+                f'but a micro-batch has {self.images_per_gpu:,}: measure with '
+                f'--images-per-replica {self.images_per_gpu} if losses are divided by '
+                'counts of a micro-batch (--losses)'
+            )
         if cfg.get('sync_bn') or has_sync_bn(model):
             self.warnings.append(
                 'with SyncBN, noise scales that several ranks have measured are biased '

@@ -2,7 +2,6 @@
 
 import math
 import time
-from fractions import Fraction
 from typing import Any
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
@@ -26,6 +25,7 @@ from agvm_mm.training.dataloader import (
     set_seed,
 )
 from agvm_mm.training.evaluation import check_evaluator
+from agvm_mm.training.normalizers import Normalizers
 from agvm_mm.training.resume import resume_hook
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.update import Update, reset_update, seed_update
@@ -53,6 +53,9 @@ class LargeBatchMixin:
         runner: The runner.
         dataloader: Yields the micro-batches, or its config.
         total_batch_size: Images of one update over all ranks.
+        normalizers: What losses are divided by: the counts of a 'micro_batch', their
+            'average' over earlier updates, or those of the whole 'update'. Defaults
+            to 'micro_batch'.
         allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
             without the state of the optimizer or its schedules, instead of raising.
             Defaults to False.
@@ -60,6 +63,7 @@ class LargeBatchMixin:
 
     Attributes:
         batch: The batch size and how it is divided.
+        normalizers: What the losses of each update are divided by.
     """
 
     counts_epochs = True
@@ -71,9 +75,11 @@ class LargeBatchMixin:
         dataloader: DataLoader | dict,
         *,
         total_batch_size: int,
+        normalizers: str = 'micro_batch',
         allow_resume_mismatch: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.normalizers = Normalizers(normalizers)
         if isinstance(runner.optim_wrapper, dict):
             settings = runner.optim_wrapper.get('optimizer')
             check_optimizer_type(settings)
@@ -136,6 +142,7 @@ class LargeBatchMixin:
         self._uneven = has_uneven_ranks(self.dataloader)
         # An interrupted update of this process may have left gradients.
         reset_update(self.runner.model, wrapper)
+        self.normalizers.prepare(runner)
         # A resumed run has the seeds of its checkpoint.
         saved = hub.runtime_info.get(SAMPLER_SEEDS) if self.iter else None
         hub.update_info(SAMPLER_SEEDS, set_seed(self.dataloader, runner.seed, saved))
@@ -157,28 +164,27 @@ class LargeBatchMixin:
             self._prepare()
         runner, batch_idx = self.runner, index[0] if index else self.iter
         seed_update(runner.seed, get_rank(), self.iter)
-        ranks = get_world_size()
-        images = [window.images] * ranks
+        images = [window.images] * get_world_size()
         if self._uneven:
             images = all_gather_object(window.images)
-        weights = [Fraction(size * ranks, sum(images)) for size in window.sizes]
         update = Update(
             runner.model,
             runner.optim_wrapper,
-            weights,
+            window.sizes,
             sum(images),
             even=len(set(images)) == 1,
         )
         runner.call_hook('before_train_iter', batch_idx=batch_idx, data_batch=window)
         if is_model_wrapper(runner.model):
             check_trains_no_others(runner.optim_wrapper.optimizer, self._reduced)
-        micro_batches, waited = window.micro_batches(), 0.0
-        for _ in weights:
-            start = time.perf_counter()
-            data_batch = next(micro_batches)
-            waited += time.perf_counter() - start
-            update.train_step(data_batch)
-        outputs = update.finish()
+        waited = 0.0
+        with self.normalizers.of_update(runner, window) as micro_batches:
+            for _ in window.sizes:
+                start = time.perf_counter()
+                data_batch = next(micro_batches)
+                waited += time.perf_counter() - start
+                update.train_step(data_batch)
+        outputs = update.finish(self.normalizers.correction)
         self._report(sum(images), waited)
         if index:
             self._count_images_of_epoch(index[0], sum(images))
@@ -236,6 +242,9 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         runner: The runner.
         dataloader: Yields the micro-batches, or its config.
         total_batch_size: Images of one update over all ranks.
+        normalizers: What losses are divided by: the counts of a 'micro_batch', their
+            'average' over earlier updates, or those of the whole 'update'. Defaults
+            to 'micro_batch'.
         allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
             without the state of the optimizer or its schedules, instead of raising.
             Defaults to False.

@@ -132,8 +132,10 @@ def test_noise_scales_of_a_file(tmp_path: Path):
         all=dict(value=5.0, low=4.0, high=6.0),
     )
     modules = {name: dict(noise_scale=scale) for name, scale in parts.items()}
-    file.write_text(json.dumps(dict(images=4096, modules=modules)))
+    content = dict(images=4096, images_per_replica=2, modules=modules)
+    file.write_text(json.dumps(content))
     noise = forecast.noise_of_file(file)
     assert noise.modules['backbone'] == 9 and math.isnan(noise.modules['head'])
     assert list(noise.modules) == ['backbone', 'head'] and noise.whole == 5
-    assert noise.source == f'on 4,096 images, in {file}'
+    assert noise.micro_batch == 2
+    assert noise.source == f'on 4,096 images in replicas of 2, in {file}'

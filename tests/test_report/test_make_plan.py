@@ -361,3 +361,15 @@ def test_plan_is_formatted_as_a_block():
 )
 def test_bytes_are_formatted_with_their_unit(count: float, text: str):
     assert plan.format_bytes(count) == text
+
+
+def test_warns_of_noise_scales_of_other_micro_batches():
+    frozen = {'model.backbone.norm_cfg.type': 'BN'}
+    of_two = NOISE._replace(micro_batch=2)
+    (warning,) = make(AGVM_512, 8, 16, noise=of_two, **frozen).warnings
+    assert warning == (
+        'the noise scales are of replicas of 2 images, but a micro-batch has 16: '
+        'measure with --images-per-replica 16 if losses are divided by counts of a '
+        'micro-batch (--losses)'
+    )
+    assert not make(AGVM_512, 8, 2, noise=of_two, **frozen).warnings
