@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--micro-batches', type=int, default=8)
+    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--micro-batches', type=int, default=4)
     args = parser.parse_args(arguments)
     check_number('--rounds', args.rounds, low=1, integer=True)
     check_number('--micro-batches', args.micro_batches, low=1, integer=True)

@@ -18,7 +18,7 @@ import inspect
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -269,6 +269,20 @@ class _Probe:
             if 'loss' in name and name != 'loss'
         }
 
+    def planned(
+        self,
+        found: Examination,
+        batch: dict,
+        *,
+        doubled: Collection[str] = (),
+        seed: int = 0,
+    ) -> dict[str, float]:
+        """Return the losses with planned normalizers, some of them doubled."""
+        per_image = found.per_image.items()
+        plan = Plan(found, {k: v * (1 + (k in doubled)) for k, v in per_image})
+        plan.start(len(batch['inputs']))
+        return self.losses(batch, plan, seed)
+
 
 def near(first: float, second: float) -> bool:
     """Return whether two numbers are equal up to rounding."""
@@ -305,9 +319,10 @@ def examine(model: BaseModel, *, thorough: bool = True) -> Examination:
     probe.losses(both, doubled)
     calls: dict[str, int] = {}
     per_image: dict[str, float] = {}
-    varies = False
+    varying: set[str] = set()
     for name in whole:
-        rows = one[name], other[name], whole[name]
+        # A head without positives may not call a loss.
+        rows = [found[name] or [0.0] for found in (one, other, whole)]
         if name != REDUCED and doubled.found[name] != whole[name]:
             continue
         numbered = name == REDUCED or any(
@@ -320,11 +335,14 @@ def examine(model: BaseModel, *, thorough: bool = True) -> Examination:
             )
         for index, (a, b, ab) in enumerate(zip(*rows, strict=False)):
             constant = near(a, b) and near(ab, a)
-            if not constant and (numbered or index == 0):
-                per_image[f'{name}#{index}' if numbered else name] = ab / 2
-                calls |= {name: len(whole[name])} if numbered else {}
-                varies |= not near(2 * a, ab) or not near(2 * b, ab)
-    if not varies:  # All losses are means over images.
+            if constant or (index and not numbered):
+                continue
+            key = f'{name}#{index}' if numbered else name
+            per_image[key] = ab / 2
+            calls |= {name: len(whole[name])} if numbered else {}
+            if not near(2 * a, ab) or not near(2 * b, ab):
+                varying.add(key)
+    if not varying:  # All losses are means over images.
         per_image = {}
     modules = {key.partition('#')[0] for key in per_image} - {REDUCED}
     result = Examination(
@@ -332,55 +350,46 @@ def examine(model: BaseModel, *, thorough: bool = True) -> Examination:
     )
     if not per_image:
         return result
-    return _try(probe, result, (one, other, whole), losses[2], thorough=thorough)
+    half = probe.planned(result, both, doubled=varying)
+    terms = tuple(name for name in half if not near(half[name], losses[2][name]))
+    result = result._replace(terms=terms)
+    if not thorough:
+        return result
+    # All are divided by the same number.
+    counts = [[_count(row, key) for row in (one, other, whole)] for key in per_image]
+    is_one = (
+        varying == set(per_image)
+        and all(near(losses[2][name], 2 * half[name]) for name in half)
+        and all(
+            near(count * counts[0][2], counts[0][index] * each[2])
+            for each in counts
+            for index, count in enumerate(each)
+        )
+    )
+    return result._replace(
+        is_one=is_one, unreached=_unreached(probe, result, losses[2])
+    )
 
 
-def _try(
-    probe: _Probe,
-    result: Examination,
-    rows: tuple[dict, ...],
-    whole: dict[str, float],
-    *,
-    thorough: bool,
-) -> Examination:
-    """Find out which losses the normalizers act on, and what is left.
+def _unreached(
+    probe: _Probe, found: Examination, whole: Mapping[str, float]
+) -> tuple[str, ...]:
+    """Return losses of two images that are not the mean of the losses of each.
 
     Args:
         probe: The model.
-        result: So far.
-        rows: Normalizers by name in each batch.
-        whole: Losses of the last batch, with its own normalizers.
-        thorough: See :func:`examine`.
+        found: Its normalizers, which are replaced.
+        whole: Losses of both images, with their own normalizers.
     """
-    first, second, both = probe.batches
-    probe.modules = {name: probe.modules[name] for name in result.modules}
-
-    def planned(batch: dict, factor: float, seed: int = 0) -> dict[str, float]:
-        plan = Plan(result, {k: v * factor for k, v in result.per_image.items()})
-        plan.start(len(batch['inputs']))
-        return probe.losses(batch, plan, seed)
-
-    half = planned(both, 2)
-    terms = tuple(name for name in whole if not near(whole[name], half[name]))
-    if not thorough:
-        return result._replace(terms=terms)
-    again = planned(both, 1, seed=1)
-    one, other = planned(first, 1), planned(second, 1)
-    unreached = tuple(
+    again = probe.planned(found, probe.batches[2], seed=1)
+    parts = [probe.planned(found, batch) for batch in probe.batches[:2]]
+    means = {name: sum(part.get(name, 0.0) for part in parts) / 2 for name in whole}
+    return tuple(
         name
-        for name in whole
+        for name, value in whole.items()
         # What a sampler draws depends on the images before.
-        if near(whole[name], again[name])
-        and abs(one.get(name, 0) + other.get(name, 0) - 2 * whole[name])
-        > 1e-3 * abs(whole[name])
+        if near(value, again[name]) and abs(means[name] - value) > 1e-3 * abs(value)
     )
-    counts = [[_count(row, key) for row in rows] for key in result.per_image]
-    is_one = all(near(whole[name], 2 * half[name]) for name in whole) and all(
-        near(a * counts[0][2], counts[0][index] * each[2])
-        for each in counts
-        for index, a in enumerate(each)
-    )
-    return result._replace(is_one=is_one, terms=terms, unreached=unreached)
 
 
 def _count(row: dict[str, list[float]], key: str) -> float:

@@ -216,7 +216,7 @@ def test_examination_of_each_family(float64):
         found = examine(build(name))
         assert found.is_one is expected
         assert found.unreached == ()
-    assert 'loss_mask' in found.terms  # Mask R-CNN, the last one.
+    assert found.terms == ('loss_mask',)  # Mask R-CNN, the last one.
     assert found.per_image.keys() >= {'roi_head.mask_head.loss_mask'}
     plain = examine(small_model('Semantic FPN'))
     assert plain.per_image == {}
