@@ -38,6 +38,9 @@ REDUCED = 'reduce_mean'
 TOLERANCE = 1e-5
 """Relative difference of what is equal. Heads count in float32."""
 
+RANDOM = nn.Dropout, nn.Dropout2d, nn.MultiheadAttention
+"""Modules that draw random numbers."""
+
 Visit = Callable[[str, Any], Any]
 """Takes the name of a loss module and its normalizer; returns the one to use."""
 
@@ -238,13 +241,9 @@ class _Probe:
         self.model = copy.deepcopy(model)
         self.model.train()
         for module in self.model.modules():
-            random_or_coupled = (
-                nn.modules.batchnorm._BatchNorm,
-                nn.modules.dropout._DropoutNd,
-                nn.MultiheadAttention,
-            )
-            name = type(module).__name__
-            if isinstance(module, random_or_coupled) or name == 'DropPath':
+            # Batch normalization, DropPath and DropBlock, each of any package.
+            named = hasattr(module, 'running_mean') or hasattr(module, 'drop_prob')
+            if named or isinstance(module, RANDOM):
                 module.eval()
         # It would pad or resize to images of the usual size.
         preprocessor = self.model.data_preprocessor
