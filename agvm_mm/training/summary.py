@@ -74,7 +74,8 @@ def describe_run(
     losses = describe_losses(runner.model, batch, mode)
     if losses:
         lines.append(f'  losses    {losses}')
-    if has_sync_bn(runner.model):
+    synchronized = batch.ranks > 1 and has_sync_bn(runner.model)
+    if synchronized:
         lines.append(
             f'  SyncBN    sees a micro-batch of all ranks: {batch.ranks:,} x '
             f'{batch.images_per_rank:,} images'
@@ -103,7 +104,7 @@ def describe_run(
         lines.append(
             f'  noise     scales of micro-batches of {batch.images_per_rank:,} image(s)'
         )
-        if batch.ranks > 1 and has_sync_bn(runner.model):
+        if synchronized:
             lines.append(
                 '  noise     SyncBN couples the ranks, so noise scales are biased'
             )
