@@ -296,8 +296,7 @@ def examine(model: BaseModel, *, thorough: bool = True) -> Examination:
 
     Args:
         model: Not wrapped.
-        thorough: Whether to find out ``is_one`` and ``unreached``, too. Defaults to
-            True.
+        thorough: Whether to find out ``unreached``, too. Defaults to True.
 
     Raises:
         RuntimeError: If MMDetection's ``reduce_mean`` is not as expected.
@@ -347,27 +346,28 @@ def examine(model: BaseModel, *, thorough: bool = True) -> Examination:
     result = Examination(
         tuple(sorted(modules)), calls, dict(sorted(per_image.items())), False, (), ()
     )
-    if not per_image:
-        return result
-    half = probe.planned(result, both, doubled=varying)
-    terms = tuple(name for name in half if not near(half[name], losses[2][name]))
-    result = result._replace(terms=terms)
-    if not thorough:
-        return result
-    # All are divided by the same number.
-    counts = [[_count(row, key) for row in (one, other, whole)] for key in per_image]
-    is_one = (
-        varying == set(per_image)
-        and all(near(losses[2][name], 2 * half[name]) for name in half)
-        and all(
-            near(count * counts[0][2], counts[0][index] * each[2])
-            for each in counts
-            for index, count in enumerate(each)
+    whole_losses = losses[2]
+    if per_image:
+        half = probe.planned(result, both, doubled=varying)
+        terms = [name for name in half if not near(half[name], whole_losses[name])]
+        # All losses are divided by the same number.
+        counts = [
+            [_count(row, key) for row in (one, other, whole)] for key in per_image
+        ]
+        is_one = (
+            varying == set(per_image)
+            and all(near(whole_losses[name], 2 * half[name]) for name in half)
+            and all(
+                near(count * counts[0][2], counts[0][index] * each[2])
+                for each in counts
+                for index, count in enumerate(each)
+            )
         )
-    )
-    return result._replace(
-        is_one=is_one, unreached=_unreached(probe, result, losses[2])
-    )
+        result = result._replace(terms=tuple(terms), is_one=is_one)
+    if thorough:
+        unreached = _unreached(probe, result, whole_losses)
+        result = result._replace(unreached=unreached)
+    return result
 
 
 def _unreached(

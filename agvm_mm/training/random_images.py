@@ -77,10 +77,11 @@ def _detection(generator: np.random.RandomState, count: int) -> Any:
 def _segmentation(generator: np.random.RandomState, count: int) -> Any:
     from mmseg.structures import SegDataSample
 
-    labels = torch.from_numpy(generator.randint(2, size=(1, SIZE, SIZE)))
+    # Images differ in the share of their classes.
+    labels = torch.from_numpy(generator.rand(1, SIZE, SIZE) < count / 10).long()
     edges = labels.clone()
     # By default the label of pixels that are not annotated.
-    labels[:, : SIZE // count] = 255
+    labels[:, : SIZE // (count + 1)] = 255
     return SegDataSample(
         gt_sem_seg=PixelData(data=labels), gt_edge_map=PixelData(data=edges)
     )

@@ -218,8 +218,21 @@ def test_examination_of_each_family(float64):
         assert found.unreached == ()
     assert found.terms == ('loss_mask',)  # Mask R-CNN, the last one.
     assert found.per_image.keys() >= {'roi_head.mask_head.loss_mask'}
-    plain = examine(small_model('Semantic FPN'))
-    assert plain.per_image == {}
+    for name in ('Semantic FPN', 'Faster R-CNN'):  # Means over images.
+        assert examine(small_model(name)).per_image == {}
+
+
+def test_warns_of_what_it_does_not_reach(caplog):
+    """A Lovasz loss sorts the pixels of the whole micro-batch."""
+    lovasz = dict(type='LovaszLoss', reduction='none', loss_name='loss_lovasz')
+    losses = [IGNORING['loss_decode'], lovasz]
+    model = small_model('Semantic FPN', loss_decode=losses).float()
+    runner = make_runner(model)
+    Normalizers('average').prepare(runner)
+    assert (
+        "normalizers='average' does not reach decode.loss_lovasz of EncoderDecoder: "
+        'they still depend on how images are divided into micro-batches'
+    ) in caplog.text
 
 
 def test_nothing_stays(float64):
