@@ -387,7 +387,7 @@ def _unreached(
         name
         for name, value in whole.items()
         # What a sampler draws depends on the images before.
-        if near(value, again[name]) and abs(means[name] - value) > 1e-3 * abs(value)
+        if near(value, again[name]) and not near(value, means[name])
     )
 
 

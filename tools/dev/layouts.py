@@ -148,6 +148,8 @@ def measure(config: str, mode: str) -> list[tuple[float, float]]:
             module.eval()
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
     images = make_images(cfg, IMAGES, SIZE)
     # What a sampler draws depends on the images before.
     in_order = mock.patch('torch.randperm', lambda n, **_: torch.arange(n))
