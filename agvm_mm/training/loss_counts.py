@@ -288,7 +288,7 @@ def near(first: float, second: float) -> bool:
     return abs(first - second) <= TOLERANCE * max(abs(first), abs(second))
 
 
-def examine(model: BaseModel, *, thorough: bool = True) -> Examination:
+def examine(model: BaseModel) -> Examination:
     """Find the normalizers of a model by its own losses on small random images.
 
     The model, its buffers and all random numbers stay as they are, and no rank waits
@@ -296,7 +296,6 @@ def examine(model: BaseModel, *, thorough: bool = True) -> Examination:
 
     Args:
         model: Not wrapped.
-        thorough: Whether to find out ``unreached``, too. Defaults to True.
 
     Raises:
         RuntimeError: If MMDetection's ``reduce_mean`` is not as expected.
@@ -364,10 +363,7 @@ def examine(model: BaseModel, *, thorough: bool = True) -> Examination:
             )
         )
         result = result._replace(terms=tuple(terms), is_one=is_one)
-    if thorough:
-        unreached = _unreached(probe, result, whole_losses)
-        result = result._replace(unreached=unreached)
-    return result
+    return result._replace(unreached=_unreached(probe, result, whole_losses))
 
 
 def _unreached(

@@ -213,15 +213,17 @@ def describe_losses(
     if batch.total == images or isinstance(model, FullyShardedModel):
         return ''
     try:
-        found = examine(unwrap(model), thorough=False)
+        found = examine(unwrap(model))
     except Exception as error:
         return f'not examined ({type(error).__name__}: {error})'
-    if not found.terms:
+    names = dict.fromkeys((*found.terms, *found.unreached))
+    if not names:
         return ''
     parts = batch.total // images
-    more = 'use 4 images or more in each, or ' if images < 4 else 'use '
+    advice = ['use 4 images or more in each'] if images < 4 else []
+    advice += ["normalizers='average'"] if found.terms else []
     return (
-        f'{", ".join(found.terms)}: divided by counts of each micro-batch, such as its '
+        f'{", ".join(names)}: depend on what else is in a micro-batch, such as its '
         f'positives; {parts:,} x {images:,} images are not one batch of '
-        f"{batch.total:,}; {more}normalizers='average'"
+        f'{batch.total:,}{"; " * bool(advice)}{", or ".join(advice)}'
     )
