@@ -10,8 +10,11 @@ from agvm_mm.version import __version__
 check_versions()
 find_configs_of_forks()
 
-from agvm_mm.optim import AGVMAmpOptimWrapper, AGVMOptimWrapper  # noqa: E402
-from agvm_mm.optim.baselines import PMDLAMB  # noqa: E402
+from agvm_mm.optim import (  # noqa: E402
+    AGVMAmpOptimWrapper,
+    AGVMOptimWrapper,
+    baselines,  # noqa: F401
+)
 from agvm_mm.sharding.model import FullyShardedModel  # noqa: E402
 from agvm_mm.training.atomic import AtomicCheckpointHook  # noqa: E402
 from agvm_mm.training.loading import allow_runner_checkpoints  # noqa: E402
@@ -34,7 +37,6 @@ __all__ = [
     'FullyShardedModel',
     'LargeBatchIterTrainLoop',
     'LargeBatchTrainLoop',
-    'PMDLAMB',
     'PreemptionHook',
     'VarianceSyncHook',
     '__version__',

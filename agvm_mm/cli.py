@@ -146,15 +146,11 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         ModuleNotFoundError: If the toolbox is not installed.
     """
     toolbox, separator, name = path.partition('::')
-    if separator:
-        path = str(stock_folder(toolbox) / name)
-    if not os.path.isfile(path):
-        folder, name = os.path.split(path)
-        folder = folder or '.'
-        known = os.listdir(folder) if os.path.isdir(folder) else []
-        near = did_you_mean(name, known)
-        raise FileNotFoundError(f'there is no config {path}.{near}')
-    cfg = Config.fromfile(path)
+    file = stock_folder(toolbox) / name if separator else Path(path)
+    if not file.is_file():
+        near = did_you_mean(file.name, (each.name for each in file.parent.glob('*')))
+        raise FileNotFoundError(f'there is no config {file}.{near}')
+    cfg = Config.fromfile(file)
     if options:
         cfg.merge_from_dict(options)
     return cfg
@@ -173,7 +169,7 @@ def load_run_config(args: argparse.Namespace) -> Config:
     # torchrun sets the variable; other launchers pass the argument.
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
-    by_name = os.path.join('work_dirs', Path(args.config).stem)
+    by_name = f'work_dirs/{Path(args.config).stem}'
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or by_name
     return cfg
 

@@ -13,7 +13,6 @@ and compares the results with the CPU's.
 
 import argparse
 import importlib
-import importlib.util
 import io
 import platform
 import re
@@ -21,13 +20,14 @@ import sys
 from importlib import metadata
 from typing import NamedTuple
 
+import mmengine
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
 from torch import distributed as dist
 
 import agvm_mm
 from agvm_mm.compat import is_installed
-from agvm_mm.training.loading import LOADS_SAFELY, allow_runner_checkpoints
+from agvm_mm.training.loading import allow_runner_checkpoints
 
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
 # Packages of the modules: the one release of OpenMMLab's mmcv that both its toolboxes
@@ -40,6 +40,10 @@ PACKAGES = {
 }
 # Packages that are not named after their module.
 PACKAGE_OF = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'}
+# The usual build needs libraries of a desktop, such as libGL.
+HEADLESS = (
+    'pip uninstall opencv-python, then pip install --no-deps opencv-python-headless'
+)
 GPU_CHECK = (
     'to check training on them: python -m gpu_check in a clone of the repository'
 )
@@ -52,6 +56,28 @@ class Finding(NamedTuple):
     state: str
     found: str
     fix: str = ''
+
+
+# Packages that only some users need: name, module to import, what pip installs, what
+# does not work without it.
+OPTIONAL = (
+    (
+        'panopticapi',
+        'panopticapi.evaluation',
+        '--no-deps panopticapi-lite==0.2.0',
+        'panoptic models can be neither trained nor evaluated',
+    ),
+    ('pycocotools', 'pycocotools.mask', 'pycocotools', 'no COCO data sets, metrics'),
+    ('scikit-learn', 'sklearn.datasets', 'scikit-learn', 'no embedded digits'),
+    ('matplotlib', 'matplotlib.pyplot', 'matplotlib', 'no figures'),
+    ('tensorboard', 'torch.utils.tensorboard', 'tensorboard', 'no charts in it'),
+    (
+        'baselines',
+        'pytorch_optimizer',
+        '--no-deps "pytorch-optimizer>=4,<5"',
+        'no LARS, LAMB',
+    ),
+)
 
 
 def packages() -> dict[str, str]:
@@ -79,14 +105,8 @@ def install_torchvision() -> str:
     return f'pip install --force-reinstall --no-deps {index}{package}'
 
 
-def install_missing(error: Exception, module: str) -> str:
-    """Return the command that installs what the import of a module lacks.
-
-    It is empty if that is the module itself, or if the error is another one.
-    """
-    missing = (getattr(error, 'name', None) or '').partition('.')[0]
-    if not isinstance(error, ModuleNotFoundError) or missing in ('', module):
-        return ''
+def install_missing(missing: str) -> str:
+    """Return the command that installs the package of a missing module."""
     if missing == 'torchvision':
         return install_torchvision()
     # pip keeps the torch that it is given, whatever the package requires.
@@ -94,37 +114,47 @@ def install_missing(error: Exception, module: str) -> str:
     return f'pip install {PACKAGE_OF.get(missing, missing)} {keep}'
 
 
-def version_of(module: str) -> str:
-    """Import a module and return its version."""
-    return str(getattr(importlib.import_module(module), '__version__', 'unknown'))
-
-
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def examine_python() -> Finding:
-    """Compare the Python release with the tested ones."""
-    found = platform.python_version()
-    if (3, 10) <= sys.version_info[:2] <= (3, 12):
-        return Finding('python', OK, found)
-    return Finding('python', WARNING, f'{found}, not tested', 'use Python 3.10 to 3.12')
+def examine_import(
+    name: str, module: str, package: str, without: str = '', repair: str = ''
+) -> Finding:
+    """Import a module.
 
-
-def examine_setuptools() -> Finding:
-    """Import pkg_resources, which MMEngine 0.10 uses to find MMDetection's configs."""
+    Args:
+        name: Name of the finding.
+        module: The module.
+        package: What pip installs, with flags.
+        without: What does not work if it is missing, '' if nothing does.
+        repair: Fix if it is broken. Defaults to an installation of the package.
+    """
     try:
-        importlib.import_module('pkg_resources')
+        importlib.import_module(module)
     except Exception as error:
-        found = first_line(error)
-        return Finding('setuptools', PROBLEM, found, 'pip install "setuptools<82"')
-    return Finding('setuptools', OK, version_of('setuptools'))
+        found, missing = first_line(error), ''
+        if isinstance(error, ModuleNotFoundError):
+            missing = (error.name or '').partition('.')[0]
+        itself = missing in (name, module.partition('.')[0])
+        if itself and without:
+            return Finding(
+                name, WARNING, f'{found}: {without}', f'pip install {package}'
+            )
+        if missing and not itself:
+            return Finding(name, PROBLEM, found, install_missing(missing))
+        # Without --no-deps pip would also install torch and numpy again.
+        package = package.removeprefix('--no-deps ')
+        again = f'pip install --force-reinstall --no-deps {package}'
+        return Finding(name, PROBLEM, found, repair or again)
+    version = getattr(sys.modules.get(name), '__version__', 'imports')
+    return Finding(name, OK, version)
 
 
 def examine_numpy() -> Finding:
     """Convert a tensor to numpy, which a torch built for numpy 1 cannot do with 2."""
-    version = version_of('numpy')
+    version = metadata.version('numpy')
     try:
         torch.zeros(1).numpy()
     except RuntimeError as error:
@@ -157,93 +187,49 @@ def examine_torchvision() -> Finding:
     return Finding(name, OK, version)
 
 
-def examine_opencv() -> Finding:
-    """Import OpenCV, which mmcv needs."""
-    try:
-        return Finding('opencv', OK, version_of('cv2'))
-    except Exception as error:
-        # The usual build needs libraries of a desktop, such as libGL.
-        fix = install_missing(error, '') or (
-            'pip uninstall opencv-python, then '
-            'pip install --no-deps opencv-python-headless'
-        )
-        return Finding('opencv', PROBLEM, first_line(error), fix)
-
-
-def examine_stack() -> Finding:
-    """Look for modules that two packages have overwritten for each other."""
-    owners = metadata.packages_distributions()
-    sets = [sorted(set(owners.get(module, ()))) for module in PACKAGES]
-    both = [name for names in sets if len(names) > 1 for name in names]
-    if both:
-        fix = f'pip uninstall {" ".join(both)}, then install one of each again'
-        found = f'{", ".join(both)} contain the same modules'
-        return Finding('stack', PROBLEM, found, fix)
-    stack = 'onedl' if is_installed('onedl-mmengine') else 'OpenMMLab'
-    return Finding('stack', OK, f'packages of {stack}')
-
-
 def examine_mmcv() -> Finding:
     """Run one of mmcv's compiled operators; an mmcv built without torch has none."""
-    found = ''
+    fix = build_mmcv()
+    finding = examine_import('mmcv', 'mmcv.ops', '', repair=fix)
+    if finding.state != OK:
+        return finding
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
+    nms = importlib.import_module('mmcv.ops').nms
     try:
-        version = version_of('mmcv')
-        found = f'{version}, operators: '
-        ops = importlib.import_module('mmcv.ops')
-        boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
-        _, kept = ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5)
+        _, kept = nms(boxes, torch.tensor([0.9, 0.8]), 0.5)
+        found, works = 'nms is wrong', kept.tolist() == [0]
     except Exception as error:
-        fix = install_missing(error, 'mmcv') or build_mmcv()
-        return Finding('mmcv', PROBLEM, found + first_line(error), fix)
-    if kept.tolist() != [0]:
-        return Finding('mmcv', PROBLEM, f'{version}, nms is wrong', build_mmcv())
-    return Finding('mmcv', OK, f'{version}, operators run')
+        found, works = first_line(error), False
+    if not works:
+        return Finding('mmcv', PROBLEM, f'{finding.found}, {found}', fix)
+    return Finding('mmcv', OK, f'{finding.found}, operators run')
 
 
 def examine_toolbox(module: str) -> Finding:
     """Import MMDetection or MMSegmentation (mmdet or mmseg) with all its models."""
-    package = packages()[module]
-    if importlib.util.find_spec(module) is None:
-        return Finding(module, WARNING, 'not installed', f'pip install {package}')
-    try:
-        version = version_of(module)
-        importlib.import_module(f'{module}.models')
-    except Exception as error:
-        # MMSegmentation's tokenizer, for example, imports packages that it does not
-        # require. Both toolboxes assert the version of mmcv.
-        found = first_line(error)
-        fix = build_mmcv() if found.startswith('MMCV==') else ''
-        fix = fix or install_missing(error, module)
-        show = f'python -c "import {module}.models" shows which package fails'
-        return Finding(module, PROBLEM, found, fix or show)
-    return Finding(module, OK, version)
-
-
-def examine_toolboxes() -> Finding:
-    """Find at least one of the two toolboxes."""
-    for module in ('mmdet', 'mmseg'):
-        if importlib.util.find_spec(module):
-            return Finding('toolbox', OK, f'{module} is installed')
-    found = 'neither MMDetection nor MMSegmentation is installed'
-    fix = 'pip install "{mmdet}" or "{mmseg}"'.format(**packages())
-    return Finding('toolbox', PROBLEM, found, fix)
+    models = f'{module}.models'
+    finding = examine_import(
+        module,
+        models,
+        packages()[module],
+        without='one toolbox suffices',
+        repair=f'python -c "import {models}" shows which package fails',
+    )
+    if finding.found.startswith('MMCV=='):  # Both assert its version.
+        finding = finding._replace(fix=build_mmcv())
+    return finding
 
 
 def examine_distributed() -> Finding:
     """Look for the backends through which ranks communicate."""
-    name = 'distributed'
-    if not dist.is_available():
-        fix = 'install a torch with torch.distributed'
-        return Finding(name, PROBLEM, 'torch has no torch.distributed', fix)
     nccl, gloo = dist.is_nccl_available(), dist.is_gloo_available()
-    found = ', '.join(['nccl'] * nccl + ['gloo'] * gloo) or 'no backend'
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus and not nccl:
-        fix = 'install a torch with NCCL'
-        return Finding(name, PROBLEM, f'{found}, but {gpus} GPU(s)', fix)
-    if not (nccl or gloo):
-        return Finding(name, PROBLEM, found, 'install a torch with gloo or NCCL')
-    return Finding(name, OK, f'{found}; {gpus} GPU(s)', GPU_CHECK if gpus else '')
+    backends = ', '.join(['nccl'] * nccl + ['gloo'] * gloo) or 'no backend'
+    found = f'{backends}; {gpus} GPU(s)'
+    if not nccl and (gpus or not gloo):
+        fix = 'install a torch with NCCL, or without GPUs with gloo'
+        return Finding('distributed', PROBLEM, found, fix)
+    return Finding('distributed', OK, found, GPU_CHECK if gpus else '')
 
 
 def examine_checkpoints() -> Finding:
@@ -259,86 +245,35 @@ def examine_checkpoints() -> Finding:
         found = f"the Runner's checkpoints do not load: {first_line(error)}"
         fix = 'report the versions of torch, numpy and mmengine to agvm_mm'
         return Finding('weights_only', PROBLEM, found, fix)
-    found = "the Runner's checkpoints load safely"
-    if not LOADS_SAFELY:
-        found = (
-            "the Runner's checkpoints load; before release 2.6 torch also loads any "
-            'other file and runs the code in it'
-        )
-    return Finding('weights_only', OK, found)
-
-
-# Packages that only some users need: name, module to import, what does not work without
-# it, what pip installs.
-OPTIONAL = (
-    (
-        'panopticapi',
-        'panopticapi.evaluation',
-        'panoptic models can be neither trained nor evaluated',
-        '--no-deps panopticapi-lite==0.2.0',
-    ),
-    ('pycocotools', 'pycocotools.mask', 'no COCO data sets, metrics', 'pycocotools'),
-    ('scikit-learn', 'sklearn.datasets', 'no embedded digits', 'scikit-learn'),
-    ('matplotlib', 'matplotlib.pyplot', 'no figures', 'matplotlib'),
-    ('tensorboard', 'torch.utils.tensorboard', 'no charts in it', 'tensorboard'),
-    (
-        'baselines',
-        'pytorch_optimizer',
-        'no LARS, LAMB',
-        '--no-deps "pytorch-optimizer>=4,<5"',
-    ),
-)
-
-
-def examine_optional(name: str, module: str, without: str, package: str) -> Finding:
-    """Import a package that may be missing but must not be broken; see OPTIONAL."""
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        fix = install_missing(error, module.partition('.')[0])
-        fix = fix or f'pip install {package}'
-        return Finding(name, WARNING, f'{without} ({error})', fix)
-    except Exception as error:
-        # Compiled against another numpy or torch, for example. Without --no-deps pip
-        # would also install numpy and torch again, in their newest releases.
-        found = f'is installed but cannot be imported: {first_line(error)}'
-        package = package.removeprefix('--no-deps ')
-        fix = f'pip install --force-reinstall --no-deps {package}'
-        return Finding(name, PROBLEM, found, fix)
-    return Finding(name, OK, 'imports')
+    return Finding('weights_only', OK, "the Runner's checkpoints load")
 
 
 def examine_installation() -> list[Finding]:
     """Examine everything, in the order in which problems should be fixed."""
     findings = [
-        examine_python(),
-        Finding('torch', OK, version_of('torch')),
+        Finding('python', OK, platform.python_version()),
+        Finding('torch', OK, torch.__version__),
         examine_numpy(),
         examine_torchvision(),
-        examine_opencv(),
-        Finding('mmengine', OK, version_of('mmengine')),
+        examine_import('opencv', 'cv2', 'opencv-python', repair=HEADLESS),
+        Finding('mmengine', OK, mmengine.__version__),
         # Its import registers all classes, or fails if a name is taken.
         Finding('agvm_mm', OK, agvm_mm.__version__),
-        examine_setuptools(),
-        examine_stack(),
+        # MMEngine 0.10 finds MMDetection's configs by it.
+        examine_import('setuptools', 'pkg_resources', '"setuptools<82"'),
     ]
     # These import those above, whose problems no reinstallation of them can solve.
-    for examine, *args in (
-        (examine_mmcv,),
-        (examine_toolbox, 'mmdet'),
-        (examine_toolbox, 'mmseg'),
-        *((examine_optional, *row) for row in OPTIONAL),
-    ):
-        finding = examine(*args)
+    toolboxes = [examine_toolbox(module) for module in ('mmdet', 'mmseg')]
+    others = [examine_import(*row) for row in OPTIONAL]
+    for finding in (examine_mmcv(), *toolboxes, *others):
         if finding.state == PROBLEM and PROBLEM in {f.state for f in findings}:
             finding = finding._replace(fix='fix what is above, then run this again')
         findings.append(finding)
-    return [
-        *findings,
-        examine_toolboxes(),
-        examine_distributed(),
-        examine_checkpoints(),
-    ]
+    if all(finding.state == WARNING for finding in toolboxes):
+        found = 'neither MMDetection nor MMSegmentation is installed'
+        fix = 'pip install "{mmdet}" or "{mmseg}"'.format(**packages())
+        findings.append(Finding('toolbox', PROBLEM, found, fix))
+    return [*findings, examine_distributed(), examine_checkpoints()]
 
 
 def main(argv: list[str] | None = None) -> int:

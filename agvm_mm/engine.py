@@ -9,6 +9,7 @@ of MMEngine drops.
 from copy import copy
 
 from mmengine.hooks import CheckpointHook
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.optim import _ParamScheduler as ParamScheduler
 from mmengine.runner import Runner
@@ -43,6 +44,16 @@ def is_between_updates(optim_wrapper: OptimWrapper | OptimWrapperDict) -> bool:
         wrapper._inner_count % wrapper._accumulative_counts
         for wrapper in (optim_wrapper.values() if several else [optim_wrapper])
     )
+
+
+class StepsOfDDP:
+    """Mixin that gives a model wrapper the steps of ``MMDistributedDataParallel``."""
+
+    train_step = MMDistributedDataParallel.train_step
+    val_step = MMDistributedDataParallel.val_step
+    test_step = MMDistributedDataParallel.test_step
+    _run_forward = MMDistributedDataParallel._run_forward
+    detect_anomalous_params = False
 
 
 class ConditionalClipping:

@@ -1,4 +1,4 @@
-"""Growth of AGVM's cost with ranks, parameters and modules, and computed to 640 GPUs.
+"""Growth of AGVM's cost with ranks, parameters, modules and micro-batches.
 
     python benchmarks/scaling.py --rounds 8
 
@@ -7,10 +7,8 @@ the gradient, so the ratios are the worst case. A detector computes for longer t
 communicates, and its ratios are far lower; see overhead.py.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from pathlib import Path
 
 import torch
 from common import report
@@ -20,22 +18,6 @@ from torch import Tensor, nn
 from gpu_check import tables
 from gpu_check.ranks import Ranks
 from gpu_check.trainers import VARIANTS, build_trainers, measure_cells, merge_ranks
-
-INTERVALS = (10, 5, 1)
-GPUS = (8, 64, 256, 640)
-# Published speeds in bytes per second and direction, one link for each GPU.
-LINKS = {
-    'NVLink 4 (H100), 450 GB/s': 450e9,
-    'InfiniBand NDR, 400 Gb/s': 50e9,
-    'InfiniBand HDR, 200 Gb/s': 25e9,
-    'Ethernet, 25 Gb/s': 3.125e9,
-}
-# Most GPUs on a link: NVLink 4 connects the 8 GPUs of a node.
-LARGEST = {'NVLink 4 (H100), 450 GB/s': 8}
-# Seconds of one message. An assumption; it matters for the scalars only.
-LATENCY = 5e-6
-# Faster R-CNN R50-FPN, if overhead.py has not been run.
-GRADIENT_BYTES = 166_110_848
 
 
 class Stack(BaseModel):
@@ -65,7 +47,7 @@ def points(largest: int, quick: bool) -> list[dict]:
         return [
             dict(sweep=sweep, ranks=ranks, modules=2, layers=2, width=16)
             for sweep, ranks in (('ranks', 1), ('modules', 2))
-        ]
+        ] + [micro_batches(3)]
     ranks = [n for n in (1, 2, 4, 8) if n <= largest]
     return [
         *(dict(sweep='ranks', ranks=n, modules=4, layers=4, width=256) for n in ranks),
@@ -77,13 +59,23 @@ def points(largest: int, quick: bool) -> list[dict]:
             dict(sweep='modules', ranks=2, modules=n, layers=128 // n, width=128)
             for n in (2, 8, 32, 128)
         ),
+        *map(micro_batches, (8, 64, 512)),
     ]
+
+
+def micro_batches(count: int) -> dict:
+    """Return a point of one rank that accumulates."""
+    sweep = 'micro-batches'
+    return dict(
+        sweep=sweep, ranks=1, modules=4, layers=4, width=64, micro_batches=count
+    )
 
 
 def measure_rank(point: dict, rounds: int, warmup: int) -> dict:
     """Measure all variants of one point on this rank."""
     shape = point['modules'], point['layers'], point['width']
-    trainers = build_trainers(lambda: Stack(*shape), VARIANTS)
+    count = point.get('micro_batches')
+    trainers = build_trainers(lambda: Stack(*shape), VARIANTS, micro_batches=count)
     rank = torch.distributed.get_rank()
 
     def batch_of(turn: int) -> dict:
@@ -104,58 +96,11 @@ def measure(point: dict, rounds: int, warmup: int) -> dict:
     return dict(point, **facts, variants=merge_ranks(by_rank))
 
 
-def compute(gradient_bytes: int) -> list[dict]:
-    """Compute the time of reductions on large machines from published link speeds.
-
-    In a ring all-reduce each GPU sends 2 (n - 1) / n times the bytes. A few scalars go
-    up a binary tree and down again.
-    """
-    rows = []
-    for link, bandwidth in LINKS.items():
-        for gpus in GPUS:
-            if gpus > LARGEST.get(link, gpus):
-                continue
-            gradient = 2 * (gpus - 1) / gpus * gradient_bytes / bandwidth
-            statistics = 2 * (gpus - 1).bit_length() * LATENCY
-            extra = gradient + statistics
-            rows.append(
-                dict(
-                    link=link,
-                    gpus=gpus,
-                    plain_seconds=gradient,
-                    halves_extra_seconds=extra,
-                    replicas_extra_seconds=statistics,
-                    halves_extra_per_update={
-                        str(interval): extra / interval for interval in INTERVALS
-                    },
-                )
-            )
-    return rows
-
-
-def gradient_bytes_of(results: Path) -> tuple[int, str]:
-    """Return the bytes of a plain update of Faster R-CNN, and their source."""
-    path = results / 'overhead_faster-rcnn_r50_sgd.json'
-    if path.exists():
-        plain = json.loads(path.read_text())['variants'][0]
-        return plain['bytes_reduced']['gradients'], 'as overhead.py counted them'
-    return GRADIENT_BYTES, 'its trainable parameters in float32'
-
-
-def milliseconds(title: str, key: str, interval: int | None = None) -> tables.Column:
-    """Return a column of times in milliseconds; at an interval, of each update."""
-
-    def show(row: dict) -> str:
-        seconds = row[key] if interval is None else row[key][str(interval)]
-        return f'{seconds * 1e3:.2f}'
-
-    return title, show
-
-
 POINT_COLUMNS = (
     ('ranks', itemgetter('ranks')),
     ('modules', itemgetter('modules')),
     ('parameters', lambda row: f'{row["parameters"]:,}'),
+    ('micro-batches', itemgetter('micro_batches')),
     *tables.CELL_COLUMNS,
     ('ms', tables.median('seconds', 1, factor=1e3)),
     ('ratio', tables.median('ratio', 2)),
@@ -165,17 +110,6 @@ POINT_COLUMNS = (
         lambda row: f'{row["bytes_reduced"]["gradients"]:,}',
     ),
     ('other, bytes', lambda row: row['bytes_reduced']['statistics']),
-)
-COMPUTED_COLUMNS = (
-    ('link', itemgetter('link')),
-    ('GPUs', itemgetter('gpus')),
-    milliseconds('plain, ms', 'plain_seconds'),
-    milliseconds('halves extra at a measured update, ms', 'halves_extra_seconds'),
-    *(
-        milliseconds(f'per update at interval {n}, ms', 'halves_extra_per_update', n)
-        for n in INTERVALS
-    ),
-    milliseconds('replicas extra, ms', 'replicas_extra_seconds'),
 )
 
 
@@ -191,22 +125,13 @@ def describe(result: dict) -> str:
             f'CPU time over all ranks. More ranks than the {machine["cores"]} cores '
             'take turns on them.',
             *describe_sweeps(result['points']),
-            '## On paper: computed, not measured',
-            f'{result["gradient_bytes"] / 1e6:.1f} MB of gradient of Faster R-CNN '
-            f'R50-FPN ({result["gradient_bytes_from"]}). A ring all-reduce takes '
-            '2 (n - 1) / n x bytes / speed, with the published speed of one link for '
-            'each GPU and direction; the statistics, a few scalars, take 2 log2(n) '
-            f'messages of {LATENCY * 1e6:.0f} microseconds (an assumption). Real '
-            'links reach less, and DDP hides reductions behind the backward pass, '
-            'the additional ones too.',
-            tables.table(COMPUTED_COLUMNS, result['computed']),
         ]
     )
 
 
 def describe_sweeps(points: list[dict]) -> Iterator[str]:
     """Yield the title, the table and the notes of each sweep that was measured."""
-    for sweep in ('ranks', 'parameters', 'modules'):
+    for sweep in ('ranks', 'parameters', 'modules', 'micro-batches'):
         rows = [
             point | row
             for point in points
@@ -236,15 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure(point, args.rounds, args.warmup)
         for point in points(args.ranks, args.quick)
     ]
-    gradient_bytes, source = gradient_bytes_of(args.out)
     result = dict(
         benchmark='scaling',
         rounds=args.rounds,
         environment=report.environment(args.ranks),
         points=found,
-        gradient_bytes=gradient_bytes,
-        gradient_bytes_from=source,
-        computed=compute(gradient_bytes),
     )
     report.write(args.out, 'scaling', result, describe(result))
 

@@ -116,10 +116,9 @@ def summarize(
         records: Records of the run's JSON log.
         files: Files to list, by title.
     """
-    score, at_50 = (
-        logs.validation_result(records, key)
-        for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50')
-    )
+    last = [record for record in records if 'time' in record and 'lr' not in record][-1]
+    # A detector that finds no box has no result.
+    score, at_50 = (last.get(key, 0.0) for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50'))
     rows = [
         f'{"bbox mAP":<12}{score:.3f}   (AP50 {at_50:.3f})',
         '',
@@ -182,7 +181,7 @@ def main() -> None:
     files = {'checkpoint': checkpoint, 'log': log}
     files |= {'pictures': work_dir / 'variance.png', '': work_dir / 'predictions.png'}
     title = 'Faster R-CNN on digits, AGVM-SGD, batch 256'
-    figure = figures.plot_runs({'': records}, title=title)
+    figure = figures.plot_run(records, title=title)
     figures.save_figure(figure, files['pictures'])
     allow_runner_checkpoints()
     results, classes = predict(cli.load_config(CONFIG), str(checkpoint), range(6))

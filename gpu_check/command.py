@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from agvm_mm.sharding.model import missing_methods
 from demo import write_digits
 from gpu_check import cost, counts, golden, parity, tables, training
 from gpu_check.environment import environment
@@ -45,6 +46,21 @@ def compare_parity(ranks: Ranks) -> Outcome:
     """Compare trainings in float64 with the reference, and the ranks."""
     found = parity.parity_differences(ranks.run(parity.train_cases))
     return compare(found, dict.fromkeys(found, parity.TOLERANCE) | dict(ranks=0.0))
+
+
+def compare_engines(ranks: Ranks) -> Outcome:
+    """Compare trainings that are divided over the ranks with DDP."""
+    if ranks.backend != 'nccl' and ranks.gpus:
+        return Outcome('skipped: it needs two or more GPUs')
+    lacking = missing_methods()
+    engines = ['zero', *['fsdp'] * (not lacking)]
+    found = parity.engine_differences(ranks.run(parity.train_engines, engines))
+    tolerances = dict.fromkeys(found, parity.TOLERANCE) | dict(ranks=0.0)
+    outcome = compare(found, tolerances)
+    if lacking:
+        note = f'FSDP2 skipped: torch {torch.__version__} lacks {lacking[0]}; '
+        outcome = outcome._replace(found=note + outcome.found)
+    return outcome
 
 
 def compare(found: Mapping[str, float], tolerances: Mapping[str, float]) -> Outcome:
@@ -105,6 +121,7 @@ def plan(gpus: int) -> list[tuple[str, Ranks, Callable[[Ranks], Outcome]]]:
     return [
         ('golden case', Ranks(golden.RANKS, gpus), compare_golden),
         ('float64 parity', pair, compare_parity),
+        ('ZeRO-1 and FSDP2', pair, compare_engines),
         *trainings,
         *waiting,
         ('cost', each, measure_cost),

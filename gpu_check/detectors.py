@@ -49,7 +49,12 @@ def build_detectors(
         VARIANTS_AND_NOISE,
         settings.get('optimizer', 'SGD'),
     )
-    classes = trainers['plain'].ddp.module.roi_head.bbox_head.num_classes
+    return trainers, batches(trainers['plain'], settings)
+
+
+def batches(trainer: Trainer, settings: dict) -> Callable[[int], dict]:
+    """Return a function that makes the batch of this rank for a round."""
+    classes = trainer.ddp.module.roi_head.bbox_head.num_classes
 
     def batch_of(turn: int) -> dict:
         generator = torch.Generator().manual_seed(1000 * turn + dist.get_rank())
@@ -60,7 +65,7 @@ def build_detectors(
         inputs, samples = map(list, zip(*pairs, strict=True))
         return dict(inputs=inputs, data_samples=samples)
 
-    return trainers, batch_of
+    return batch_of
 
 
 def noise_image(

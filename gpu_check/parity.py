@@ -5,6 +5,7 @@ without torch.distributed.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm.estimators import ESTIMATORS
 from agvm_mm.method.modules import assign_modules
+from gpu_check.engines import optimizer_for, whole, wrap
 from gpu_check.golden import largest
 from gpu_check.ranks import rank_device
 from gpu_check.reference import Arrays, ReferenceAGVM
@@ -52,15 +54,16 @@ def train_rank(
     estimator: str,
     accumulation: int = 1,
     use_mask_head: bool = True,
+    engine: str = 'ddp',
     **ddp_kwargs: Any,
 ) -> Trained:
     """Train on this rank, on its device."""
     rank, ranks, device = dist.get_rank(), dist.get_world_size(), rank_device()
     model = ToyDetector(use_mask_head=use_mask_head).to(device)
-    ddp = in_buckets(model, **ddp_kwargs)
+    ddp = wrap(engine, model, partial(in_buckets, **ddp_kwargs))
     wrapper = make_wrapper(
         model,
-        optimizer,
+        optimizer_for(engine, OPTIMIZERS[optimizer]),
         estimator=estimator,
         attach_to=ddp,
         schedule=SCHEDULE,
@@ -78,7 +81,7 @@ def train_rank(
         agvm = wrapper.agvm
         noise = agvm.noise.averages()
         history.append((agvm.multipliers, agvm.variances, noise))
-    parameters = {k: p.detach().cpu().numpy() for k, p in model.named_parameters()}
+    parameters = {k: whole(p).cpu().numpy() for k, p in model.named_parameters()}
     return parameters, history
 
 
@@ -145,6 +148,34 @@ def parity_differences(by_rank: Sequence[dict]) -> dict[str, float]:
             found[name].append(value)
         for other in others:
             found['ranks'] += difference(other, first).values()
+    return {name: largest(values) for name, values in found.items()}
+
+
+def train_engines(engines: Sequence[str]) -> dict[tuple, Trained]:
+    """Train with each engine and with DDP on this rank, with every estimator."""
+    return {
+        (engine, case): train_rank(*case, engine=engine)
+        for engine in ('ddp', *engines)
+        for case in CASES
+        if case[2] == 1
+    }
+
+
+def engine_differences(by_rank: Sequence[dict]) -> dict[str, float]:
+    """Compare the results of :func:`train_engines` of all ranks with those of DDP.
+
+    Returns:
+        Largest difference of each quantity by engine, such as 'zero Phi', and between
+        the 'ranks'.
+    """
+    first, *others = by_rank
+    found: dict[str, list[float]] = {'ranks': []}
+    for (engine, case), trained in first.items():
+        if engine != 'ddp':
+            for name, value in difference(trained, first['ddp', case]).items():
+                found.setdefault(f'{engine} {name}', []).append(value)
+        for other in others:
+            found['ranks'] += difference(other[engine, case], trained).values()
     return {name: largest(values) for name, values in found.items()}
 
 

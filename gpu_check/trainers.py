@@ -16,6 +16,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
 from agvm_mm.estimators import ESTIMATORS, VarianceEstimator, build_estimator
+from gpu_check.engines import optimizer_for, wrap
 from gpu_check.ranks import rank_device
 
 # The learning rate is 0: a step does all its arithmetic, but the models stay the same,
@@ -35,7 +36,7 @@ PLAIN: Cell = ('plain', False)
 
 
 class Trainer:
-    """One variant of training: a model in DDP and its optimizer wrapper.
+    """One variant of training: a wrapped model and its optimizer wrapper.
 
     One rank alone compares two micro-batches, with the same images.
 
@@ -44,21 +45,33 @@ class Trainer:
         variant: Name of an estimator; or, if it begins with 'plain', an
             ``OptimWrapper`` and DDP's default reduction.
         optimizer: 'SGD' or 'AdamW'.
+        engine: How the training is divided over the ranks. Defaults to 'ddp'.
+        micro_batches: Of one update. Defaults to 2 on one rank, else 1.
     """
 
-    def __init__(self, model: BaseModel, variant: str, optimizer: str = 'SGD') -> None:
-        self.micro_batches = micro_batches = 2 if dist.get_world_size() == 1 else 1
+    def __init__(
+        self,
+        model: BaseModel,
+        variant: str,
+        optimizer: str = 'SGD',
+        engine: str = 'ddp',
+        micro_batches: int | None = None,
+    ) -> None:
+        if micro_batches is None:
+            micro_batches = 2 if dist.get_world_size() == 1 else 1
+        self.micro_batches = micro_batches
         self.measured = False
         self.estimator: VarianceEstimator | None = None
         device = rank_device()
-        self.ddp = MMDistributedDataParallel(
-            model.to(device),
+        wrap_in_ddp = partial(
+            MMDistributedDataParallel,
             device_ids=None if device.type == 'cpu' else [device.index],
             broadcast_buffers=False,
         )
+        self.ddp = wrap(engine, model.to(device), wrap_in_ddp)
         settings = dict(
             type='OptimWrapper',
-            optimizer=OPTIMIZERS[optimizer],
+            optimizer=optimizer_for(engine, OPTIMIZERS[optimizer]),
             accumulative_counts=micro_batches,
         )
         plain = variant.startswith('plain')
@@ -94,10 +107,10 @@ class Trainer:
 
 
 def build_trainers(
-    build: Callable[[], BaseModel], variants: Iterable[str], optimizer: str = 'SGD'
+    build: Callable[[], BaseModel], variants: Iterable[str], *args: Any, **kwargs: Any
 ) -> dict[str, Trainer]:
     """Build the trainer of each variant, with a model for each."""
-    return {variant: Trainer(build(), variant, optimizer) for variant in variants}
+    return {variant: Trainer(build(), variant, *args, **kwargs) for variant in variants}
 
 
 def updates_of(

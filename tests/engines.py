@@ -1,15 +1,16 @@
 """Training of the small network with states on every rank or divided over the ranks."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from toy import OPTIMIZERS, ToyDetector, make_wrapper
 
 from agvm_mm.estimators import ESTIMATORS
-from agvm_mm.sharding.model import DTensor, FullyShardedModel
+from gpu_check.engines import ENGINES, optimizer_for, whole, wrap
 from gpu_check.parity import in_buckets, shard
 
 SETTINGS = OPTIMIZERS | {'amsgrad': OPTIMIZERS['AdamW'] | dict(amsgrad=True)}
@@ -18,13 +19,7 @@ CASES = list(product(SETTINGS, ESTIMATORS, (1, 3), (None, 0.5)))
 UPDATES = 10
 
 
-def as_zero(settings: dict) -> dict:
-    """Return the settings of ZeRO-1 around an optimizer."""
-    return settings | dict(
-        type='ZeroRedundancyOptimizer', optimizer_type=settings['type']
-    )
-
-
+as_zero = partial(optimizer_for, 'zero')
 UNITS = ('backbone.0', 'neck')
 """The rest, which is the last unit, crosses the borders of AGVM's modules."""
 
@@ -39,22 +34,12 @@ def build(
 ) -> tuple:
     """Return network, the network as it is trained, and optimizer wrapper."""
     model = model or ToyDetector()
-    if engine == 'fsdp':
-        trained = FullyShardedModel(model, units=units)
-    else:
-        trained = in_buckets(model)
-    if engine == 'zero':
-        settings = as_zero(settings)
+    trained = wrap(engine, model, in_buckets, units)
+    settings = optimizer_for(engine, settings)
     wrapper = make_wrapper(
         model, settings, estimator=estimator, attach_to=trained, **kwargs
     )
     return model, trained, wrapper
-
-
-def whole(parameter: nn.Parameter) -> Tensor:
-    """Return the values of a parameter, on every rank."""
-    value = parameter.detach()
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def train(engine: str, case: tuple) -> tuple[dict, list]:
@@ -80,9 +65,6 @@ def train(engine: str, case: tuple) -> tuple[dict, list]:
         agvm = wrapper.agvm
         history.append((agvm.multipliers, agvm.variances, agvm.noise.averages()))
     return {k: whole(p).numpy() for k, p in model.named_parameters()}, history
-
-
-ENGINES = ['ddp', 'zero', 'fsdp']
 
 
 def train_cases() -> dict:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import Dataset
 from toy import ToyDetector, make_images
 
@@ -41,7 +42,7 @@ def make_runner(
     shuffle: bool = True,
     param_scheduler: list[dict] | None = None,
     checkpoint: dict | None = None,
-    model: str = 'ToyDetector',
+    model: str | nn.Module = 'ToyDetector',
     dataset: str = 'ImageDataset',
     num_workers: int = 0,
     randomness: dict | None = None,
@@ -53,7 +54,7 @@ def make_runner(
     ``loader`` has further keys of the data loader.
     """
     return Runner(
-        model=dict(type=model),
+        model=dict(type=model) if isinstance(model, str) else model,
         work_dir=str(work_dir),
         train_dataloader=dict(
             dataset=dict(type=dataset, images=images),

@@ -39,6 +39,16 @@ def test_current_installation_has_no_problem():
     assert doctor.PROBLEM not in done.stdout
 
 
+def examine_setuptools():
+    """Return the finding, which only the whole examination has."""
+    (found,) = (f for f in doctor.examine_installation() if f.name == 'setuptools')
+    return found
+
+
+def examine_opencv():
+    return doctor.examine_import('opencv', 'cv2', '', repair=doctor.HEADLESS)
+
+
 @pytest.mark.parametrize(
     'error, found',
     [
@@ -51,7 +61,7 @@ def test_current_installation_has_no_problem():
 @pytest.mark.parametrize(
     'blocked, examine, fix',
     [
-        ('pkg_resources', doctor.examine_setuptools, 'setuptools<82'),
+        ('pkg_resources', examine_setuptools, '--no-deps "setuptools<82"'),
         ('mmcv', doctor.examine_mmcv, '--no-build-isolation'),
         ('mmcv.ops', doctor.examine_mmcv, '--no-build-isolation'),
     ],
@@ -69,16 +79,16 @@ def test_missing_or_broken_requirement_is_reported_with_command(
 
 @pytest.mark.parametrize('row', doctor.OPTIONAL, ids=lambda row: row[0])
 def test_optional_package_may_be_missing_but_not_broken(monkeypatch, row):
-    _, module, without, package = row
-    assert doctor.examine_optional(*row).state == doctor.OK
+    _, module, package, without = row
+    assert doctor.examine_import(*row).state == doctor.OK
     block(monkeypatch, module)
-    finding = doctor.examine_optional(*row)
+    finding = doctor.examine_import(*row)
     assert (finding.state, finding.fix) == (doctor.WARNING, f'pip install {package}')
     assert without in finding.found
     # Installed, but compiled against another numpy.
     broken = ValueError('numpy.dtype size changed\nand more lines')
     block(monkeypatch, module, error=broken)
-    finding = doctor.examine_optional(*row)
+    finding = doctor.examine_import(*row)
     assert finding.state == doctor.PROBLEM
     assert finding.found.endswith('numpy.dtype size changed')
     # With its dependencies pip would install the newest torch, numpy and setuptools.
@@ -89,7 +99,7 @@ def test_optional_package_may_be_missing_but_not_broken(monkeypatch, row):
 
 def test_no_command_changes_torch():
     """A package that requires torch is installed without its requirements."""
-    rows = [(module.partition('.')[0], fix) for _, module, _, fix in doctor.OPTIONAL]
+    rows = [(module.partition('.')[0], fix) for _, module, fix, _ in doctor.OPTIONAL]
     commands = [*rows, *doctor.packages().items()]
     owners = metadata.packages_distributions()
     requiring = {
@@ -182,13 +192,11 @@ def test_missing_dependency_is_not_a_matter_of_mmcv(monkeypatch, module, package
 
 
 def test_opencv_without_a_desktop(monkeypatch):
-    assert doctor.examine_opencv().state == doctor.OK
+    assert examine_opencv().state == doctor.OK
     block(monkeypatch, 'cv2', error=ImportError('libGL.so.1: cannot open'))
-    finding = doctor.examine_opencv()
+    finding = examine_opencv()
     assert (finding.state, finding.found) == (doctor.PROBLEM, 'libGL.so.1: cannot open')
     assert 'pip install --no-deps opencv-python-headless' in finding.fix
-    block(monkeypatch, 'cv2')
-    assert doctor.examine_opencv().fix.startswith('pip install opencv-python "torch==')
 
 
 def test_numpy_that_torch_cannot_use(monkeypatch):
@@ -203,17 +211,8 @@ def test_numpy_that_torch_cannot_use(monkeypatch):
     assert finding.fix == 'pip install "numpy<2" "opencv-python<5"'
 
 
-STACKS = pytest.mark.parametrize(
-    'installed, mmcv, mmdet, mmseg',
-    [
-        ('mmengine', 'mmcv==2.1.0', 'mmdet==3.3.0', 'mmsegmentation==1.2.2'),
-        ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
-    ],
-)
-
-
-def install(monkeypatch, *names, modules=(), version='1.0'):
-    """Make these the only installed packages; modules are pairs (module, packages)."""
+def install(monkeypatch, *names, version='1.0'):
+    """Make these the only installed packages."""
 
     def version_of(name):
         if name not in names:
@@ -221,37 +220,26 @@ def install(monkeypatch, *names, modules=(), version='1.0'):
         return version
 
     monkeypatch.setattr(doctor.metadata, 'version', version_of)
-    owners = dict(modules)
-    monkeypatch.setattr(doctor.metadata, 'packages_distributions', lambda: owners)
 
 
-@STACKS
+@pytest.mark.parametrize(
+    'installed, mmcv, mmdet, mmseg',
+    [
+        ('mmengine', 'mmcv==2.1.0', 'mmdet==3.3.0', 'mmsegmentation==1.2.2'),
+        ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
+    ],
+)
 def test_fixes_name_the_packages_of_the_installed_stack(
     monkeypatch, installed, mmcv, mmdet, mmseg
 ):
     """The forks have the same modules: OpenMMLab's packages would overwrite them."""
     install(monkeypatch, installed)
-    assert doctor.examine_stack().state == doctor.OK
-    monkeypatch.setattr(doctor.importlib.util, 'find_spec', lambda name: None)
+    block(monkeypatch, 'mmcv', 'mmdet', 'mmseg')
     for module, package in (('mmdet', mmdet), ('mmseg', mmseg)):
         finding = doctor.examine_toolbox(module)
         assert finding.state == doctor.WARNING
         assert finding.fix == f'pip install {package}'
-    assert doctor.examine_toolboxes().fix == f'pip install "{mmdet}" or "{mmseg}"'
-    block(monkeypatch, 'mmcv')
     assert doctor.examine_mmcv().fix.endswith(f'--no-deps {mmcv}')
-
-
-def test_both_stacks_in_one_environment(monkeypatch):
-    owners = {
-        'mmengine': ['mmengine', 'mmengine', 'onedl-mmengine'],
-        'mmcv': ['onedl-mmcv', 'onedl-mmcv'],
-    }
-    install(monkeypatch, 'mmengine', 'onedl-mmengine', 'onedl-mmcv', modules=owners)
-    finding = doctor.examine_stack()
-    assert finding.state == doctor.PROBLEM
-    assert finding.found == 'mmengine, onedl-mmengine contain the same modules'
-    assert finding.fix.startswith('pip uninstall mmengine onedl-mmengine,')
 
 
 def test_toolbox_that_fails_with_working_operators(monkeypatch):
@@ -269,8 +257,15 @@ def test_toolbox_that_refuses_installed_mmcv(monkeypatch):
 
 
 def test_no_toolbox_is_a_problem(monkeypatch):
-    monkeypatch.setattr(doctor.importlib.util, 'find_spec', lambda name: None)
-    assert doctor.examine_toolboxes().state == doctor.PROBLEM
+    block(monkeypatch, 'mmdet')
+    assert 'toolbox' not in {f.name for f in doctor.examine_installation()}
+    block(monkeypatch, 'mmseg')
+    found = {f.name: f for f in doctor.examine_installation()}
+    assert found['mmdet'].state == found['mmseg'].state == doctor.WARNING
+    assert found['toolbox'].state == doctor.PROBLEM
+    package = doctor.packages()
+    expected = f'pip install "{package["mmdet"]}" or "{package["mmseg"]}"'
+    assert found['toolbox'].fix == expected
 
 
 def test_operator_with_wrong_result(monkeypatch):

@@ -12,6 +12,7 @@ import mmengine
 import pytest
 import torch
 from mmengine.hooks import CheckpointHook
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from runners import make_runner
@@ -31,6 +32,7 @@ PRIVATE_NAMES = dict(
         '_train_dataloader',
     ),
     train_loop=('_epoch', '_iter'),
+    model_wrapper=('_run_forward',),
 )
 """Private attributes by the object that has them."""
 ALL_NAMES = {name for names in PRIVATE_NAMES.values() for name in names}
@@ -70,6 +72,7 @@ def owners(runner) -> dict[str, list]:
             EpochBasedTrainLoop(runner, runner.train_dataloader, max_epochs=1),
             IterBasedTrainLoop(runner, runner.train_dataloader, max_iters=1),
         ],
+        model_wrapper=[object.__new__(MMDistributedDataParallel)],
     )
 
 

@@ -13,7 +13,6 @@ from agvm_mm.method.noise_scale import (
     SignalAndNoise,
     extra_images,
     predicted_variance,
-    relative_images,
     relative_updates,
     saved_updates,
     signal_and_noise_from_halves,
@@ -117,7 +116,6 @@ def test_equal_replicas_have_no_noise():
         assert (signal, noise) == pytest.approx((10, 0), abs=1e-12)
         assert noise >= 0
     assert predicted_variance(64, 0.0) == 0
-    assert relative_images(64, 0.0) == math.inf
     assert extra_images(64, 0.0) == 1
     assert saved_updates(64, 0.0) == 0
 
@@ -130,8 +128,8 @@ def test_signal_that_is_not_above_zero_is_not_resolved(signal):
 
 
 def test_cost_of_a_batch():
-    # At the noise scale both the updates and the images are twice the fewest possible.
-    assert relative_updates(1000, 1000) == relative_images(1000, 1000) == 2
+    # At the noise scale the updates are twice the fewest possible.
+    assert relative_updates(1000, 1000) == 2
     # From 500 to 1000: 3 to 2 times the fewest updates, 1.5 to 2 times the images.
     assert saved_updates(1000, 1000) == pytest.approx(1 / 3)
     assert extra_images(1000, 1000) == pytest.approx(1 / 3)

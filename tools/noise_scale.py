@@ -41,11 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=cli.count,
         help="images of one backward pass; by default the config's batch_size",
     )
-    parser.add_argument('--anchor', help="by default that of the config, or 'backbone'")
-    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
     parser.add_argument('--json', help='write the result to this file')
     parser.add_argument('--out', nargs='+', help='pictures to write')
-    parser.add_argument('--title', help='title of the figure')
     return parser.parse_args(argv)
 
 
@@ -57,9 +54,7 @@ def run(args: argparse.Namespace) -> None:
         args.checkpoint,
         images=args.images,
         images_per_replica=args.images_per_replica,
-        anchor=args.anchor,
         launcher=args.launcher,
-        seed=args.seed,
     )
     first = get_rank() == 0
     if first and setup.images != args.images:
@@ -86,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
             notes=setup.notes,
         )
     if args.out:
-        title = args.title or f'{Path(args.config).stem}, {report.images:,} images'
+        title = f'{Path(args.config).stem}, {report.images:,} images'
         save_figure(plot_gradient_noise(report, title=title), args.out)
         print(*args.out)
 

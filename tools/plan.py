@@ -4,22 +4,26 @@
     python tools/plan.py CONFIG --gpus 64 --log work_dirs/NAME --images-per-second 900
 
 Prints updates, accumulation, the learning rate over the run, the updates at which AGVM
-measures, and memory and traffic of an update. It warns about questionable
-settings, and exits with status 1 if something cannot work. It trains nothing and
-needs no GPU; the data only to count the images of sets other than COCO and ADE20K.
+measures, and the memory of each GPU. It warns about questionable settings, and exits
+with status 1 if something cannot work. It trains nothing and needs no GPU; the data
+only to count the images of sets other than COCO and ADE20K.
 
 With the noise scales of an earlier run of the model (--log) or of tools/noise_scale.py
 (--noise) it predicts what the batch saves against half of it and where the multipliers
-settle; with --images-per-second also hours, for half and double the batch, too.
+settle; with --images-per-second also hours, and GPU-hours of half and double the batch.
 """
 
 import argparse
 import math
 import sys
 
+from mmengine.registry import MODELS
+
 from agvm_mm import cli
 from agvm_mm.report.forecast import noise_of_file, noise_of_run
 from agvm_mm.report.plan import Plan, describe
+from agvm_mm.training.batch import BatchSize
+from agvm_mm.training.normalizers import describe_losses
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +63,13 @@ def parse_args() -> argparse.Namespace:
         '--images-per-second',
         type=float,
         help='training images per second of the whole cluster, all GPUs together, for '
-        'hours and GPU-hours. Each GPU keeps its share at other batches',
+        'hours and GPU-hours',
+    )
+    parser.add_argument(
+        '--losses',
+        action='store_true',
+        help='also build the model and say whether its losses on small random images '
+        'depend on how an update is divided',
     )
     args = parser.parse_args()
     speed = args.images_per_second
@@ -93,7 +103,11 @@ def main() -> int:
         print(f'PROBLEM     {cli.message_of(error) or repr(error)}')
         return 1
     print(describe(plan))
-    return int(bool(plan.problems))
+    if args.losses:
+        batch = BatchSize(plan.gpus, plan.images_per_gpu, plan.micro_batches)
+        losses = describe_losses(MODELS.build(cfg.model), batch)
+        print(f'losses      {losses or "no difference found"}')
+    return 0
 
 
 if __name__ == '__main__':

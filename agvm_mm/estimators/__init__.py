@@ -1,19 +1,18 @@
 """Estimators that gather the statistics of the gradients."""
 
+from functools import partial
+
 from mmengine.dist import get_world_size
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from agvm_mm.estimators.base import VarianceEstimator
-from agvm_mm.estimators.ddp import COMPRESSION_HOOKS, DDPHalves, DDPReplicas
-from agvm_mm.estimators.fsdp import ShardedHalves, ShardedReplicas
+from agvm_mm.estimators.base import ModuleStatistics, VarianceEstimator
+from agvm_mm.estimators.ddp import COMPRESSION_HOOKS, DDPGradients
 from agvm_mm.estimators.micro_batches import MicroBatchHalves, MicroBatchReplicas
 from agvm_mm.estimators.preconditioner import Preconditioner, build_preconditioner
-from agvm_mm.estimators.statistics import ModuleStatistics
-from agvm_mm.estimators.zero import ZeroAdam, ZeroHalves, ZeroReplicas
-from agvm_mm.sharding.model import FullyShardedModel
+from agvm_mm.estimators.ranks import RankHalves, RankReplicas
 
 __all__ = [
     'COMPRESSION_HOOKS',
@@ -28,12 +27,10 @@ __all__ = [
 ]
 
 ESTIMATORS = {
-    'halves': (DDPHalves, MicroBatchHalves),
-    'replicas': (DDPReplicas, MicroBatchReplicas),
+    'halves': (RankHalves, MicroBatchHalves),
+    'replicas': (RankReplicas, MicroBatchReplicas),
 }
-"""Estimators by name: the one for the ranks of DDP and the one for micro-batches."""
-OVER_SHARDS = {'halves': ShardedHalves, 'replicas': ShardedReplicas}
-OVER_ZERO = {'halves': ZeroHalves, 'replicas': ZeroReplicas}
+"""Estimators by name: the one over ranks and the one over micro-batches."""
 
 
 def build_estimator(
@@ -45,13 +42,14 @@ def build_estimator(
     accumulation: int,
     comm_hook: str | None = None,
 ) -> VarianceEstimator:
-    """Build the estimator for a run: over the ranks of DDP or over micro-batches.
+    """Build the estimator for a run: over ranks or over micro-batches.
 
     Args:
         name: A key of :data:`ESTIMATORS`.
         preconditioner: Turns a gradient into what the optimizer steps along.
         by_module: Parameters of each module, by its name.
-        model: As the runner trains it, in DDP or not.
+        model: As the runner trains it: in DDP, in a wrapper that has a method
+            ``gradient_source``, or in none.
         accumulation: Micro-batches of one update on each rank.
         comm_hook: Compression of the mean gradient under DDP, see
             :data:`COMPRESSION_HOOKS`. Defaults to None.
@@ -60,16 +58,12 @@ def build_estimator(
         ValueError: If there is nothing to compare, or nothing to compress.
     """
     over_ranks, over_micro_batches = ESTIMATORS[name]
-    if isinstance(model, FullyShardedModel):
-        over_ranks = OVER_SHARDS[name]
-    elif isinstance(preconditioner, ZeroAdam):
-        over_ranks = OVER_ZERO[name]
-    is_over_ranks = isinstance(model, DistributedDataParallel | FullyShardedModel)
-    ranks = model.process_group.size() if is_over_ranks else 1
+    ranks = model.process_group.size() if hasattr(model, 'process_group') else 1
     check_replicas(ranks, accumulation, comm_hook)
-    if ranks > 1:
-        return over_ranks(preconditioner, by_module, model=model, comm_hook=comm_hook)
-    return over_micro_batches(preconditioner, by_module)
+    if ranks == 1:
+        return over_micro_batches(preconditioner, by_module)
+    source_of = getattr(model, 'gradient_source', partial(DDPGradients, model))
+    return over_ranks(preconditioner, by_module, source_of(comm_hook))
 
 
 def check_replicas(ranks: int, accumulation: int, comm_hook: str | None) -> None:
@@ -113,7 +107,7 @@ def check_model(model: nn.Module, accumulation: int) -> None:
         ValueError: If DDP has static_graph and gradients are accumulated.
     """
     check_gradients(model)
-    if isinstance(model, FullyShardedModel):
+    if hasattr(model, 'gradient_source'):  # A wrapper of this package.
         return
     if any(is_sharded(module) for module in model.modules()):
         raise TypeError(

@@ -2,17 +2,34 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from agvm_mm.estimators.preconditioner import Preconditioner
-from agvm_mm.estimators.statistics import (
-    ModuleStatistics,
-    statistics_of_halves,
-    statistics_of_replicas,
+from agvm_mm.method.noise_scale import (
+    SignalAndNoise,
+    signal_and_noise_from_halves,
+    signal_and_noise_from_replicas,
 )
-from agvm_mm.method.variance import products_of_halves
+from agvm_mm.method.variance import (
+    products_of_halves,
+    variance_from_halves,
+    variance_from_replicas,
+)
+
+
+class ModuleStatistics(NamedTuple):
+    """Statistics of the gradient of one module at one update.
+
+    Attributes:
+        variance: Phi; may be not finite.
+        signal_and_noise: Estimates of |g|^2 and s^2.
+    """
+
+    variance: float
+    signal_and_noise: SignalAndNoise
 
 
 class ModuleRows:
@@ -113,33 +130,39 @@ class VarianceEstimator(ABC):
         """Stop measuring an update that does not end."""
         self.measuring = False
 
-    def column(self, norms: Mapping[int, Tensor]) -> Tensor:
-        """Return norms as a vector with an entry for each parameter.
+    def squares(self, columns: Sequence[Mapping[int, Tensor]]) -> Tensor:
+        """Return squared norms, shape (columns, parameters), in float64.
 
         Args:
-            norms: Norm by row; 0 for others.
+            columns: Norms by row for each column; 0 for other rows.
         """
         zero = torch.zeros((), device=self.rows.parameters[0].device)
         rows = range(len(self.rows.parameters))
-        return torch.stack([norms.get(row, zero) for row in rows])
+        norms = [column.get(row, zero) for column in columns for row in rows]
+        return torch.stack(norms).view(len(columns), -1).double().square()
 
     def statistics_of_halves(
-        self, norms: Tensor, shares: tuple[float, float]
+        self, squares: Tensor, shares: tuple[float, float]
     ) -> dict[str, ModuleStatistics]:
         """Return the statistics by module name, without modules that had no gradient.
 
         Args:
-            norms: Those of ``half_norms`` of the preconditioner, shape (3, parameters),
-                on the CPU.
+            squares: Squares of ``half_norms`` of the preconditioner, shape (3,
+                parameters), in float64 on the CPU.
             shares: Shares of both halves in the gradient of the update.
         """
-        eps = torch.finfo(norms.dtype).eps
-        sums = self.rows.sum_by_module(norms.double().square().T)
+        wide = [
+            torch.promote_types(p.dtype, torch.float32) for p in self.rows.parameters
+        ]
+        eps = max(torch.finfo(dtype).eps for dtype in set(wide))
         factors = (1, 1) if self.preconditioner.rescales else shares
-        products = products_of_halves(sums, factors, eps)
+        sums = products_of_halves(self.rows.sum_by_module(squares.T), factors, eps)
+        columns = sums.unbind(dim=1)
         share = shares[0] / sum(shares)
-        return self._by_name(
-            statistics_of_halves(products, self._images_that_came, share)
+        return self._statistics(
+            columns[1] + columns[2],
+            variance_from_halves(*columns),
+            *signal_and_noise_from_halves(*columns, self._images_that_came, share),
         )
 
     def statistics_of_replicas(
@@ -148,23 +171,29 @@ class VarianceEstimator(ABC):
         """Return the statistics by module name, without modules that had no gradient.
 
         Args:
-            squares: Mean of |g_r|^2 and |G|^2, shape (2, parameters), on the CPU.
+            squares: Mean of |g_r|^2 and |G|^2, shape (2, parameters), in float64 on the
+                CPU.
             replicas: Their number.
         """
-        sums = self.rows.sum_by_module(squares.double().T)
-        return self._by_name(
-            statistics_of_replicas(sums, self._images_that_came, replicas)
+        columns = self.rows.sum_by_module(squares.T).unbind(dim=1)
+        return self._statistics(
+            columns[0],
+            variance_from_replicas(*columns, replicas),
+            *signal_and_noise_from_replicas(*columns, replicas, self._images_that_came),
         )
 
     @property
     def _images_that_came(self) -> float:
         return self.images * self.total_weight
 
-    def _by_name(
-        self, rows: Sequence[ModuleStatistics | None]
+    def _statistics(
+        self, sizes: Tensor, *columns: Tensor
     ) -> dict[str, ModuleStatistics]:
+        rows = torch.stack(columns, dim=1).tolist()
         return {
-            name: row
-            for name, row in zip(self.rows.by_module, rows, strict=True)
-            if row is not None
+            name: ModuleStatistics(variance, SignalAndNoise(*rest))
+            for name, size, (variance, *rest) in zip(
+                self.rows.by_module, sizes.tolist(), rows, strict=True
+            )
+            if size
         }

@@ -7,8 +7,7 @@ came: a model may skip a micro-batch.
 import torch
 from torch import Tensor
 
-from agvm_mm.estimators.base import VarianceEstimator
-from agvm_mm.estimators.statistics import ModuleStatistics
+from agvm_mm.estimators.base import ModuleStatistics, VarianceEstimator
 
 
 class MicroBatchHalves(VarianceEstimator):
@@ -53,8 +52,8 @@ class MicroBatchHalves(VarianceEstimator):
         found = self.preconditioner.half_norms(
             parameters, first, [p.grad for p in parameters], shares
         )
-        columns = [self.column(dict(zip(rows, each, strict=True))) for each in found]
-        return self.statistics_of_halves(torch.stack(columns).cpu(), shares)
+        columns = [dict(zip(rows, each, strict=True)) for each in found]
+        return self.statistics_of_halves(self.squares(columns).cpu(), shares)
 
     def cancel(self) -> None:
         super().cancel()
@@ -150,7 +149,7 @@ class MicroBatchReplicas(VarianceEstimator):
         norms = self.preconditioner.replica_norms(
             parameters, [p.grad for p in parameters]
         )
-        return self.column(dict(zip(rows, norms, strict=True))).square()
+        return self.squares([dict(zip(rows, norms, strict=True))])[0]
 
     def _put_back(self) -> None:
         for row, total in self._sums.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agvm_mm.estimators.reductions import as_real, norms, widened
+from agvm_mm.estimators.reductions import as_real, local, norms, widened
 
 # Elements that are worked on at a time: what fits a CPU's cache; and on a GPU what is
 # rescaled, 16 MiB in float32, in few kernels and without a copy of the whole gradient.
@@ -22,33 +22,46 @@ GPU_PIECE = 2**22
 Lists = Sequence[Sequence[Tensor]]
 
 
-class IdentityPreconditioner:
+class Preconditioner:
     """SGD: the variance is measured on the gradient itself.
 
     Attributes:
         rescales: Whether a measured quantity is not linear in the gradient.
+        is_divided: Whether this rank has the moments of some parameters, or of parts of
+            them, that no other rank has.
         loss_scale: Factor of all gradients, a tensor on their device; None for 1.
     """
 
     rescales = False
+    is_divided = False
     loss_scale: Tensor | None = None
+
+    def has(self, parameter: nn.Parameter) -> bool:
+        """Return whether this rank can rescale gradients of a parameter."""
+        return True
 
     def replica_norms(
         self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Return |g_r| of each parameter.
+        """Return |g_r| of each parameter; of Adam |g_r / (sqrt(v) + eps)|.
 
         Args:
             parameters: Parameters.
             gradients: g_r of each, times the loss scale. Nothing is changed.
         """
-        return self.without_loss_scale(norms(gradients))
+        parts: list[list[Tensor]] = [[] for _ in parameters]
+        for rows, directions in self._replicas(parameters, gradients):
+            collect(parts, rows, norms(directions))
+        return self._joined(parts)
 
     def directions(
         self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return the gradients as :meth:`replica_norms` measures them."""
-        return list(gradients)
+        parts: list[list[Tensor]] = [[] for _ in parameters]
+        for rows, directions in self._replicas(parameters, gradients):
+            collect(parts, rows, directions)
+        return [own[0] if len(own) == 1 else torch.cat(own) for own in parts]
 
     def half_norms(
         self,
@@ -59,31 +72,60 @@ class IdentityPreconditioner:
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the norms of two halves and of their sum, of each parameter.
 
+        Adam rescales each half h to G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps),
+        SGD to its share of G_h.
+
         Args:
             parameters: Parameters.
-            first: a G_A of each, times the loss scale; overwritten.
+            first: a G_A of each, times the loss scale; may be overwritten.
             total: a G_A + b G_B, times the loss scale.
             shares: a and b.
 
         Returns:
-            |a G_A|, |b G_B| and |a G_A + b G_B|.
+            |D_A|, |D_B| and |D_A + D_B| of the rescaled halves D.
         """
         found: list[list[list[Tensor]]] = [[[] for _ in parameters] for _ in range(3)]
+        for column, rows, tensors in self._halves(parameters, first, total, shares):
+            collect(found[column], rows, norms(tensors))
+        return tuple(map(self._joined, found))
+
+    def _replicas(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
+        """Yield rows of parameters and slices of their rescaled gradients."""
+        yield range(len(parameters)), gradients
+
+    def _halves(
+        self,
+        parameters: Sequence[nn.Parameter],
+        first: Sequence[Tensor],
+        total: Sequence[Tensor],
+        shares: tuple[float, float],
+    ) -> Iterator[tuple[int, list[int], list[Tensor]]]:
+        """Yield 0 for D_A, 1 for D_B or 2 for the sum, rows and slices.
+
+        The slices are valid until the next ones are asked for.
+        """
         for rows, (own, both) in groups_of_slices([first, total], gpu_piece=math.inf):
-            collect(found[0], rows, norms(own))
-            collect(found[2], rows, norms(both))
+            yield 0, rows, own
+            yield 2, rows, both
             torch._foreach_sub_(own, both)
-            collect(found[1], rows, norms(own))
-        return tuple(self.without_loss_scale(joined(parts)) for parts in found)
+            yield 1, rows, own
 
-    def without_loss_scale(self, values: list[Tensor]) -> list[Tensor]:
-        """Return norms without the loss scale."""
-        if self.loss_scale is None:
-            return values
-        return torch._foreach_mul(values, 1 / self.loss_scale)
+    def _joined(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Return the norm of each parameter from those of its slices."""
+        joined = [
+            own[0]
+            if len(own) == 1
+            else torch.linalg.vector_norm(torch.stack(list(own)))
+            for own in parts
+        ]
+        if self.loss_scale is None or not joined:
+            return joined
+        return torch._foreach_mul(joined, 1 / self.loss_scale)
 
 
-class AdamPreconditioner(IdentityPreconditioner):
+class AdamPreconditioner(Preconditioner):
     """Adam, AdamW: the gradient is divided by sqrt(v) + eps first.
 
     v is the optimizer's ``exp_avg_sq`` from before this update, 0 at the first one.
@@ -93,7 +135,8 @@ class AdamPreconditioner(IdentityPreconditioner):
     correction.
 
     Args:
-        optimizer: An Adam or AdamW.
+        optimizer: An Adam or AdamW; that inside of ZeRO-1, which steps the parameters
+            of this rank.
     """
 
     rescales = True
@@ -107,30 +150,10 @@ class AdamPreconditioner(IdentityPreconditioner):
             for parameter in group['params']
         }
 
-    def replica_norms(
-        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Return |g_r / (sqrt(v) + eps)| of each parameter.
+    def has(self, parameter: nn.Parameter) -> bool:
+        return id(parameter) in self._group_of
 
-        Args:
-            parameters: Parameters.
-            gradients: g_r of each, times the loss scale. Nothing is changed.
-        """
-        parts: list[list[Tensor]] = [[] for _ in parameters]
-        for rows, directions in self._replica_directions(parameters, gradients):
-            collect(parts, rows, norms(directions))
-        return self.without_loss_scale(joined(parts))
-
-    def directions(
-        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Return the gradients as :meth:`replica_norms` measures them."""
-        parts: list[list[Tensor]] = [[] for _ in parameters]
-        for rows, directions in self._replica_directions(parameters, gradients):
-            collect(parts, rows, directions)
-        return [own[0] if len(own) == 1 else torch.cat(own) for own in parts]
-
-    def _replica_directions(
+    def _replicas(
         self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
     ) -> Iterator[tuple[list[int], list[Tensor]]]:
         for rows, settings, (own, moments, largest) in self._groups(
@@ -141,28 +164,13 @@ class AdamPreconditioner(IdentityPreconditioner):
             torch._foreach_add_(scales, eps)
             yield rows, torch._foreach_div(widened(own), scales)
 
-    def half_norms(
+    def _halves(
         self,
         parameters: Sequence[nn.Parameter],
         first: Sequence[Tensor],
         total: Sequence[Tensor],
         shares: tuple[float, float],
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the norms of two rescaled halves and of their sum.
-
-        They are D_h = G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps) of both halves h.
-
-        Args:
-            parameters: Parameters.
-            first: a G_A of each, times the loss scale.
-            total: a G_A + b G_B, times the loss scale.
-            shares: a and b.
-
-        Returns:
-            |D_A|, |D_B| and |D_A + D_B|.
-        """
-        scale = 1 if self.loss_scale is None else self.loss_scale
-        found: list[list[list[Tensor]]] = [[[] for _ in parameters] for _ in range(3)]
+    ) -> Iterator[tuple[int, list[int], list[Tensor]]]:
         for rows, settings, (own, both, moments, largest) in self._groups(
             parameters, [first, total]
         ):
@@ -173,20 +181,21 @@ class AdamPreconditioner(IdentityPreconditioner):
             halves = own, torch._foreach_sub(both, own)
             directions = []
             for half, share in zip(halves, shares, strict=True):
-                half = torch._foreach_mul(half, 1 / (share * scale))
+                half = unscaled = torch._foreach_mul(half, 1 / share)
+                if self.loss_scale is not None:
+                    unscaled = torch._foreach_mul(half, 1 / self.loss_scale)
                 scales = torch._foreach_mul(moments, beta2)
-                torch._foreach_addcmul_(scales, half, half, 1 - beta2)
+                torch._foreach_addcmul_(scales, unscaled, unscaled, 1 - beta2)
                 if amsgrad:
                     scales = torch._foreach_maximum(scales, largest)
                 torch._foreach_sqrt_(scales)
                 torch._foreach_add_(scales, eps)
                 torch._foreach_div_(half, scales)
                 directions.append(half)
-            for parts, direction in zip(found, directions, strict=False):
-                collect(parts, rows, norms(direction))
+            for column, direction in enumerate(directions):
+                yield column, rows, direction
             torch._foreach_add_(*directions)
-            collect(found[2], rows, norms(directions[0]))
-        return tuple(map(joined, found))
+            yield 2, rows, directions[0]
 
     def _groups(
         self, parameters: Sequence[nn.Parameter], lists: Lists
@@ -220,9 +229,10 @@ class AdamPreconditioner(IdentityPreconditioner):
 
     def _moment(self, parameter: nn.Parameter, name: str) -> Tensor:
         moment = self._optimizer.state.get(parameter, {}).get(name)
-        if moment is None:
-            moment = parameter.new_zeros(()).expand_as(parameter)
-        return as_real(moment)
+        if moment is not None:
+            return as_real(local(moment))
+        like = as_real(local(parameter))
+        return like.new_zeros(()).expand_as(like)
 
 
 def groups_of_slices(
@@ -262,26 +272,16 @@ def groups_of_slices(
 
 
 def collect(parts: list[list[Tensor]], rows: Sequence[int], found: Sequence) -> None:
-    """Add the norm of each slice to those of its parameter."""
+    """Add what was found for each slice to the list of its parameter."""
     for row, norm in zip(rows, found, strict=True):
         parts[row].append(norm)
 
-
-def joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return the norm of each parameter from those of its slices."""
-    return [
-        own[0] if len(own) == 1 else torch.linalg.vector_norm(torch.stack(list(own)))
-        for own in parts
-    ]
-
-
-Preconditioner = IdentityPreconditioner | AdamPreconditioner
 
 # Subclasses count; the first match wins.
 PRECONDITIONERS: dict[type[Optimizer], Callable[[Optimizer], Preconditioner]] = {
     torch.optim.AdamW: AdamPreconditioner,
     torch.optim.Adam: AdamPreconditioner,
-    torch.optim.SGD: lambda optimizer: IdentityPreconditioner(),
+    torch.optim.SGD: lambda optimizer: Preconditioner(),
 }
 
 
@@ -302,7 +302,7 @@ def build_preconditioner(
         if isinstance(optimizer, kind):
             return build(optimizer)
     if measures_only:
-        return IdentityPreconditioner()
+        return Preconditioner()
     known = ', '.join(sorted(kind.__name__ for kind in PRECONDITIONERS))
     raise TypeError(
         'AGVM measures the gradient that the optimizer steps along, which is defined '

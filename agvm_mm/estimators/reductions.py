@@ -12,6 +12,11 @@ SMALL = 16 * ROW
 """Elements up to which a CPU needs no rows."""
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return the slice of a DTensor that this rank has, any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
+
+
 def as_real(tensor: Tensor) -> Tensor:
     """Return a complex tensor as pairs of reals, any other as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -94,11 +94,6 @@ def relative_updates(images: float, noise_scale: float) -> float:
     return 1 + noise_scale / images
 
 
-def relative_images(images: float, noise_scale: float) -> float:
-    """Return 1 + B / B_noise, images of a training in units of the fewest possible."""
-    return 1 + images / noise_scale if noise_scale else math.inf
-
-
 def saved_updates(images: float, noise_scale: float) -> float:
     """Return the share of updates that a batch saves against half of it, up to 0.5."""
     half = relative_updates(images / 2, noise_scale)
@@ -107,10 +102,7 @@ def saved_updates(images: float, noise_scale: float) -> float:
 
 def extra_images(images: float, noise_scale: float) -> float:
     """Return the share of images that a batch costs on top of half of it, up to 1."""
-    if not noise_scale:
-        return 1.0
-    half = relative_images(images / 2, noise_scale)
-    return relative_images(images, noise_scale) / half - 1
+    return 1 - 2 * saved_updates(images, noise_scale)  # Images are updates x batch.
 
 
 class NoiseAverages:

@@ -1,9 +1,10 @@
 """AGVM of one training: what it has measured, and the learning rates that follow."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +12,15 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agvm_mm.estimators import ModuleStatistics, VarianceEstimator
+from agvm_mm.estimators import (
+    ModuleStatistics,
+    VarianceEstimator,
+    build_preconditioner,
+)
 from agvm_mm.method.modulator import MeasurementSchedule, Modulator
 from agvm_mm.method.noise_scale import NoiseAverages
-from agvm_mm.sharding.state import state_of
+from agvm_mm.optim.split import scaled_learning_rates
+from agvm_mm.sharding.state import inner_groups, is_divided, stepping
 
 
 class MicroBatch(NamedTuple):
@@ -65,10 +71,11 @@ class AGVM:
         parameters: Parameters of the optimizer by module, see
             :func:`parameters_by_module`.
         modulator: Multipliers of the modules; None to measure only.
-        frozen: Frozen parameters of the model that are in no module. Defaults to none.
+        over_ranks: Whether ranks average their gradients. They do so for those
+            parameters only that are trained from the beginning; else all parameters of
+            the modules may be. Defaults to False.
 
     Attributes:
-        held: How the state of the optimizer is held.
         preconditioner: Turns a gradient into what the optimizer steps along.
         noise: Averages that noise scales follow from.
         variances: Last accepted Phi by module.
@@ -86,16 +93,17 @@ class AGVM:
         optimizer: Optimizer,
         parameters: Mapping[str, list[nn.Parameter]],
         modulator: Modulator | None = None,
-        frozen: Sequence[nn.Parameter] = (),
+        *,
+        over_ranks: bool = False,
     ) -> None:
         self.optimizer = optimizer
         self.parameters = dict(parameters)
         self.modulator = modulator
-        self._frozen = frozen
-        self.held = state_of(optimizer)
-        self.preconditioner = self.held.build_preconditioner(
-            measures_only=modulator is None
+        self.preconditioner = build_preconditioner(
+            stepping(optimizer), measures_only=modulator is None
         )
+        if self.preconditioner.rescales:
+            self.preconditioner.is_divided = is_divided(optimizer)
         self._module_of = {
             id(parameter): name for name, own in parameters.items() for parameter in own
         }
@@ -105,7 +113,9 @@ class AGVM:
         self.num_measurements = 0
         self.num_skipped_measurements = 0
         self._skipped: int | None = None
-        self._count = count_parameters(optimizer)
+        self._known = set(trainable(parameters_of(optimizer)))
+        if not over_ranks:
+            self._known.update(self._module_of)
         self.estimator: VarianceEstimator | None = None
         self.schedule: MeasurementSchedule | None = None
         self.images_per_pass = 1
@@ -188,16 +198,18 @@ class AGVM:
         if statistics is not None:
             self._receive(statistics)
 
-    def scaled_learning_rates(self) -> AbstractContextManager[None]:
-        """Return a context in which the optimizer steps with each module's rate.
+    @contextmanager
+    def scaled_learning_rates(self) -> Iterator[None]:
+        """Have the optimizer step with each module's rate.
 
         Raises:
-            RuntimeError: If a parameter that was frozen or new, and so is in no
-                module, is trained now.
+            RuntimeError: If a hook has unfrozen or added parameters that the run
+                cannot take up.
         """
-        self._check_still_frozen()
-        self._check_none_added()
-        return self.held.scaled_learning_rates(self._module_of, self.multipliers)
+        check_trains_no_others(self.optimizer, self._known)
+        split = self.optimizer, self._module_of, self.multipliers
+        with scaled_learning_rates(*split), inner_groups(self.optimizer):
+            yield
 
     def reset_update(self, *, dropped: bool) -> None:
         """Forget an update that was begun.
@@ -220,7 +232,7 @@ class AGVM:
             num_updates=self.num_updates,
             num_measurements=self.num_measurements,
             num_skipped_measurements=self.num_skipped_measurements,
-            optimizer=self.held.kind,
+            optimizer=type(stepping(self.optimizer)).__name__,
         )
 
     def load_state_dict(self, state_dict: Mapping) -> None:
@@ -269,31 +281,37 @@ class AGVM:
         device = self.optimizer.param_groups[0]['params'][0].device
         return scaler.scale(torch.ones((), device=device))
 
-    def _check_still_frozen(self) -> None:
-        unfrozen = [tuple(p.shape) for p in self._frozen if p.requires_grad]
-        if unfrozen:
-            raise RuntimeError(
-                f'{len(unfrozen)} parameters, the first of shape {unfrozen[0]}, were '
-                'frozen when the training began and are trained now. They are in no '
-                'module, so AGVM would not scale their learning rate: name their '
-                'module in optim_wrapper.modules, or unfreeze them in a second run '
-                'with load_from'
-            )
 
-    def _check_none_added(self) -> None:
-        added = count_parameters(self.optimizer) - self._count
-        if added:
-            raise RuntimeError(
-                f'the optimizer got {added} parameters after the training began '
-                '(add_param_group). They are in no module, so AGVM would neither '
-                'measure them nor scale their learning rate: add them when the model '
-                'is built, or in a second run with load_from'
-            )
+def trainable(parameters: Iterable[nn.Parameter]) -> dict[int, nn.Parameter]:
+    """Return the parameters that are not frozen now, by their ``id``."""
+    return {id(each): each for each in parameters if each.requires_grad}
 
 
-def count_parameters(optimizer: Optimizer) -> int:
-    """Return the number of parameter tensors in the groups of an optimizer."""
-    return sum(len(group['params']) for group in optimizer.param_groups)
+def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    """Yield the parameters of an optimizer."""
+    return chain.from_iterable(group['params'] for group in optimizer.param_groups)
+
+
+def check_trains_no_others(optimizer: Optimizer, known: Set[int]) -> None:
+    """Check that an optimizer trains no parameters that a run does not know of.
+
+    Args:
+        optimizer: Hooks may have unfrozen some of its parameters or added others.
+        known: Parameters that may be trained, by their ``id``.
+
+    Raises:
+        RuntimeError: If it trains others.
+    """
+    trained = trainable(parameters_of(optimizer))
+    new = [each for key, each in trained.items() if key not in known]
+    if new:
+        raise RuntimeError(
+            f'{len(new)} parameters, the first of shape {tuple(new[0].shape)}, were '
+            'frozen or not in the optimizer when the training began and are trained '
+            'now. Neither DDP, which averages gradients over the ranks, nor AGVM, '
+            'which scales learning rates by module, takes them up: train them from '
+            'the beginning, or in a second run with load_from'
+        )
 
 
 def parameters_by_module(
@@ -306,8 +324,7 @@ def parameters_by_module(
         module_of: Module of a parameter by its ``id``.
     """
     by_module: dict[str, list[nn.Parameter]] = {}
-    for group in optimizer.param_groups:
-        for parameter in group['params']:
-            if id(parameter) in module_of:
-                by_module.setdefault(module_of[id(parameter)], []).append(parameter)
+    for parameter in parameters_of(optimizer):
+        if id(parameter) in module_of:
+            by_module.setdefault(module_of[id(parameter)], []).append(parameter)
     return by_module

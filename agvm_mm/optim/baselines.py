@@ -1,7 +1,7 @@
 """Baseline optimizers that AGVM is compared with: LARS, LAMB and PMD-LAMB.
 
-LARS and LAMB come from the package ``pytorch-optimizer``, which is imported only when a
-config uses one of them. The AGVM wrappers refuse all three: AGVM scales the learning
+They come from the package ``pytorch-optimizer``, which is imported only when a config
+uses one of them. The AGVM wrappers refuse all three: AGVM scales the learning
 rate of each module, while a trust ratio fixes the length of each layer's step whatever
 the gradient variance is, so the two would counteract each other.
 
@@ -10,19 +10,13 @@ at other weights on the same images, so an accumulated update would have to run 
 its micro-batches twice; the loops load them one by one and keep none.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import ModuleType
 
-import torch
 from mmengine.registry import OPTIMIZERS
-from torch import Tensor
 from torch.optim import Optimizer
 
 from agvm_mm.validation import check_number, suggests_arguments
-
-# Bound on the norm of a layer's weights in the trust ratio (phi in the first version of
-# the LAMB paper); pytorch-optimizer uses the same value.
-MAX_WEIGHT_NORM = 10.0
 
 
 def _pytorch_optimizer(wanted_for: str) -> ModuleType:
@@ -127,93 +121,58 @@ def build_lamb(
     )
 
 
-@OPTIMIZERS.register_module()
+@OPTIMIZERS.register_module(name='PMDLAMB')
 @suggests_arguments()
-class PMDLAMB(Optimizer):
-    """LAMB whose moments decay periodically, which reduces the weight of old gradients.
+def build_pmd_lamb(
+    params: Iterable,
+    lr: float,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+    period: int = 100,
+    moment_decay: float = 0.1,
+) -> Optimizer:
+    """Build LAMB whose moments decay periodically, so that old gradients weigh less.
 
     The idea is that of PMD-LAMB (Wang et al., *Large Batch Optimization for Object
     Detection: Training COCO in 12 Minutes*, ECCV 2020): with few large updates the
     moments contain gradients at weights of long ago. How much and how often they decay
     is a choice of this implementation: before the updates period, 2 period, 3 period,
-    ... of a parameter both of its moments are multiplied by ``moment_decay``, and then
-    it takes the step of :func:`build_lamb`. ``moment_decay=1`` is LAMB, and 0 resets
-    the moments.
+    ... both moments are multiplied by ``moment_decay``, and then comes the step of
+    :func:`build_lamb`. ``moment_decay=1`` is LAMB, and 0 resets the moments.
 
     Args:
         params: Parameters or parameter groups.
-        lr: Learning rate.
-        betas: b1 and b2, in [0, 1). Defaults to (0.9, 0.999).
-        eps: Added to sqrt(v). Defaults to 1e-6.
-        weight_decay: Weight decay. Defaults to 0.01.
+        lr, betas, eps, weight_decay: See :func:`build_lamb`.
         period: Updates between two decays. Defaults to 100.
         moment_decay: Factor of a decay, in [0, 1]. Defaults to 0.1.
 
     Raises:
-        TypeError: If a setting is not a number.
+        ImportError: If pytorch-optimizer is not installed.
         ValueError: If a setting is out of range.
 
     Example:
         >>> optim_wrapper = dict(optimizer=dict(type='PMDLAMB', lr=0.005, period=100))
     """
+    check_number('period', period, low=1, integer=True)
+    check_number('moment_decay', moment_decay, low=0, high=1)
+    optimizer = build_lamb(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    own = dict(period=period, moment_decay=moment_decay)
+    optimizer.defaults.update(own)
+    for group in optimizer.param_groups:
+        group.update(own)
+    optimizer.register_step_pre_hook(decay_moments)
+    return optimizer
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-        period: int = 100,
-        moment_decay: float = 0.1,
-    ) -> None:
-        check_number('lr', lr, low=0)
-        for name, beta in zip(('betas[0]', 'betas[1]'), betas, strict=True):
-            check_number(name, beta, low=0, below=1)
-        check_number('eps', eps, above=0)
-        check_number('weight_decay', weight_decay, low=0)
-        check_number('period', period, low=1, integer=True)
-        check_number('moment_decay', moment_decay, low=0, high=1)
-        defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
-        defaults |= dict(period=period, moment_decay=moment_decay)
-        super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Perform one update; a closure reevaluates the model and returns the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group['params']:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-        return loss
-
-    def _update(self, parameter: Tensor, group: dict) -> None:
-        """Update one parameter and its moments in place."""
-        gradient = parameter.grad
-        state = self.state[parameter]
-        if not state:
-            state['step'] = 0
-            state['exp_avg'] = torch.zeros_like(parameter)
-            state['exp_avg_sq'] = torch.zeros_like(parameter)
-        first, second = state['exp_avg'], state['exp_avg_sq']
-        if state['step'] and state['step'] % group['period'] == 0:
-            first.mul_(group['moment_decay'])
-            second.mul_(group['moment_decay'])
-        state['step'] += 1
-        beta1, beta2 = group['betas']
-        first.lerp_(gradient, 1 - beta1)
-        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        update = first / second.sqrt().add_(group['eps'])
-        update.add_(parameter, alpha=group['weight_decay'])
-        weight_norm = torch.linalg.vector_norm(parameter).clamp_(max=MAX_WEIGHT_NORM)
-        update_norm = torch.linalg.vector_norm(update)
-        # No branch: it would synchronize with the device for each parameter.
-        ratio = torch.where(
-            (weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0
-        )
-        parameter.sub_(update.mul_(group['lr'] * ratio))
+def decay_moments(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    """Multiply the moments before an update at the end of a period, as a step hook."""
+    for group in optimizer.param_groups:
+        done = group.get('step', 0)
+        if not done or done % group['period']:
+            continue
+        for parameter in group['params']:
+            for moment in ('exp_avg', 'exp_avg_sq'):
+                if moment in optimizer.state[parameter]:
+                    optimizer.state[parameter][moment].mul_(group['moment_decay'])

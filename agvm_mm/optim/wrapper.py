@@ -14,6 +14,7 @@ from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import assign_modules
 from agvm_mm.optim.agvm import AGVM, MicroBatch, parameters_by_module
 from agvm_mm.optim.precision import keep_float32
+from agvm_mm.sharding.state import gather_state, is_divided, load_state
 from agvm_mm.validation import check_number, suggests_arguments
 
 # Keys of optim_wrapper in a config that are not arguments of the wrapper itself.
@@ -85,13 +86,17 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
         self.ratio_bounds = ratio_bounds
         self.clip_window = clip_window
         self.agvm: AGVM | None = None
+        self._whole: dict | None = None
 
-    def make_agvm(self, model: nn.Module, *, act: bool = True) -> AGVM:
+    def make_agvm(
+        self, model: nn.Module, *, act: bool = True, over_ranks: bool = False
+    ) -> AGVM:
         """Make the state of AGVM for a model.
 
         Args:
             model: Network of the optimizer, not wrapped in DDP.
             act: Whether learning rates are scaled. Defaults to True.
+            over_ranks: Whether ranks average their gradients. Defaults to False.
 
         Raises:
             TypeError: If a setting has the wrong type.
@@ -112,8 +117,7 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
                 momentum=self.momentum,
                 ratio_bounds=self.ratio_bounds,
             )
-        frozen = [p for name, p in parameters.items() if name not in names]
-        self.agvm = AGVM(self.optimizer, by_module, modulator, frozen)
+        self.agvm = AGVM(self.optimizer, by_module, modulator, over_ranks=over_ranks)
         return self.agvm
 
     @contextmanager
@@ -164,22 +168,26 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
         return window is None or window[0] <= self.agvm.num_updates <= window[1]
 
     def state_dict(self) -> dict:
-        """Return the optimizer's state and, under 'agvm', the state of AGVM."""
-        if self.agvm is None:
-            return super().state_dict()
-        state_dict = self.agvm.held.save(super().state_dict)
-        state_dict['agvm'] = self.agvm.state_dict()
-        return state_dict
+        """Return the optimizer's state and, under 'agvm', the state of AGVM.
+
+        Raises:
+            RuntimeError: If ranks divide the state, outside :meth:`gathered`.
+        """
+        if self._whole is None and is_divided(self.optimizer):
+            raise RuntimeError(
+                'the state of the optimizer is divided over the ranks, and all of them '
+                'have to take part when it is saved: save checkpoints by '
+                "default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook'))"
+            )
+        state = super().state_dict() if self._whole is None else self._whole
+        return state if self.agvm is None else state | dict(agvm=self.agvm.state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a saved state; without that of AGVM, which then starts from 1."""
         state_dict = dict(state_dict)
         saved = state_dict.pop('agvm', None)
-        if self.agvm is None:
-            super().load_state_dict(state_dict)
-            return
-        self.agvm.held.load(super().load_state_dict, state_dict)
-        if saved is not None:
+        load_state(self.optimizer, super().load_state_dict, state_dict)
+        if self.agvm is not None and saved is not None:
             self.agvm.load_state_dict(saved)
 
     @contextmanager
@@ -188,8 +196,11 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
 
         Every rank has to enter this context before rank 0 saves a checkpoint.
         """
-        with self._attached().held.gathered(super().state_dict):
+        self._whole = gather_state(super().state_dict())
+        try:
             yield
+        finally:
+            self._whole = None
 
     def _attached(self) -> AGVM:
         if self.agvm is None or self.agvm.estimator is None:
@@ -216,11 +227,11 @@ class AGVMAmpOptimWrapper(AGVMOptimWrapper, AmpOptimWrapper):
     float32.
     """
 
-    def make_agvm(self, model: nn.Module, *, act: bool = True) -> AGVM:
+    def make_agvm(self, model: nn.Module, **kwargs: bool) -> AGVM:
         """See :meth:`AGVMOptimWrapper.make_agvm`."""
         if self.cast_dtype is torch.bfloat16:
             keep_float32(model)
-        return super().make_agvm(model, act=act)
+        return super().make_agvm(model, **kwargs)
 
 
 def check_clip_window(window: object, clips: bool) -> None:

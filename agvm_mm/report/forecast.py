@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,37 +26,13 @@ class NoiseScales(NamedTuple):
         modules: Noise scale of each module.
         whole: Noise scale of the whole network.
         source: Where they are from, as text.
+        micro_batch: Images of a replica; None if not known. Defaults to None.
     """
 
     modules: dict[str, float]
     whole: float
     source: str
-
-
-class Cost(NamedTuple):
-    """Cost of a training at one batch.
-
-    Attributes:
-        batch: Images of an update.
-        gpus: GPUs.
-        updates: Updates of the training.
-        images_per_second: Throughput of each GPU.
-    """
-
-    batch: float
-    gpus: int
-    updates: float
-    images_per_second: float
-
-    @property
-    def gpu_hours(self) -> float:
-        """Hours of all GPUs together. The last update of an epoch counts as full."""
-        return self.updates * self.batch / self.images_per_second / 3600
-
-    @property
-    def hours(self) -> float:
-        """Hours of the training, without validation."""
-        return self.gpu_hours / self.gpus
+    micro_batch: int | None = None
 
 
 def noise_of_run(path: str | Path) -> NoiseScales:
@@ -91,12 +67,14 @@ def noise_of_file(path: str | Path) -> NoiseScales:
             for name, module in content['modules'].items()
         }
         whole, images = scales.pop(ALL), content['images']
+        replica = content['images_per_replica']
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(
             f'{path} is not a file of tools/noise_scale.py --json; the log of a run '
             'goes to --log'
         ) from None
-    return NoiseScales(scales, whole, f'on {images:,} images, in {path}')
+    source = f'on {images:,} images in replicas of {replica:,}, in {path}'
+    return NoiseScales(scales, whole, source, replica)
 
 
 def check_same_modules(noise: NoiseScales, modules: Iterable[str]) -> None:
@@ -133,20 +111,6 @@ def settled_multipliers(
     }
 
 
-def neighbors(planned: Cost, noise_scale: float) -> Iterator[Cost]:
-    """Yield the cost of half and of double the batch, each trained as far.
-
-    Each GPU keeps its images and its speed, so the number of GPUs follows the batch. An
-    odd number of GPUs cannot be halved and stays, with half of the work for each. The
-    noise scale is that of the whole network, in images.
-    """
-    fewest = planned.updates / relative_updates(planned.batch, noise_scale)
-    half = planned.gpus // 2 if planned.gpus % 2 == 0 else planned.gpus
-    for batch, gpus in (planned.batch / 2, half), (2 * planned.batch, 2 * planned.gpus):
-        updates = fewest * relative_updates(batch, noise_scale)
-        yield Cost(batch, gpus, updates, planned.images_per_second)
-
-
 def describe_noise(noise: NoiseScales, batch: int) -> list[str]:
     """Format the noise scales and what a batch saves against half of it."""
     scales = {**noise.modules, 'whole network': noise.whole}
@@ -168,40 +132,41 @@ def describe_multipliers(multipliers: Mapping[str, float], *, acts: bool) -> str
         f'{name} {NOT_RESOLVED if math.isnan(mu) else format(mu, ".2f")}'
         for name, mu in multipliers.items()
     )
-    settle = 'settles' if acts else 'with AGVM, would settle'
-    return f'mu          {settle} at: {values}'
-
-
-def describe_time(planned: Cost, noise_scale: float | None) -> list[str]:
-    """Format hours and GPU-hours of a batch and, if possible, of its neighbors.
-
-    The noise scale is that of the whole network: NaN if not resolved, None if it was
-    not measured.
-    """
-    speed = format_number(planned.images_per_second)
-    line = (
-        f'time        {format_hours(planned)}, at {speed} images/s on each GPU, '
-        'without validation'
+    return (
+        f'mu          {"settles" if acts else "with AGVM, would settle"} at: {values}'
     )
-    if noise_scale is None:
-        return [line]
-    if math.isnan(noise_scale):
-        return [line, f'            of other batches: {NOT_RESOLVED}']
-    return [
-        line,
-        '            to get as far, with GPUs in proportion to the batch if possible:',
-        *(
-            f'            batch {cost.batch:,g} on {cost.gpus} GPU(s): about '
-            f'{cost.updates:,.0f} updates, {format_hours(cost)}'
-            for cost in neighbors(planned, noise_scale)
-        ),
+
+
+def describe_time(
+    batch: int, updates: int, hours: float, gpus: int, noise_scale: float | None
+) -> list[str]:
+    """Format the hours of a run, and of half and double the batch to get as far.
+
+    Args:
+        batch: Images of an update.
+        updates: Updates of the run.
+        hours: Hours of the run.
+        gpus: Number of GPUs. They have the same throughput at every batch.
+        noise_scale: That of the whole network in images: NaN if not resolved, None if
+            it was not measured, and only the run itself is formatted.
+    """
+    lines = [
+        f'time        {format_number(hours)} hours, {format_number(hours * gpus)} '
+        'GPU-hours, without validation'
     ]
-
-
-def format_hours(cost: Cost) -> str:
-    """Format hours and GPU-hours."""
-    hours, gpu_hours = format_number(cost.hours), format_number(cost.gpu_hours)
-    return f'{hours} hours, {gpu_hours} GPU-hours'
+    if noise_scale is None:
+        return lines
+    if math.isnan(noise_scale):
+        return [*lines, f'            of other batches: {NOT_RESOLVED}']
+    for factor in (0.5, 2):
+        needed = relative_updates(batch * factor, noise_scale)
+        share = needed / relative_updates(batch, noise_scale)
+        lines.append(
+            f'            as far at batch {batch * factor:,g}: about '
+            f'{updates * share:,.0f} updates, '
+            f'{format_number(hours * gpus * share * factor)} GPU-hours'
+        )
+    return lines
 
 
 def format_images(noise_scale: float) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,6 @@ Record = dict[str, Any]
 """One line of a log: values by name, and the update or epoch as ``step``."""
 Curves = dict[str, tuple[list[int], list[float]]]
 """Updates and values by module."""
-
-TIMES = {'data_time', 'time', 'step'}
-"""Fields of a validation that are not results."""
 
 
 def find_logs(path: str | Path) -> list[Path]:
@@ -56,51 +53,41 @@ def read_scalars(log: str | Path) -> list[Record]:
     return records
 
 
+def run_logs(path: str | Path) -> list[Path]:
+    """Return the logs of :func:`find_logs` that the latest one continues, and itself.
+
+    An earlier run that was started again is left out.
+    """
+    logs: list[Path] = []
+    for log in reversed(find_logs(path)):
+        logs.insert(0, log)
+        steps = [record['step'] for record in read_scalars(log) if 'lr' in record]
+        if steps and steps[0] <= (steps[1] - steps[0] if len(steps) > 1 else 1):
+            break
+    return logs
+
+
 def read_run(path: str | Path) -> list[Record]:
     """Read the records of a run's training and of AGVM, without those of validation.
 
     Args:
         path: A JSON log or a work folder. A log that continues an earlier one of the
-            same folder is joined with it; one that starts again replaces it.
+            same folder replaces it from its first update on.
 
     Raises:
         FileNotFoundError: If there is no log.
     """
     joined: list[Record] = []
-    for log in find_logs(path):
+    for log in run_logs(path):
         records = [
             record
             for record in read_scalars(log)
             if 'lr' in record or any(key.startswith('agvm/') for key in record)
         ]
-        steps = [record['step'] for record in records if 'lr' in record]
-        if not steps:
-            continue
-        interval = steps[1] - steps[0] if len(steps) > 1 else 1
-        resumed, first = steps[0] > interval, records[0]['step']
-        kept = [record for record in joined if resumed and record['step'] < first]
-        joined = kept + records
+        if any('lr' in record for record in records):
+            first = records[0]['step']
+            joined = [record for record in joined if record['step'] < first] + records
     return joined
-
-
-def validation_result(records: Sequence[Record], key: str) -> float | None:
-    """Return a result of the last validation.
-
-    MMDetection's ``CocoMetric`` reports nothing for a detector that finds no box. Its
-    result is 0, not that of an earlier validation. Without a validation, or if it had
-    other metrics only, there is None.
-
-    Args:
-        records: Records of a log, in order.
-        key: Name of the metric in the log, for example 'coco/bbox_mAP'.
-    """
-    for record in reversed(records):
-        if key in record:
-            return record[key]
-        # Hooks may write scalars of their own; a validation has its time.
-        if 'time' in record and 'lr' not in record:
-            return None if record.keys() - TIMES else 0.0
-    return None
 
 
 def module_curves(records: Iterable[Record], prefix: str) -> Curves:
@@ -142,13 +129,3 @@ def lr_drops(records: Iterable[Record]) -> list[int]:
     """Return the last updates before the learning rate fell to half or less."""
     rates = [(record['step'], record['lr']) for record in records if 'lr' in record]
     return [step for (step, before), (_, rate) in pairwise(rates) if rate <= before / 2]
-
-
-def name_runs(paths: Sequence[str | Path]) -> list[str]:
-    """Return a name for each run: the last part of its path in which all differ."""
-    parts = [Path(path).absolute().parts for path in paths]
-    for level in range(1, min(map(len, parts)) + 1):
-        names = [part[-level] for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [part[-1] for part in parts]

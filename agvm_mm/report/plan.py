@@ -83,26 +83,21 @@ class Plan:
 
     Attributes:
         total: Images of an update.
-        micro_batches: Those of an update on each rank, rounded down.
         epoch: Updates of an epoch.
         updates: Updates of the run.
-        counts_epochs: Whether the config gives its length in epochs.
         lr: Learning rate at each update.
         warmup: First update at which it is at its peak, within 1%.
         modules: Trainable parameters by module.
-        divides_parameters: Whether ranks divide parameters, gradient and moments.
-        divides_moments: Whether they divide the moments.
         hook: AGVM's hook, None without AGVM.
         schedule: AGVM's schedule, None without AGVM.
         measurements: Number of updates at which AGVM measures.
         settled: See :func:`~agvm_mm.report.forecast.settled_multipliers`.
         warnings: Questionable settings.
-        problems: Settings that cannot work.
 
     Raises:
+        Exception: Any error that the run itself would raise for a wrong setting.
         ValueError: If the config does not give the numbers, or the noise scales are of
             another model.
-        Exception: Any error that the run itself would raise for a wrong setting.
     """
 
     def __init__(
@@ -126,11 +121,11 @@ class Plan:
         accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
         default = per_micro_batch * accumulation
         self.total = cfg.train_cfg.get('total_batch_size', default)
+        check_total_batch_size(self.total, gpus, self.images_per_gpu)
         self.micro_batches = self.total // per_micro_batch
         self.epoch = math.ceil(self.images / self.total)
         max_iters = cfg.train_cfg.get('max_iters')
-        self.counts_epochs = 'max_epochs' in cfg.train_cfg
-        if self.counts_epochs:
+        if max_iters is None:
             self.updates = cfg.train_cfg.max_epochs * self.epoch
         else:
             self.updates = max_iters // accumulation
@@ -152,73 +147,55 @@ class Plan:
         self.divides_parameters = wrapper == 'FullyShardedModel'
         self.divides_moments = self.divides_parameters or uses_zero(cfg.optim_wrapper)
         self.precision = 'mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32'
+        mu = modulator_settings(cfg.optim_wrapper)
+        momentum = mu.pop('momentum')
         self.hook = build_hook(cfg, model)
         self.schedule, self.measurements = None, 0
+        if is_wrapper(cfg, AGVMOptimWrapper) != (self.hook is not None):
+            raise ValueError(
+                'AGVMOptimWrapper and VarianceSyncHook go together, and only one is '
+                'there'
+            )
         if self.hook is not None:
-            begin = self.warmup if self.hook.begin == WARMUP else self.hook.begin
-            self.schedule = self.hook.make_schedule(begin)
-            measured = map(self.schedule.is_measured, range(self.updates))
-            self.measurements = sum(measured)
-        mu = modulator_settings(cfg.optim_wrapper)
-        self.momentum = mu.pop('momentum')
+            check_replicas(gpus, self.micro_batches, None)
+            self._plan_measurements(self.hook, momentum)
         self.settled: dict[str, float] = {}
-        if noise is not None:
-            forecast.check_same_modules(noise, self.modules)
-            settle = forecast.settled_multipliers
-            self.settled = settle(self.total, noise.modules, **mu)
-        self.problems = self._find_problems(is_wrapper(cfg, AGVMOptimWrapper))
-        self.warnings += self._find_warnings()
-        if noise is not None and (cfg.get('sync_bn') or has_sync_bn(model)):
+        if noise is None:
+            return
+        forecast.check_same_modules(noise, self.modules)
+        self.settled = forecast.settled_multipliers(self.total, noise.modules, **mu)
+        if noise.micro_batch not in (None, self.images_per_gpu):
+            self.warnings.append(
+                f'the noise scales are of replicas of {noise.micro_batch:,} images, '
+                f'but a micro-batch has {self.images_per_gpu:,}: measure with '
+                f'--images-per-replica {self.images_per_gpu} if losses are divided by '
+                'counts of a micro-batch (--losses)'
+            )
+        if cfg.get('sync_bn') or has_sync_bn(model):
             self.warnings.append(
                 'with SyncBN, noise scales that several ranks have measured are biased '
                 'upwards or not resolved, and with them all that follows from them'
             )
 
-    def _find_problems(self, has_wrapper: bool) -> list[str]:
-        checks = [
-            (check_total_batch_size, self.total, self.gpus, self.images_per_gpu),
-        ]
-        if self.hook is not None:
-            checks += [
-                (check_replicas, self.gpus, max(1, self.micro_batches), None),
-                (check_begin_is_reached, self.schedule.begin, self.updates),
-            ]
-        problems = []
-        if has_wrapper != (self.hook is not None):
-            problems.append(
-                'AGVMOptimWrapper and VarianceSyncHook go together, and only one is '
-                'there'
-            )
-        for check, *arguments in checks:
-            try:
-                check(*arguments)
-            except ValueError as error:
-                problems.append(str(error))
-        return problems
-
-    def _find_warnings(self) -> list[str]:
-        warnings = []
-        if self.warmup > self.updates / 4:
-            warnings.append(
-                f'the warm-up takes {self.warmup:,} of {self.updates:,} updates, more '
-                'than a quarter'
-            )
-        begin = self.schedule.begin if self.hook and self.hook.act else math.inf
-        if begin >= self.updates:
-            return warnings
+    def _plan_measurements(self, hook: VarianceSyncHook, momentum: float) -> None:
+        begin = self.warmup if hook.begin == WARMUP else hook.begin
+        check_begin_is_reached(begin, self.updates)
+        self.schedule = hook.make_schedule(begin)
+        self.measurements = sum(map(self.schedule.is_measured, range(self.updates)))
+        if not hook.act:
+            return
         if begin < self.warmup:
-            warnings.append(
+            self.warnings.append(
                 f'AGVM begins at update {begin:,}, within the warm-up of '
                 f'{self.warmup:,}'
             )
-        reach = 1 - self.momentum**self.measurements
+        reach = 1 - momentum**self.measurements
         if reach < 0.5:
-            warnings.append(
+            self.warnings.append(
                 f'{self.measurements:,} measurements move mu only {reach:.0%} of the '
                 'distance to its target; lower the interval (the replicas estimator '
                 'makes that cheap)'
             )
-        return warnings
 
 
 def check_loop(cfg: Config) -> None:
@@ -260,15 +237,12 @@ def training_images(cfg: Config) -> int:
     Raises:
         ValueError: If the files of another data set are not there.
     """
-    dataset, times = cfg.train_dataloader.dataset, 1
+    dataset = cfg.train_dataloader.dataset
     try:
         with quiet():
             return len(DATASETS.build(dataset))
     except (AssertionError, OSError) as error:  # MMSegmentation asserts some files.
         missing = error
-    while type_name(dataset.type) in ('RepeatDataset', 'MultiImageMixDataset'):
-        times *= dataset.get('times', 1)
-        dataset = dataset.dataset
     kind, name = type_name(dataset.type), None
     file = str(dataset.get('ann_file', '')).rpartition('/')[2]
     if file in COCO_FILES:
@@ -281,7 +255,7 @@ def training_images(cfg: Config) -> int:
         raise ValueError(
             f'the size of {what} is not known; give it by --images N ({missing})'
         )
-    return times * TRAIN_IMAGES[name]
+    return TRAIN_IMAGES[name]
 
 
 class _LinspaceOnCPU(TorchFunctionMode):
@@ -423,75 +397,45 @@ def is_kind(kind: Any, registry: Registry, expected: type) -> bool:
 def describe(plan: Plan) -> str:
     """Format a plan as a block of text."""
     size = 4 * sum(plan.modules.values())
-    gradient, state = format_bytes(size), f'not known for {plan.optimizer}'
+    own = format_bytes(size / (plan.gpus if plan.divides_parameters else 1))
+    moments = f'not known for {plan.optimizer}'
     if plan.optimizer in MOMENTS:
         ranks = plan.gpus if plan.divides_moments else 1
-        state = format_bytes(size * MOMENTS[plan.optimizer] / ranks)
-    own = format_bytes(size / (plan.gpus if plan.divides_parameters else 1))
-    parts = f'{plan.gpus:,} GPU(s) x {plan.images_per_gpu:,} images'
-    per_micro_batch = plan.gpus * plan.images_per_gpu
-    if plan.total % per_micro_batch:
-        parts = f', not a multiple of {parts}'
-    else:
-        parts = f' = {parts} x {plan.micro_batches:,} micro-batch(es)'
-    epochs = f', {plan.updates / plan.epoch:,.1f} epochs'
+        moments = format_bytes(size * MOMENTS[plan.optimizer] / ranks)
     lines = [
-        f'batch       {plan.total:,} images{parts}',
+        f'batch       {plan.total:,} images = {plan.gpus:,} GPU(s) x '
+        f'{plan.images_per_gpu:,} images x {plan.micro_batches:,} micro-batch(es)',
         f'updates     {plan.epoch:,} in an epoch of {plan.images:,} images, '
-        f'{plan.updates:,} in all{"" if plan.counts_epochs else epochs}',
+        f'{plan.updates:,} in all, {plan.updates / plan.epoch:,.1f} epochs',
         f'precision   {plan.precision}',
         f'lr          {format_rates(plan.lr)}',
-        *(
-            f'module      {module}: {count:,} trainable parameters'
-            for module, count in plan.modules.items()
-        ),
-        f'memory      on each GPU, float32: parameters {own}, gradient '
-        f'{own}, moments {state}; plus activations',
-        f'traffic     plain update: {gradient if plan.gpus > 1 else "nothing"} reduced',
     ]
-    if plan.hook is not None:
-        lines += _agvm_lines(plan, plan.hook, gradient)
+    for module, count in plan.modules.items():
+        lines.append(f'module      {module}: {count:,} trainable parameters')
+    lines.append(
+        f'memory      on each GPU, float32: parameters {own}, gradient {own}, moments '
+        f'{moments}; plus activations'
+    )
+    hook = plan.hook
+    if hook is not None:
+        end = '' if hook.end is None else f' to {hook.end:,}'
+        acts = '' if hook.act else 'only measures, '
+        lines.append(
+            f'AGVM        {acts}from update {plan.schedule.begin:,}{end}, every '
+            f'{hook.interval}: {plan.measurements:,} measurements by {hook.estimator}'
+        )
     if plan.noise is not None:
         lines += forecast.describe_noise(plan.noise, plan.total)
     if plan.settled:
-        acts = plan.hook is not None and plan.hook.act
+        acts = hook is not None and hook.act
         lines.append(forecast.describe_multipliers(plan.settled, acts=acts))
     if plan.images_per_second is not None:
-        speed = plan.images_per_second / plan.gpus
-        planned = forecast.Cost(plan.total, plan.gpus, plan.updates, speed)
-        lines += forecast.describe_time(planned, plan.noise and plan.noise.whole)
+        hours = plan.updates * plan.total / plan.images_per_second / 3600
+        noise_scale = plan.noise and plan.noise.whole
+        run = plan.total, plan.updates, hours, plan.gpus
+        lines += forecast.describe_time(*run, noise_scale)
     lines += [f'warning     {text}' for text in plan.warnings]
-    lines += [f'PROBLEM     {text}' for text in plan.problems]
     return '\n'.join(lines)
-
-
-def _agvm_lines(plan: Plan, hook: VarianceSyncHook, gradient: str) -> list[str]:
-    if plan.gpus == 1:
-        extra = f'nothing reduced, one copy of the gradient ({gradient})'
-    elif hook.estimator == 'halves':
-        extra = f'{gradient} more reduced, one copy of each bucket in flight'
-    elif plan.divides_moments and MOMENTS.get(plan.optimizer) == 2:
-        extra = f'{gradient} more reduced, the squares of the gradient'
-    else:
-        extra = f'{2 * len(plan.modules)} scalars more reduced'
-    end = '' if hook.end is None else f' to {hook.end:,}'
-    acts = '' if hook.act else 'only measures, '
-    lines = [
-        f'            measured update: {extra}',
-        f'AGVM        {acts}from update {plan.schedule.begin:,}{end}, every '
-        f'{hook.interval}: {plan.measurements:,} measurements by {hook.estimator}',
-    ]
-    if hook.act:
-        lines.append(
-            '            mu covers half the distance to its target in '
-            f'{half_way(plan.momentum)} measurement(s)'
-        )
-    return lines
-
-
-def half_way(momentum: float) -> int:
-    """Return the measurements in which mu covers half the distance to its target."""
-    return math.ceil(math.log(0.5) / math.log(momentum)) if momentum > 0.5 else 1
 
 
 def format_bytes(count: float) -> str:

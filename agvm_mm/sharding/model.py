@@ -1,16 +1,22 @@
 """Model whose parameters, gradients and optimizer states are divided over the ranks."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.model import BaseModule, MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
+from mmengine.model import BaseModule
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.hooks import RemovableHandle
 
+from agvm_mm.engine import StepsOfDDP
+from agvm_mm.sharding.gradients import ShardedGradients
 from agvm_mm.validation import suggests_arguments
 
 try:
@@ -33,7 +39,7 @@ SMALLEST_UNIT = 0.01
         mp_policy='Parameters and gradients stay in float32',
     ),
 )
-class FullyShardedModel(nn.Module):
+class FullyShardedModel(StepsOfDDP, nn.Module):
     """Model wrapper that divides parameters, gradients and moments over the ranks.
 
     Takes the place of ``MMDistributedDataParallel`` (torch's ``fully_shard``, FSDP2).
@@ -64,34 +70,46 @@ class FullyShardedModel(nn.Module):
         ... )
     """
 
-    val_step = MMDistributedDataParallel.val_step
-    test_step = MMDistributedDataParallel.test_step
-
     def __init__(self, module: nn.Module, units: Sequence[str] | None = None) -> None:
         super().__init__()
         check_torch()
         names = default_units(module) if units is None else list(units)
         check_network(module, names)
-        if isinstance(module, BaseModule):
-            module.init_weights()  # The Runner does it later: then it does nothing.
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, 0)
-        device = next(module.parameters()).device.type
+        self._whole: dict[str, Tensor | None] | None = None
+        self._syncs = True
+        self._has_run = False
+        device = get_device()
+        on_meta = any(parameter.is_meta for parameter in module.parameters())
+        if not on_meta:
+            device = next(module.parameters()).device.type
+            initialize(module)
         mesh = dist.init_device_mesh(device, (dist.get_world_size(),))
+        self.process_group = mesh.get_group()
         # Submodules first, the innermost before those around them.
         for name in [*sorted(names, key=lambda name: -name.count('.')), '']:
             unit = module.get_submodule(name)
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         module.set_reduce_scatter_unused_params(True)
         self.module = module
-        self.process_group = mesh.get_group()
-        self._syncs = True
-        self._has_run = False
-        self._whole: dict[str, Tensor | None] | None = None
         for child in module.modules():
             child.register_load_state_dict_pre_hook(shard_loaded)
         # torch sets an attribute of the hook, which a bound method does not have.
         module.register_state_dict_post_hook(lambda *args: self._complete(args[1]))
+        if on_meta:
+            materialize(module, device)
+
+    def gradient_source(self, comm_hook: str | None = None) -> ShardedGradients:
+        """Return what shows the gradients of all ranks to an estimator.
+
+        Raises:
+            ValueError: If there is a ``comm_hook``.
+        """
+        if comm_hook is not None:
+            raise ValueError(
+                f"comm_hook='{comm_hook}' is a hook of DistributedDataParallel; remove "
+                'it with FullyShardedModel'
+            )
+        return ShardedGradients(self.units(), self.process_group)
 
     def units(self) -> dict[str, FSDPModule]:
         """Return the units by name; '' has the rest."""
@@ -105,18 +123,6 @@ class FullyShardedModel(nn.Module):
         self.module.set_requires_gradient_sync(self._syncs)
         return self.module(*args, **kwargs)
 
-    def train_step(
-        self, data: dict | Sequence, optim_wrapper: OptimWrapper
-    ) -> dict[str, Tensor]:
-        """Run a micro-batch as ``MMDistributedDataParallel`` does."""
-        with optim_wrapper.optim_context(self):
-            data = self.module.data_preprocessor(data, True)
-            named = isinstance(data, dict)
-            losses = self(**data, mode='loss') if named else self(*data, mode='loss')
-        loss, log_vars = self.module.parse_losses(losses)
-        optim_wrapper.update_params(loss)
-        return log_vars
-
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Have the backward passes of this forward pass keep their gradients."""
@@ -126,13 +132,13 @@ class FullyShardedModel(nn.Module):
         finally:
             self._syncs = True
 
-    def drop_gradients(self) -> None:
-        """Clear gradients that wait to be reduced; all ranks have to call this."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, also those that wait to be reduced, on all ranks at once."""
         for unit in self.units().values():
             unit.unshard()
-            for parameter in own_parameters(unit):
-                parameter.grad = None
+            unit.zero_grad(set_to_none)
             unit.reshard()
+        super().zero_grad(set_to_none)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -156,15 +162,67 @@ class FullyShardedModel(nn.Module):
             )
         for name, value in state_dict.items():
             if isinstance(value, DTensor):
-                state_dict[name] = value.full_tensor()
+                state_dict[name] = value.full_tensor().cpu()
 
 
-def own_parameters(unit: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of a unit without those of units inside it."""
-    yield from unit.parameters(recurse=False)
-    for child in unit.children():
-        if not isinstance(child, FSDPModule):
-            yield from own_parameters(child)
+def initialize(module: nn.Module) -> None:
+    """Initialize the weights of a network, and make them equal on all ranks."""
+    if isinstance(module, BaseModule):
+        module.init_weights()  # The Runner does it later: then it does nothing.
+    for tensor in module.state_dict().values():
+        dist.broadcast(tensor, 0)
+
+
+def parameters_on_meta() -> RemovableHandle:
+    """Have modules made from now on take no memory for their parameters.
+
+    ``FullyShardedModel`` initializes each slice on its rank. Buffers have their values.
+
+    Returns:
+        A handle; ``remove()`` ends it.
+    """
+
+    def to_meta(module: nn.Module, name: str, own: nn.Parameter) -> nn.Parameter | None:
+        return own and nn.Parameter(own.to('meta'), own.requires_grad)
+
+    return register_module_parameter_registration_hook(to_meta)
+
+
+def materialize(module: nn.Module, device: str) -> None:
+    """Give the slices of a network on the meta device memory, and initialize them.
+
+    Raises:
+        RuntimeError: If neither ``reset_parameters`` of a layer nor ``init_weights`` of
+            the network sets a parameter, or a buffer is on the meta device.
+    """
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    lost = [name for name, buffer in buffers.items() if buffer.is_meta]
+    if lost:
+        raise RuntimeError(
+            f'FullyShardedModel: the buffer {lost[0]} is on the meta device, which has '
+            'no values; build the network inside of parameters_on_meta() only'
+        )
+    module.to_empty(device=device)
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, math.nan)
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
+    with torch.random.fork_rng():
+        # Each rank draws its own slices.
+        torch.manual_seed(torch.initial_seed() + dist.get_rank())
+        for child in module.modules():
+            if hasattr(child, 'reset_parameters'):
+                child.reset_parameters()
+        if isinstance(module, BaseModule):
+            module.init_weights()
+    for buffer in module.buffers():
+        dist.broadcast(buffer, 0)
+    for name, parameter in module.named_parameters():
+        if parameter.to_local().isnan().any():
+            raise RuntimeError(
+                f'FullyShardedModel: nothing initializes {name}, which was on the meta '
+                'device; give its module a reset_parameters method or init_cfg'
+            )
 
 
 def shard_loaded(
@@ -172,18 +230,21 @@ def shard_loaded(
 ) -> None:
     """Divide the whole tensors that a module is about to load."""
     for name, own in module.named_parameters(recurse=False):
-        value = state_dict.get(prefix + name)
-        if isinstance(own, DTensor) and value is not None and value.shape == own.shape:
-            state_dict[prefix + name] = shard_like(value, own)
+        if prefix + name in state_dict:
+            state_dict[prefix + name] = shard_like(state_dict[prefix + name], own)
 
 
-def shard_like(value: Tensor, own: 'DTensor') -> 'DTensor':
-    """Return a whole tensor, which all ranks have, divided like another one."""
-    if isinstance(value, DTensor):
+def shard_like(value: Any, own: Tensor) -> Any:
+    """Return a whole tensor, which all ranks have, divided like a parameter.
+
+    What has another shape, such as the number of steps, stays as it is.
+    """
+    if not isinstance(own, DTensor) or isinstance(value, DTensor):
+        return value
+    if getattr(value, 'shape', None) != own.shape:
         return value
     mesh, placements = own.device_mesh, own.placements
-    value = value.to(own.device)
-    return distribute_tensor(value, mesh, placements, src_data_rank=None)
+    return distribute_tensor(value.to(own.device), mesh, placements, src_data_rank=None)
 
 
 def gather_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,6 +288,11 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def missing_methods() -> list[str]:
+    """Return what FSDP2 of this torch lacks."""
+    return [name for name in NEEDED if not hasattr(FSDPModule, name)]
+
+
 def check_torch() -> None:
     """Check that torch can divide a model so that AGVM sees its gradients.
 
@@ -234,12 +300,11 @@ def check_torch() -> None:
         RuntimeError: If it cannot.
         ValueError: If there is one rank.
     """
-    import torch
-
-    if not all(hasattr(FSDPModule, name) for name in NEEDED):
+    missing = missing_methods()
+    if missing:
         raise RuntimeError(
-            f'FullyShardedModel needs {" and ".join(NEEDED)}, which torch '
-            f'{torch.__version__} does not have; torch 2.13 has them. '
+            f'FullyShardedModel needs {" and ".join(missing)}, which torch '
+            f'{torch.__version__} does not have; torch 2.13 is the first with all. '
             'ZeroRedundancyOptimizer works without'
         )
     if dist.get_world_size() == 1:

@@ -8,8 +8,9 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from inspect import signature
+from inspect import Parameter, signature
 from itertools import accumulate, chain, islice, tee
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from agvm_mm.engine import is_endless
 from agvm_mm.training.batch import BatchSize, divide_total
 from agvm_mm.training.update import (
+    SEEDS,
     RandomStream,
     derive_seed,
     other_generators,
@@ -28,6 +30,7 @@ from agvm_mm.training.update import (
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
+VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 class UpdateWindow(MutableMapping):
@@ -43,7 +46,7 @@ class UpdateWindow(MutableMapping):
     """
 
     def __init__(self, batches: Iterator, sizes: list[int]) -> None:
-        self._batches = islice(batches, len(sizes))
+        self._batches = batches
         self._loaded: list = []
         self._joined: dict | list | None = None
         self.sizes = tuple(sizes)
@@ -58,13 +61,28 @@ class UpdateWindow(MutableMapping):
         if self._joined is not None:
             yield from split_batch(self._joined, self._loaded)
             return
-        for batch in self._batches:
-            self._loaded.append(batch)
-            yield batch
+        while len(self._loaded) < len(self.sizes):
+            self._load_one()
+            yield self._loaded[-1]
 
     def load(self) -> None:
-        """Load the micro-batches that were not taken."""
-        self._loaded.extend(self._batches)
+        """Load the micro-batches that were not taken.
+
+        Raises:
+            RuntimeError: If the dataloader yields fewer.
+        """
+        while len(self._loaded) < len(self.sizes):
+            self._load_one()
+
+    def _load_one(self) -> None:
+        try:
+            self._loaded.append(next(self._batches))
+        except StopIteration:
+            raise RuntimeError(
+                f'train_dataloader ended {len(self.sizes) - len(self._loaded)} '
+                'micro-batches before the end of an update: __iter__ of its class has '
+                'to yield a batch for each of its batch sampler'
+            ) from None
 
     def _all(self) -> dict | list:
         if self._joined is None:
@@ -183,26 +201,22 @@ class SeededBatch(list):
 
     Args:
         indices: Indices of the samples.
-        key: Seed of the run and number of the pass.
-        positions: Position of each sample.
+        seeds: Seed of each sample.
     """
 
-    def __init__(
-        self, indices: Iterable, key: tuple[int, int], positions: range
-    ) -> None:
+    def __init__(self, indices: Iterable, seeds: range) -> None:
         super().__init__(indices)
-        self.key = key
-        self.positions = positions
+        self.seeds = seeds
 
     def __iter__(self) -> Iterator:
         with other_generators():
-            for index, position in zip(self._plain(), self.positions, strict=True):
-                seed_cpu(derive_seed(*self.key, position))
+            for index, seed in zip(self._plain(), self.seeds, strict=True):
+                seed_cpu(seed % SEEDS)
                 yield index
 
     def __reduce__(self) -> tuple:
         # A thread writes batches to the workers: it must not touch the generators.
-        return type(self), (list(self._plain()), self.key, self.positions)
+        return type(self), (list(self._plain()), self.seeds)
 
     def _plain(self) -> Iterator:
         return super().__iter__()
@@ -221,8 +235,6 @@ class UpdatePlan(Sampler):
             the last by default.
         done: Updates of that pass that are drawn and left out, as a resumed run has
             done them.
-        updates: Yields the index batches of each update of the pass that was started
-            last. The DataLoader may draw ahead of it, as workers prefetch.
     """
 
     def __init__(self, batch_sampler: Sampler, batch: BatchSize, seed: int) -> None:
@@ -231,7 +243,8 @@ class UpdatePlan(Sampler):
         self.micro_batches = batch.micro_batches
         self.seed = seed
         self.number = self.done = 0
-        self.updates: Iterator[list[list]] = iter(())
+        self._drawn: Iterator[list[list]] | None = None
+        self._thread: int | None = None
 
     @property
     def sampler(self) -> Sampler:
@@ -241,19 +254,47 @@ class UpdatePlan(Sampler):
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
+    def start_pass(self) -> Iterator[list[list]]:
+        """Start the next pass.
+
+        Returns:
+            Iterator over the index batches of each update. The DataLoader may draw
+            ahead of it, as workers prefetch.
+        """
+        updates, self._drawn = tee(self._draw(self.number, self.done))
+        self.number, self.done = self.number + 1, 0
+        self._thread = get_ident()
+        return updates
+
     def __iter__(self) -> Iterator[list]:
-        # Nothing is drawn before the first one is needed: with workers a DataLoader
-        # asks for two iterators and uses the second.
-        self.updates, drawn = tee(self._draw(self.number, self.done))
-        return chain.from_iterable(drawn)
+        if self._drawn is None:
+            raise RuntimeError(
+                'train_dataloader draws batches before an epoch begins, in an order '
+                "that is not that epoch's; use torch's DataLoader, with "
+                'persistent_workers=True to keep its workers'
+            )
+        # With workers a DataLoader asks for two iterators and uses the second.
+        return self._take(self._drawn)
+
+    def _take(self, drawn: Iterator[list[list]]) -> Iterator[list]:
+        for batch in chain.from_iterable(drawn):
+            if get_ident() != self._thread:
+                raise RuntimeError(
+                    'train_dataloader draws batches in a thread of its own, which '
+                    'would mix their random numbers with those of the model; use '
+                    'num_workers'
+                )
+            yield batch
 
     def _draw(self, number: int, done: int) -> Iterator[list[list]]:
         # Samplers may use the global generators.
-        stream, position = RandomStream(self.seed, number), get_rank()
+        stream, ranks = RandomStream(self.seed, number), get_world_size()
+        # The samples of the ranks take turns in the pass.
+        seed = derive_seed(self.seed, number) + get_rank()
         with stream:
             iterator = iter(self.batch_sampler)
             for batch in islice(iterator, done * self.micro_batches):
-                position += len(batch) * get_world_size()
+                seed += len(batch) * ranks
         while True:
             with stream:
                 batches = list(islice(iterator, self.micro_batches))
@@ -261,10 +302,9 @@ class UpdatePlan(Sampler):
                 return
             update = []
             for batch in batches:
-                end = position + len(batch) * get_world_size()
-                positions = range(position, end, get_world_size())
-                update.append(SeededBatch(batch, (self.seed, number), positions))
-                position = end
+                end = seed + len(batch) * ranks
+                update.append(SeededBatch(batch, range(seed, end, ranks)))
+                seed = end
             yield update
 
 
@@ -285,7 +325,8 @@ class UpdateDataLoader(DataLoader):
         endless: Whether the sampler never ends.
 
     Raises:
-        TypeError: If it has no batch sampler, or a class of its own.
+        TypeError: If it has no batch sampler, or its class cannot be built from its
+            settings.
         ValueError: If the total is not a multiple of ranks x images per rank, or there
             are not so many images.
     """
@@ -293,13 +334,10 @@ class UpdateDataLoader(DataLoader):
     def __init__(
         self, dataloader: DataLoader, total_batch_size: int, seed: int
     ) -> None:
-        check_plain(dataloader)
+        settings = settings_of(dataloader)
         self.batch = divide_total(total_batch_size, dataloader)
         self.endless = is_endless(dataloader.batch_sampler)
         self.plan = UpdatePlan(dataloader.batch_sampler, self.batch, seed)
-        # Whatever this version of torch knows.
-        known = signature(DataLoader).parameters.keys() - REPLACED
-        settings = {name: getattr(dataloader, name) for name in known}
         super().__init__(batch_sampler=self.plan, **settings)
 
     def __len__(self) -> int:
@@ -308,12 +346,17 @@ class UpdateDataLoader(DataLoader):
         return math.ceil(len(self.plan) / self.batch.micro_batches)
 
     def __iter__(self) -> Iterator[UpdateWindow]:
-        batches = super().__iter__()
-        self.plan.number, self.plan.done = self.plan.number + 1, 0
-        for update in self.plan.updates:
+        updates = self.plan.start_pass()
+        batches = iter(super().__iter__())
+        for update in updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
             window.load()
+        if next(batches, batches) is not batches:
+            raise RuntimeError(
+                'train_dataloader goes on after its batch sampler has ended: __iter__ '
+                'of its class has to yield a batch for each of its batch sampler'
+            )
 
 
 class EndlessUpdates:
@@ -363,25 +406,44 @@ class EndlessUpdates:
         self._iterator = iter(self._dataloader)
 
 
-def check_plain(dataloader: DataLoader) -> None:
-    """Check that a dataloader has no methods that :class:`UpdateDataLoader` would lose.
+def build_update_dataloader(
+    dataloader: DataLoader, total_batch_size: int, seed: int
+) -> UpdateDataLoader:
+    """Build the :class:`UpdateDataLoader` of a dataloader.
+
+    One of a class of its own keeps its methods, as what it does to a batch.
+    """
+    kind, cls = UpdateDataLoader, type(dataloader)
+    if cls is not DataLoader:
+        kind = type(f'Update{cls.__name__}', (UpdateDataLoader, cls), {})
+    return kind(dataloader, total_batch_size, seed)
+
+
+def settings_of(dataloader: DataLoader) -> dict[str, Any]:
+    """Return the arguments to build a dataloader with another batch sampler.
 
     Raises:
-        TypeError: If it is of another class than torch's, or has no batch sampler.
+        TypeError: If it has no batch sampler, or not all arguments as attributes.
     """
-    if type(dataloader) is not DataLoader:
-        raise TypeError(
-            f'train_dataloader is a {type(dataloader).__name__}, but a large-batch '
-            'loop builds a DataLoader of updates, which lacks its methods; use '
-            "torch's DataLoader, or a loop of MMEngine with "
-            'optim_wrapper.accumulative_counts'
-        )
+    kind = type(dataloader).__name__
     if dataloader.batch_sampler is None:
         raise TypeError(
             'a large-batch loop plans updates on the batch sampler of '
             f'train_dataloader, and that of {type(dataloader.dataset).__name__} has '
             'none; use a map-style dataset with a batch_size'
         )
+    # Whatever this version of torch knows.
+    names = set(signature(DataLoader).parameters)
+    own = signature(type(dataloader)).parameters.values()
+    names.update(each.name for each in own if each.kind not in VARIADIC)
+    names -= REPLACED
+    missing = sorted(name for name in names if not hasattr(dataloader, name))
+    if missing:
+        raise TypeError(
+            f'a large-batch loop builds a {kind} with another batch sampler, but does '
+            f'not find its argument {missing[0]}; keep it as an attribute'
+        )
+    return {name: getattr(dataloader, name) for name in names}
 
 
 def has_uneven_ranks(dataloader: UpdateDataLoader) -> bool:

@@ -2,10 +2,10 @@
 
 import math
 import time
-from fractions import Fraction
 from typing import Any
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -14,16 +14,18 @@ from torch.utils.data import DataLoader
 
 from agvm_mm import engine
 from agvm_mm.estimators import check_static_graph
+from agvm_mm.optim.agvm import check_trains_no_others, trainable
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.sharding.state import check_has_ranks
 from agvm_mm.training.batch import check_update_settings
 from agvm_mm.training.dataloader import (
     EndlessUpdates,
-    UpdateDataLoader,
+    build_update_dataloader,
     has_uneven_ranks,
     set_seed,
 )
 from agvm_mm.training.evaluation import check_evaluator
+from agvm_mm.training.normalizers import Normalizers
 from agvm_mm.training.resume import resume_hook
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.update import Update, reset_update, seed_update
@@ -51,6 +53,9 @@ class LargeBatchMixin:
         runner: The runner.
         dataloader: Yields the micro-batches, or its config.
         total_batch_size: Images of one update over all ranks.
+        normalizers: What losses are divided by: the counts of a 'micro_batch', their
+            'average' over earlier updates, or those of the whole 'update'. Defaults
+            to 'micro_batch'.
         allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
             without the state of the optimizer or its schedules, instead of raising.
             Defaults to False.
@@ -58,6 +63,7 @@ class LargeBatchMixin:
 
     Attributes:
         batch: The batch size and how it is divided.
+        normalizers: What the losses of each update are divided by.
     """
 
     counts_epochs = True
@@ -69,9 +75,11 @@ class LargeBatchMixin:
         dataloader: DataLoader | dict,
         *,
         total_batch_size: int,
+        normalizers: str = 'micro_batch',
         allow_resume_mismatch: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.normalizers = Normalizers(normalizers)
         if isinstance(runner.optim_wrapper, dict):
             settings = runner.optim_wrapper.get('optimizer')
             check_optimizer_type(settings)
@@ -79,6 +87,10 @@ class LargeBatchMixin:
         resume_hook(runner, allow_mismatch=allow_resume_mismatch, compares=True)
         self._is_prepared = False
         self._uneven = False
+        # DDP reduces these only. FlexibleRunner has no model yet.
+        self._reduced: set[int] = set()
+        if isinstance(runner.model, nn.Module):
+            self._reduced = set(trainable(runner.model.parameters()))
         if isinstance(dataloader, dict):
             # As MMEngine's BaseLoop builds it.
             dataloader = runner.build_dataloader(
@@ -86,7 +98,7 @@ class LargeBatchMixin:
                 seed=runner.seed,
                 diff_rank_seed=engine.has_rank_seeds(runner),
             )
-        updates = UpdateDataLoader(dataloader, total_batch_size, runner.seed)
+        updates = build_update_dataloader(dataloader, total_batch_size, runner.seed)
         if self.counts_epochs:
             sampler = type(updates.plan.sampler)
             check_ends(type(self).__name__, sampler, updates.endless)
@@ -108,6 +120,7 @@ class LargeBatchMixin:
     def _prepare(self) -> None:
         """Check the run before its first update, and start it clean."""
         runner, name, total = self.runner, type(self).__name__, self.batch.total
+        self._reduced = self._reduced or set(trainable(runner.model.parameters()))
         wrapper = runner.optim_wrapper
         check_one_optimizer(name, wrapper)
         kind = type(wrapper)
@@ -129,6 +142,7 @@ class LargeBatchMixin:
         self._uneven = has_uneven_ranks(self.dataloader)
         # An interrupted update of this process may have left gradients.
         reset_update(self.runner.model, wrapper)
+        self.normalizers.prepare(runner)
         # A resumed run has the seeds of its checkpoint.
         saved = hub.runtime_info.get(SAMPLER_SEEDS) if self.iter else None
         hub.update_info(SAMPLER_SEEDS, set_seed(self.dataloader, runner.seed, saved))
@@ -150,26 +164,27 @@ class LargeBatchMixin:
             self._prepare()
         runner, batch_idx = self.runner, index[0] if index else self.iter
         seed_update(runner.seed, get_rank(), self.iter)
-        ranks = get_world_size()
-        images = [window.images] * ranks
+        images = [window.images] * get_world_size()
         if self._uneven:
             images = all_gather_object(window.images)
-        weights = [Fraction(size * ranks, sum(images)) for size in window.sizes]
         update = Update(
             runner.model,
             runner.optim_wrapper,
-            weights,
+            window.sizes,
             sum(images),
             even=len(set(images)) == 1,
         )
         runner.call_hook('before_train_iter', batch_idx=batch_idx, data_batch=window)
-        micro_batches, waited = window.micro_batches(), 0.0
-        for _ in weights:
-            start = time.perf_counter()
-            data_batch = next(micro_batches)
-            waited += time.perf_counter() - start
-            update.train_step(data_batch)
-        outputs = update.finish()
+        if is_model_wrapper(runner.model):
+            check_trains_no_others(runner.optim_wrapper.optimizer, self._reduced)
+        waited = 0.0
+        with self.normalizers.of_update(runner, window) as micro_batches:
+            for _ in window.sizes:
+                start = time.perf_counter()
+                data_batch = next(micro_batches)
+                waited += time.perf_counter() - start
+                update.train_step(data_batch)
+        outputs = update.finish(self.normalizers.correction)
         self._report(sum(images), waited)
         if index:
             self._count_images_of_epoch(index[0], sum(images))
@@ -227,6 +242,9 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         runner: The runner.
         dataloader: Yields the micro-batches, or its config.
         total_batch_size: Images of one update over all ranks.
+        normalizers: What losses are divided by: the counts of a 'micro_batch', their
+            'average' over earlier updates, or those of the whole 'update'. Defaults
+            to 'micro_batch'.
         allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
             without the state of the optimizer or its schedules, instead of raising.
             Defaults to False.

@@ -1,12 +1,11 @@
 """Hook that stops a training on a signal, with a checkpoint that resumes exactly."""
 
-import atexit
 import os
 import signal
 import threading
 import time
 from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -55,24 +54,13 @@ class LateMaximum:
     Each call of ``exchange`` hands over a number and returns the maximum of the numbers
     of the call before, the same on all ranks. A thread of gloo reduces them in between.
     No rank is more than one call ahead of another, so all stop at the same one.
-
-    Raises:
-        RuntimeError: If gloo cannot connect the ranks.
     """
 
     def __init__(self) -> None:
         self._number = torch.zeros((), dtype=torch.int64)
-        self._group = self._work = None
-        if get_world_size() == 1:
-            return
-        try:
-            self._group = dist.new_group(backend='gloo')
-        except RuntimeError as error:
-            raise RuntimeError(
-                f'PreemptionHook: gloo cannot connect the ranks ({error}). Set '
-                'GLOO_SOCKET_IFNAME to the network interface that the nodes share, or '
-                'remove the hook'
-            ) from error
+        self._work = None
+        several = get_world_size() > 1
+        self._group = dist.new_group(backend='gloo') if several else None
 
     def exchange(self, number: int) -> int:
         """Return the maximum of the last call; if it is 0, hand over a number."""
@@ -103,13 +91,15 @@ class LateMaximum:
             self._group = None
 
 
-def start_worker(
-    signals: Iterable[int], init: Callable | None, *args: Any, **kwargs: Any
-) -> None:
+def start_worker(signals: Sequence[int], init: Callable | None, worker: int) -> None:
     """Start a worker of a dataloader that outlives a signal to its rank.
 
-    Schedulers and torchrun signal the workers of a rank as well. ``init`` is the
-    ``worker_init_fn`` of the dataloader.
+    Schedulers and torchrun signal the workers of a rank as well.
+
+    Args:
+        signals: Signals of the hook.
+        init: The ``worker_init_fn`` of the dataloader.
+        worker: Index of the worker.
     """
     for number in signals:
         if number == signal.SIGTERM:
@@ -118,7 +108,7 @@ def start_worker(
         else:
             signal.signal(number, signal.SIG_IGN)
     if init is not None:
-        init(*args, **kwargs)
+        init(worker)
 
 
 def await_sigterm_of_rank() -> None:
@@ -135,13 +125,9 @@ def is_protected(dataloader: DataLoader) -> bool:
 
 def protect_workers(dataloader: DataLoader, signals: Sequence[int]) -> None:
     """Make workers that a dataloader starts from now on survive signals."""
-    init, args, keywords = dataloader.worker_init_fn, (), {}
-    if is_protected(dataloader):
-        return
-    if isinstance(init, partial):
-        # Not nested, so that a loop can still replace the seed.
-        init, args, keywords = init.func, init.args, init.keywords
-    dataloader.worker_init_fn = partial(start_worker, signals, init, *args, **keywords)
+    if not is_protected(dataloader):
+        init = dataloader.worker_init_fn
+        dataloader.worker_init_fn = partial(start_worker, signals, init)
 
 
 def end_at_once(signals: Sequence[int], status: int) -> None:
@@ -188,7 +174,7 @@ class PreemptionHook(Hook):
         self._agreed = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to handle the signals, in the main thread only."""
+        """Begin to handle the signals."""
         known = EpochBasedTrainLoop | IterBasedTrainLoop
         self._active = bool(self.signals) and isinstance(runner.train_loop, known)
         if not self._active:
@@ -196,15 +182,11 @@ class PreemptionHook(Hook):
         self._received = self._agreed = 0
         self._ranks = LateMaximum()
         self._protect_workers(runner)
-        if threading.current_thread() is not threading.main_thread():
-            return
         self._process = os.getpid()
         for number in self.signals:
             # An earlier training of this hook that failed may have left it.
             self._previous.setdefault(number, signal.getsignal(number))
             signal.signal(number, self._receive)
-        # A training that fails has no after_train.
-        atexit.register(self.restore_handlers)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Validate if the run that this one resumes stopped just before that."""
@@ -261,13 +243,12 @@ class PreemptionHook(Hook):
             self.restore_handlers()
 
     def restore_handlers(self) -> None:
-        """Handle signals as before the training, whether it is done or has failed."""
+        """Handle signals as before the training; a failed one needs this call."""
         self._active = False
         while self._previous:
             number, handler = self._previous.popitem()
             # None stands for a handler that was not set by Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        atexit.unregister(self.restore_handlers)
 
     def _protect_workers(self, runner: Runner) -> None:
         loop = runner.train_loop
@@ -293,20 +274,21 @@ class PreemptionHook(Hook):
         if os.getpid() != self._process:
             # A forked child: it ends on SIGTERM only, by which its parent ends it.
             ends = number == signal.SIGTERM
-        elif self._received:
-            ends = now - self._received_at > ECHO
         else:
-            self._received, self._received_at, ends = number, now, False
+            ends = bool(self._received) and now - self._received_at > ECHO
+            if not self._received:
+                self._received, self._received_at = number, now
         if ends:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _stop(
-        self, runner: Runner, epoch: int, update: int, validation_due: bool
-    ) -> None:
-        """Save a checkpoint, remove that of an earlier stop, and end the run."""
+    def _stop(self, runner: Runner, epoch: int, update: int, due: bool) -> None:
+        """Save a checkpoint, remove that of an earlier stop, and end the run.
+
+        ``due`` is whether the loop would validate now.
+        """
         hub, name = runner.message_hub, CHECKPOINT_NAME.format(update)
-        hub.update_info(VALIDATION_DUE, validation_due and runner.val_loop is not None)
+        hub.update_info(VALIDATION_DUE, due and runner.val_loop is not None)
         outdated = hub.runtime_info.get(LAST_PREEMPTED, name)
         hub.update_info(LAST_PREEMPTED, name)
         hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)

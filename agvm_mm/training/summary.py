@@ -2,9 +2,11 @@
 
 import math
 
+from mmengine.dataset import DefaultSampler
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from agvm_mm.compat import library_versions
 from agvm_mm.engine import (
@@ -16,6 +18,7 @@ from agvm_mm.engine import (
 from agvm_mm.method.modules import has_sync_bn
 from agvm_mm.optim.agvm import AGVM
 from agvm_mm.training.batch import BatchSize, describe_scaling
+from agvm_mm.training.normalizers import describe_losses
 
 
 def describe_run(
@@ -67,6 +70,21 @@ def describe_run(
     ]
     if scaling:
         lines.append(f'            {scaling}')
+    mode = loop.normalizers.mode if hasattr(loop, 'normalizers') else 'micro_batch'
+    losses = describe_losses(runner.model, batch, mode)
+    if losses:
+        lines.append(f'  losses    {losses}')
+    if has_sync_bn(runner.model):
+        lines.append(
+            f'  SyncBN    sees a micro-batch of all ranks: {batch.ranks:,} x '
+            f'{batch.images_per_rank:,} images'
+        )
+    repeated = repeated_images(loop.dataloader)
+    if repeated:
+        lines.append(
+            f'  sampler   repeats {repeated:,} image(s) at the end of an epoch, so '
+            'that ranks have equal numbers'
+        )
     groups = wrapper.optimizer.param_groups
     modules = {'all': [parameter for group in groups for parameter in group['params']]}
     if agvm is not None:
@@ -82,11 +100,22 @@ def describe_run(
             f'  AGVM      from update {schedule.begin:,}{end}, measured every '
             f'{schedule.interval} by {estimator}, {acts}'
         )
+        lines.append(
+            f'  noise     scales of micro-batches of {batch.images_per_rank:,} image(s)'
+        )
         if batch.ranks > 1 and has_sync_bn(runner.model):
             lines.append(
                 '  noise     SyncBN couples the ranks, so noise scales are biased'
             )
     return '\n'.join(lines)
+
+
+def repeated_images(dataloader: DataLoader) -> int:
+    """Return how many images MMEngine's DefaultSampler repeats in an epoch."""
+    sampler = getattr(dataloader, 'plan', dataloader).sampler
+    if not isinstance(sampler, DefaultSampler):
+        return 0
+    return sampler.total_size - len(sampler.dataset)
 
 
 def describe_precision(optim_wrapper: OptimWrapper) -> str:

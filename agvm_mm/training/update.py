@@ -2,15 +2,14 @@
 
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from fractions import Fraction
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_world_size
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 
 from agvm_mm.optim.agvm import MicroBatch
 from agvm_mm.optim.wrapper import AGVMOptimWrapper
-from agvm_mm.sharding.model import FullyShardedModel
+
+SEEDS = 2**32
+"""NumPy takes seeds below it."""
 
 
 def derive_seed(*key: int) -> int:
@@ -113,14 +114,14 @@ class RankReport(NamedTuple):
     """What a rank knows before the gradients of an update are reduced.
 
     Attributes:
-        planned: Share of its images in the update, times the number of ranks.
-        came: Share of those that the model did not skip.
+        planned: Its images.
+        came: Those that the model did not skip.
         last_came: Whether its last micro-batch has a backward pass.
         failed: Whether the model caught an error of an earlier backward pass.
     """
 
-    planned: Fraction
-    came: Fraction
+    planned: int
+    came: int
     last_came: bool
     failed: bool
 
@@ -136,8 +137,7 @@ class Update(OptimWrapper):
     Args:
         model: As the runner trains it.
         optim_wrapper: The optimizer wrapper of the run, which accumulates nothing.
-        weights: Share of each micro-batch in the images of the update on all ranks,
-            times the number of ranks.
+        sizes: Images of each micro-batch of this rank.
         images: Images of the update over all ranks.
         even: Whether all ranks have the same number of them. Defaults to True.
     """
@@ -147,19 +147,19 @@ class Update(OptimWrapper):
         self,
         model: nn.Module,
         optim_wrapper: OptimWrapper,
-        weights: list[Fraction],
+        sizes: Sequence[int],
         images: int,
         *,
         even: bool = True,
     ) -> None:
         self._model = model
         self._wrapped = optim_wrapper
-        self._weights = weights
+        self._sizes = sizes
         self._images = images
         self._over_ranks = is_model_wrapper(model)
         # These skip nothing, so no rank has to ask the others.
-        known = (MMDistributedDataParallel.train_step, FullyShardedModel.train_step)
-        own_train_step = self._over_ranks and type(model).train_step not in known
+        known = MMDistributedDataParallel.train_step
+        own_train_step = self._over_ranks and type(model).train_step is not known
         self._asks = own_train_step or not even
         self._index = -1
         self._came: list[bool] = []
@@ -208,8 +208,11 @@ class Update(OptimWrapper):
         if self.should_sync() and not self._came[-1]:
             self._agree()
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, scale: float = 1.0) -> dict[str, Any]:
         """Step on the gradients of this update, or drop it.
+
+        Args:
+            scale: Factor of the gradients, and of the losses to log. Defaults to 1.
 
         Returns:
             Values to log: the mean of each over the micro-batches that have it.
@@ -221,19 +224,19 @@ class Update(OptimWrapper):
                 f'dropped an update: {reason}', logger='current', level=logging.WARNING
             )
             reset_update(self._model, wrapper, dropped=True)
-            return self._means()
+            return self._means(scale)
         came = sum(each.came for each in self._reports)
         came /= sum(each.planned for each in self._reports)
-        if came != 1:
+        if came != 1 or scale != 1:
             if isinstance(wrapper, AGVMOptimWrapper):
                 wrapper.agvm.finish_measurement()
             for group in wrapper.optimizer.param_groups:
                 for parameter in group['params']:
                     if parameter.grad is not None:
-                        parameter.grad /= float(came)
+                        parameter.grad /= came / scale
         wrapper.step(**self._step_kwargs)
         wrapper.zero_grad(**self._zero_kwargs)
-        return self._means()
+        return self._means(scale)
 
     # What the model calls
 
@@ -257,11 +260,10 @@ class Update(OptimWrapper):
         self._came[-1] = True
         if self.should_sync():
             self._agree()
-        loss, weight = self.scale_loss(loss), self._weights[self._index]
-        own = {}
+        loss, own = self.scale_loss(loss), {}
         if isinstance(self._wrapped, AGVMOptimWrapper):
-            passes = len(self._weights)
-            own = dict(micro_batch=MicroBatch(float(weight), passes, self._images))
+            weight, passes = self._rank_images() / self._images, len(self._sizes)
+            own = dict(micro_batch=MicroBatch(weight, passes, self._images))
         try:
             self._wrapped.backward(loss, **own)
         except Exception:  # The model may catch it, out of memory for example.
@@ -272,11 +274,15 @@ class Update(OptimWrapper):
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Return a loss times the share of its micro-batch in the update."""
         # As OptimWrapper: k micro-batches of the same size divide by k.
-        return loss / float(1 / self._weights[self._index])
+        return loss / (self._images / self._rank_images())
+
+    def _rank_images(self) -> int:
+        """Return the images of this micro-batch if all ranks have as many."""
+        return self._sizes[self._index] * get_world_size()
 
     def should_sync(self) -> bool:
         """Return whether this micro-batch is the last one."""
-        return self._index == len(self._weights) - 1
+        return self._index == len(self._sizes) - 1
 
     should_update = should_sync
 
@@ -298,10 +304,10 @@ class Update(OptimWrapper):
 
     def _agree(self) -> None:
         """Learn what came on all ranks, before the last backward pass reduces it."""
-        pairs = list(zip(self._weights, self._came, strict=True))
+        pairs = zip(self._sizes, self._came, strict=True)
         report = RankReport(
-            planned=sum(self._weights),
-            came=sum((weight for weight, came in pairs if came), Fraction(0)),
+            planned=sum(self._sizes),
+            came=sum(size for size, came in pairs if came),
             last_came=self._came[-1],
             failed=self._failed,
         )
@@ -335,17 +341,21 @@ class Update(OptimWrapper):
             )
         return None
 
-    def _means(self) -> dict[str, Any]:
+    def _means(self, scale: float) -> dict[str, Any]:
         """Return the mean of each logged value over the micro-batches that came."""
-        rows = list(zip(self._weights, self._values, self._came, strict=True))
+        rows = list(zip(self._sizes, self._values, self._came, strict=True))
         rows = [row for row in rows if row[2]] or rows
-        shares: dict[str, Fraction] = {}
-        means: dict[str, Any] = {}
-        for weight, values, _ in rows:
+        images: dict[str, int] = {}
+        sums: dict[str, Any] = {}
+        for size, values, _ in rows:
             for name, value in values.items():
-                shares[name] = shares.get(name, 0) + weight
-                means[name] = means.get(name, 0) + value * float(weight)
-        return {name: mean / float(shares[name]) for name, mean in means.items()}
+                images[name] = images.get(name, 0) + size
+                sums[name] = sums.get(name, 0) + value * size
+        return {
+            # As MMEngine tells losses from other values.
+            name: total / images[name] * (scale if 'loss' in name else 1)
+            for name, total in sums.items()
+        }
 
     def _refuse(self, name: str) -> NoReturn:
         raise RuntimeError(
@@ -367,6 +377,4 @@ def reset_update(
     """
     if isinstance(optim_wrapper, AGVMOptimWrapper) and optim_wrapper.agvm is not None:
         optim_wrapper.agvm.reset_update(dropped=dropped)
-    if isinstance(model, FullyShardedModel):
-        model.drop_gradients()
-    optim_wrapper.zero_grad()
+    model.zero_grad()

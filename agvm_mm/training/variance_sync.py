@@ -24,6 +24,7 @@ from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.optim.agvm import Measurement
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.sharding.model import FullyShardedModel
+from agvm_mm.sharding.state import is_divided
 from agvm_mm.training.atomic import AtomicCheckpointHook
 from agvm_mm.training.batch import batch_size_of
 from agvm_mm.training.evaluation import check_evaluator
@@ -140,8 +141,9 @@ class VarianceSyncHook(Hook):
         if wrapper.agvm is None:
             check_model(runner.model, batch_size_of(runner).micro_batches)
             model = getattr(runner.model, 'module', runner.model)
-            agvm = wrapper.make_agvm(model, act=self.act)
-            if agvm.held.is_sharded:
+            over_ranks = model is not runner.model
+            wrapper.make_agvm(model, act=self.act, over_ranks=over_ranks)
+            if is_divided(wrapper.optimizer):
                 check_saving(runner.hooks)
             if isinstance(runner.model, FullyShardedModel):
                 check_fully_sharded(runner)

@@ -82,7 +82,7 @@ def estimator_memory(trainer: Trainer, batch: dict) -> dict[str, int]:
         'left_over', own bytes that were not freed after the update.
     """
     own, in_flight = LiveBytes(), LiveBytes()
-    reduce_measured = trainer.estimator.reduce_measured
+    reduce_measured = trainer.estimator.source.reduce_measured
     # torch.futures.Future inherits it; work.get_future() returns this very class.
     future_type = torch._C.Future
     then = future_type.then
@@ -103,7 +103,7 @@ def estimator_memory(trainer: Trainer, batch: dict) -> dict[str, int]:
         return future
 
     with (
-        mock.patch.object(trainer.estimator, 'reduce_measured', reduce_followed),
+        mock.patch.object(trainer.estimator.source, 'reduce_measured', reduce_followed),
         mock.patch.object(future_type, 'then', then_followed),
     ):
         trainer.update(batch, measured=True)

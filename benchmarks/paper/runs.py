@@ -7,13 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from agvm_mm.report.logs import (
-    Record,
-    find_logs,
-    read_scalars,
-    total_batch,
-    validation_result,
-)
+from agvm_mm.report.logs import Record, read_scalars, run_logs, total_batch
 
 COMPARED = (
     'model',
@@ -53,20 +47,8 @@ NOT_COMPARED = {
 }
 """Keys, at any depth, that do not."""
 
-
-def run_logs(path: str | Path) -> list[Path]:
-    """Return the JSON logs of the last run in a work folder, the oldest first.
-
-    They are those that the latest log continues; an earlier run that was started again
-    is left out.
-    """
-    logs: list[Path] = []
-    for log in reversed(find_logs(path)):
-        logs.insert(0, log)
-        steps = [r['step'] for r in read_scalars(log) if 'lr' in r and 'step' in r]
-        if steps and steps[0] <= (steps[1] - steps[0] if len(steps) > 1 else 1):
-            break
-    return logs
+TIMES = {'data_time', 'time', 'step'}
+"""Fields of a validation that are not results."""
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -77,8 +59,10 @@ def read_records(path: str | Path) -> list[Record]:
 def last_result(path: str | Path, key: str) -> float | None:
     """Return the last validation result of a run, a JSON log or a work folder.
 
-    It is NaN if the last loss is not finite, None if there is no log; otherwise as
-    :func:`validation_result`.
+    It is NaN if the last loss is not finite. MMDetection's ``CocoMetric`` reports
+    nothing for a detector that finds no box: that is 0, not the result of an earlier
+    validation. Without a log, a validation, or if it had other metrics only, there is
+    None.
     """
     try:
         records = read_records(path)
@@ -87,7 +71,13 @@ def last_result(path: str | Path, key: str) -> float | None:
     losses = [record['loss'] for record in records if 'loss' in record]
     if losses and not math.isfinite(losses[-1]):
         return math.nan
-    return validation_result(records, key)
+    for record in reversed(records):
+        if key in record:
+            return record[key]
+        # Hooks may write scalars of their own; a validation has its time.
+        if 'time' in record and 'lr' not in record:
+            return None if record.keys() - TIMES else 0.0
+    return None
 
 
 def differences(

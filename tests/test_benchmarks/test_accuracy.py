@@ -11,7 +11,6 @@ from pathlib import Path
 import accuracy
 import pytest
 import torch
-import twin_speed
 from common import sensitivity, twins
 from common.twins import Run
 from mmengine.config import Config
@@ -366,19 +365,3 @@ def test_fast_layout_keeps_losses_and_gradient_norm(
     expected = measure()
     twins.use_fast_layout(runner)
     torch.testing.assert_close(measure(), expected, rtol=1e-3, atol=0)
-
-
-def test_speed_of_both_versions_of_a_twin(
-    small_data: Path, capsys: pytest.CaptureFixture
-):
-    pytest.importorskip('mmseg')
-    accuracy.write_digits(small_data.with_name('digits'), num_train=64, num_val=1)
-    twin_speed.main(
-        ['--batch-size', '64', '--images', '64', '--rounds', '1']
-        + ['--data', str(small_data.parent)]
-    )
-    printed = capsys.readouterr().out
-    rows = printed[printed.index('| sem-fpn | images per second') :].splitlines()
-    for row, name in zip(rows[2:], ('twin', 'study'), strict=True):
-        assert row.startswith(f'| {name}')
-        assert float(row.split('|')[2]) > 0

@@ -17,7 +17,7 @@ from torch.futures import Future
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from agvm_mm.estimators import ddp
+from agvm_mm.estimators import ddp, ranks
 from agvm_mm.estimators.micro_batches import MicroBatchHalves, MicroBatchReplicas
 from agvm_mm.estimators.preconditioner import build_preconditioner
 from agvm_mm.method.modules import assign_modules
@@ -135,28 +135,29 @@ def buckets_of(parameters):
 @pytest.mark.parametrize(
     ('kind', 'optimizer', 'most'),
     [
-        (ddp.DDPReplicas, 'SGD', 100),
-        (ddp.DDPHalves, 'SGD', 170),
-        (ddp.DDPReplicas, 'AdamW', 420),
-        (ddp.DDPHalves, 'AdamW', 420),
+        (ranks.RankReplicas, 'SGD', 100),
+        (ranks.RankHalves, 'SGD', 170),
+        (ranks.RankReplicas, 'AdamW', 420),
+        (ranks.RankHalves, 'AdamW', 420),
     ],
 )
 def test_kernels_under_ddp(model, monkeypatch, kind, optimizer, most):
     reduced = SimpleNamespace(get_future=lambda: done(None))
-    monkeypatch.setattr(ddp.dist, 'get_world_size', lambda group: 4)
     monkeypatch.setattr(ddp.dist, 'get_rank', lambda group: 0)
     monkeypatch.setattr(ddp.dist, 'all_reduce', lambda *_, **__: reduced)
-    wrapped = SimpleNamespace(process_group=None, register_comm_hook=lambda *_: None)
-    estimator = kind(*setup(model, optimizer), model=wrapped)
+    group = SimpleNamespace(size=lambda: 4)
+    wrapped = SimpleNamespace(process_group=group, register_comm_hook=lambda *_: None)
+    source = ddp.DDPGradients(wrapped)
+    estimator = kind(*setup(model, optimizer), source)
     # DDP's own reduction is not part of the measurement.
-    estimator._reduce_mean = lambda group, bucket: done(bucket.buffer())
+    source._reduce_mean = lambda group, bucket: done(bucket.buffer())
     parameters = [p for p in model.parameters() if p.requires_grad]
     buckets = list(buckets_of(parameters))
     assert len(buckets) > 4
     with Kernels() as kernels:
         estimator.start(1)
         for bucket in buckets:
-            estimator._hook(None, bucket)
+            source._hook(None, bucket)
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         estimator.record(1)

@@ -15,7 +15,7 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from toy import OPTIMIZERS, ToyDetector, make_images, make_wrapper
 
 from agvm_mm.estimators import build_estimator
-from agvm_mm.estimators.preconditioner import IdentityPreconditioner
+from agvm_mm.estimators.preconditioner import Preconditioner
 from agvm_mm.method.modulator import MeasurementSchedule
 from agvm_mm.training.summary import describe_precision
 
@@ -119,7 +119,7 @@ def test_norms_of_half_precision_gradients_do_not_overflow(estimator):
     model.backbone = torch.nn.Linear(64, 1, bias=False).half()
     by_module = dict(backbone=[model.backbone.weight])
     measured = build_estimator(
-        estimator, IdentityPreconditioner(), by_module, model, accumulation=2
+        estimator, Preconditioner(), by_module, model, accumulation=2
     )
     measured.start(2)
     gradients = torch.randn(2, 1, 64).half() * 3000

@@ -9,6 +9,7 @@ from mmengine.config import ConfigDict
 from stock import families, images, stock, zoo_page
 
 from agvm_mm.estimators import ModuleStatistics
+from agvm_mm.method.noise_scale import SignalAndNoise
 
 pytestmark = pytest.mark.evidence
 
@@ -93,7 +94,7 @@ def test_missing_gradients_are_found(change_estimator):
 
 
 def test_variance_that_is_not_finite_is_found(change_estimator):
-    bad = ModuleStatistics(variance=math.nan, signal=1.0, noise=1.0)
+    bad = ModuleStatistics(math.nan, SignalAndNoise(1.0, 1.0))
     change_estimator('finish', lambda _, old: old() | dict(bbox_head=bad))
     update = families.one_update(SSD)
     assert update.outcome == 'rejected'

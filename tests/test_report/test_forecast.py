@@ -8,7 +8,7 @@ import pytest
 from logfiles import write_log
 
 from agvm_mm.report import forecast
-from agvm_mm.report.forecast import Cost, NoiseScales
+from agvm_mm.report.forecast import NoiseScales
 
 NAN = math.nan
 
@@ -67,27 +67,16 @@ def test_multiplier_needs_its_own_noise_scale_and_the_anchors():
     assert settled(backbone=NAN, neck=9.0) == []
 
 
-def test_neighbors_train_as_far_on_gpus_that_follow_the_batch():
+def test_other_batches_train_as_far_at_the_same_throughput():
     # With N = B updates are 2 in units of the fewest; 1 + 2 at half, 1 + 1/2 at double.
-    planned = Cost(batch=512, gpus=8, updates=3680, images_per_second=128)
-    half, double = forecast.neighbors(planned, 512)
-    assert (half.batch, half.gpus) == (256, 4)
-    assert half.updates == pytest.approx(3680 / 2 * 3)
-    assert (double.batch, double.gpus) == (1024, 16)
-    assert double.updates == pytest.approx(3680 / 2 * 1.5)
-    # 512 images / 1024 images/s = half a second for an update at any batch.
-    for cost in (planned, half, double):
-        assert cost.hours == pytest.approx(cost.updates * 0.5 / 3600)
-        assert cost.gpu_hours == pytest.approx(cost.hours * cost.gpus)
-
-
-@pytest.mark.parametrize('gpus', [1, 3])
-def test_odd_number_of_gpus_stays_for_half_the_batch(gpus: int):
-    planned = Cost(batch=384, gpus=gpus, updates=100, images_per_second=64)
-    half, double = forecast.neighbors(planned, 0)  # The same number of updates.
-    assert (half.gpus, double.gpus) == (gpus, 2 * gpus)
-    assert half.hours == pytest.approx(planned.hours / 2)
-    assert double.hours == pytest.approx(planned.hours)
+    hours = 3680 * 512 / 1024 / 3600
+    assert forecast.describe_time(512, 3680, hours, 8, 512.0) == [
+        f'time        {hours:.3f} hours, {8 * hours:.2f} GPU-hours, without validation',
+        '            as far at batch 256: about 5,520 updates, '
+        f'{8 * hours * 1.5 / 2:.2f} GPU-hours',
+        '            as far at batch 1,024: about 2,760 updates, '
+        f'{8 * hours * 0.75 * 2:.2f} GPU-hours',
+    ]
 
 
 def test_share_of_updates_is_that_against_half_the_batch():
@@ -110,11 +99,10 @@ def test_what_is_not_resolved_is_not_forecast():
     ]
     line = forecast.describe_multipliers(dict(backbone=1.0, neck=NAN), acts=True)
     assert line == 'mu          settles at: backbone 1.00, neck not resolved'
-    planned = Cost(batch=512, gpus=8, updates=3600, images_per_second=128)
-    first, *others = forecast.describe_time(planned, NAN)
-    assert first.startswith('time        0.5 hours, 4 GPU-hours, at 128 images/s')
+    first, *others = forecast.describe_time(512, 3600, 0.5, 8, NAN)
+    assert first == 'time        0.5 hours, 4 GPU-hours, without validation'
     assert others == ['            of other batches: not resolved']
-    assert forecast.describe_time(planned, None) == [first]
+    assert forecast.describe_time(512, 3600, 0.5, 8, None) == [first]
 
 
 @pytest.mark.parametrize(
@@ -144,8 +132,10 @@ def test_noise_scales_of_a_file(tmp_path: Path):
         all=dict(value=5.0, low=4.0, high=6.0),
     )
     modules = {name: dict(noise_scale=scale) for name, scale in parts.items()}
-    file.write_text(json.dumps(dict(images=4096, modules=modules)))
+    content = dict(images=4096, images_per_replica=2, modules=modules)
+    file.write_text(json.dumps(content))
     noise = forecast.noise_of_file(file)
     assert noise.modules['backbone'] == 9 and math.isnan(noise.modules['head'])
     assert list(noise.modules) == ['backbone', 'head'] and noise.whole == 5
-    assert noise.source == f'on 4,096 images, in {file}'
+    assert noise.micro_batch == 2
+    assert noise.source == f'on 4,096 images in replicas of 2, in {file}'

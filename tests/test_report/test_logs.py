@@ -68,8 +68,8 @@ def test_log_of_resumed_run_is_joined(tmp_path: Path):
 def test_last_result_is_nan_after_divergence_and_none_without_validation(
     tmp_path: Path,
 ):
-    good = {'loss': 2.0, 'lr': 0.1}
-    bad = {'loss': math.nan, 'lr': 0.1}
+    good = {'loss': 2.0, 'lr': 0.1, 'step': 1}
+    bad = {'loss': math.nan, 'lr': 0.1, 'step': 1}
     write_log(tmp_path / 'good', {'mAP': 0.1}, good, {'mAP': 0.3, 'step': 2}, good)
     write_log(tmp_path / 'diverged', {'mAP': 0.1}, good, bad)
     write_log(tmp_path / 'recovered', bad, good, {'mAP': 0.2})
@@ -84,7 +84,7 @@ def test_last_result_is_nan_after_divergence_and_none_without_validation(
 
 def test_last_result_is_0_if_nothing_was_found_at_the_last_validation(tmp_path: Path):
     times = {'data_time': 0.1, 'time': 0.2, 'step': 10}
-    train = {'loss': 0.5, 'lr': 0.1, 'time': 0.2}
+    train = {'loss': 0.5, 'lr': 0.1, 'time': 0.2, 'step': 5}
     write_log(tmp_path / 'lost', {'mAP': 0.3, 'step': 5}, train, times, {'own': 1.0})
     assert last_result(tmp_path / 'lost', 'mAP') == 0
     write_log(tmp_path / 'other', {'mAP': 0.3, 'step': 5}, {**times, 'mIoU': 30.0})
@@ -128,10 +128,3 @@ def test_line_that_is_not_json_is_named(tmp_path: Path):
     log.write_text(log.read_text() + '\n{"step": ')
     with pytest.raises(ValueError, match=r'scalars.json, line 2 is not JSON: '):
         logs.read_scalars(log)
-
-
-def test_runs_are_named_by_the_path_part_that_differs():
-    assert logs.name_runs(['work_dirs/a']) == ['a']
-    assert logs.name_runs(['work_dirs/a', 'work_dirs/b']) == ['a', 'b']
-    paths = ['a/1/vis_data/scalars.json', 'b/1/vis_data/scalars.json']
-    assert logs.name_runs(paths) == ['a', 'b']

@@ -56,7 +56,7 @@ def test_faster_rcnn_at_512():
     assert made.measurements == len([t for t in range(560, 3680) if t % 10 == 0])
     # 41.5 million trainable parameters of 4 bytes.
     assert 4 * sum(made.modules.values()) == pytest.approx(166e6, rel=0.01)
-    assert not made.problems and not made.warnings
+    assert not made.warnings
 
 
 ZERO = {
@@ -191,40 +191,26 @@ def test_images_of_coco_are_known_without_the_data():
     plan.use_toolbox(cfg)
     dataset.data_root = 'nowhere/'
     assert plan.training_images(cfg) == 117_266
-    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=3, dataset=dataset)
-    assert plan.training_images(cfg) == 3 * 117_266
     dataset.filter_cfg.filter_empty_gt = False
-    cfg.train_dataloader.dataset = dataset
     assert plan.training_images(cfg) == 118_287
     dataset.indices = 100
     with pytest.raises(ValueError, match='give it by --images N'):
         plan.training_images(cfg)
 
 
-def test_total_that_does_not_divide_has_no_micro_batches():
-    made = make(AGVM_512, 8, **{'train_cfg.total_batch_size': 64})
-    (problem,) = made.problems
-    assert 'total_batch_size=64 is not a multiple' in problem
-    first = plan.describe(made).splitlines()[0]
-    assert first == 'batch       64 images, not a multiple of 8 GPU(s) x 16 images'
-
-
-def test_one_gpu_reduces_nothing():
-    text = plan.describe(make(AGVM_512, 1))
-    assert 'plain update: nothing reduced' in text
-    assert 'measured update: nothing reduced, one copy of the gradient' in text
-
-
-def test_impossible_plan_has_a_problem():
-    (problem,) = make(AGVM_512, 7).problems
-    assert 'not a multiple of 7 rank(s) x 16 images per rank = 112' in problem
-    assert '448 and 560' in problem
-    (problem,) = make(AGVM_512, 1, 16, **{'train_cfg.total_batch_size': 16}).problems
-    assert 'this run has one rank and accumulative_counts=1' in problem
-    (problem,) = make(AGVM_512, 8, **{'train_cfg.max_epochs': 2}).problems
-    assert 'begin=560, but the run ends after 460' in problem
-    (problem,) = make(AGVM_512, 8, **{'default_hooks.agvm': None}).problems
-    assert 'go together' in problem
+@pytest.mark.parametrize(
+    'gpus, option, value, message',
+    [
+        (8, 'train_cfg.total_batch_size', 64, 'total_batch_size=64 is not a multiple'),
+        (7, 'train_cfg.total_batch_size', 512, '= 112; the nearest multiples are 448'),
+        (1, 'train_cfg.total_batch_size', 16, 'one rank and accumulative_counts=1'),
+        (8, 'train_cfg.max_epochs', 2, 'begin=560, but the run ends after 460'),
+        (8, 'default_hooks.agvm', None, 'go together'),
+    ],
+)
+def test_impossible_plan_is_an_error(gpus: int, option: str, value: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        make(AGVM_512, gpus, **{option: value})
 
 
 @pytest.mark.parametrize(
@@ -253,13 +239,6 @@ def test_setting_that_a_run_rejects_is_an_error(setting: str, value: Any, messag
         plan.Plan(cfg, 8, None, None)
 
 
-@pytest.mark.parametrize('momentum', [0.3, 0.5, 0.9, 0.97])
-def test_half_way_is_the_first_measurement_that_reaches_half(momentum: float):
-    measurements = plan.half_way(momentum)
-    assert 1 - momentum**measurements >= 0.5 - 1e-12
-    assert measurements == 1 or 1 - momentum ** (measurements - 1) < 0.5
-
-
 def test_mixed_precision_is_planned_without_a_gpu():
     made = make(
         AGVM_512,
@@ -269,7 +248,6 @@ def test_mixed_precision_is_planned_without_a_gpu():
             'optim_wrapper.loss_scale': 'dynamic',
         },
     )
-    assert not made.problems
     assert 'precision   mixed\n' in plan.describe(made)
 
 
@@ -290,8 +268,6 @@ def test_doubtful_settings_are_warnings():
     assert '12 measurements move mu only 31% of the distance' in warning
     warnings = make(AGVM_512, 8, **{'default_hooks.agvm.begin': 100}).warnings
     assert any('within the warm-up' in warning for warning in warnings)
-    warnings = make(AGVM_512, 8, **{'train_cfg.max_epochs': 6}).warnings
-    assert any('more than a quarter' in warning for warning in warnings)
 
 
 def silent(cfg: Config) -> Config:
@@ -306,13 +282,12 @@ def test_run_that_only_measures_is_planned():
     cfg = silent(cli.load_config(str(AGVM_512)))
     made = plan.Plan(cfg, 8, None, None)
     # It may begin at once, and mu, which it has not, is no reason for a warning.
-    assert not made.problems and not made.warnings
+    assert not made.warnings
     assert made.measurements == 368 and not made.hook.act
     text = plan.describe(made)
     assert 'AGVM        only measures, from update 0, every 10: 368' in text
-    assert 'mu goes' not in text
     cfg.optim_wrapper.optimizer = dict(type='BaselineLARS', lr=0.1)
-    assert not plan.Plan(cfg, 8, None, None).problems
+    plan.Plan(cfg, 8, None, None)
     cfg.default_hooks.agvm.act = True
     with pytest.raises(TypeError, match='is defined for'):
         plan.Plan(cfg, 8, None, None)
@@ -337,15 +312,10 @@ def test_noise_scales_say_where_mu_settles():
     ) in lines
     assert 'noise scale rpn_head: 64 images' in lines
     # The recipe's 3680 updates of 512 images at 1024 images/s.
-    start = lines.index(
-        'time        0.511 hours, 4.09 GPU-hours, at 128 images/s on each GPU, '
-        'without validation'
-    )
-    assert lines[start + 2 : start + 4] == [
-        '            batch 256 on 4 GPU(s): about 5,520 updates, 0.767 hours, '
-        '3.07 GPU-hours',
-        '            batch 1,024 on 16 GPU(s): about 2,760 updates, 0.383 hours, '
-        '6.13 GPU-hours',
+    start = lines.index('time        0.511 hours, 4.09 GPU-hours, without validation')
+    assert lines[start + 1 : start + 3] == [
+        '            as far at batch 256: about 5,520 updates, 3.07 GPU-hours',
+        '            as far at batch 1,024: about 2,760 updates, 6.13 GPU-hours',
     ]
 
 
@@ -382,7 +352,7 @@ def test_plan_is_formatted_as_a_block():
     )
     assert 'precision   float32\n' in text
     assert '0.00038 at 0, 0.38 at 460, 0.38 at 2,759, 0.038 at 2,760' in text
-    assert 'measured update: 166 MB more reduced' in text
+    assert 'gradient 166 MB, moments 166 MB; plus activations' in text
 
 
 @pytest.mark.parametrize(
@@ -391,3 +361,15 @@ def test_plan_is_formatted_as_a_block():
 )
 def test_bytes_are_formatted_with_their_unit(count: float, text: str):
     assert plan.format_bytes(count) == text
+
+
+def test_warns_of_noise_scales_of_other_micro_batches():
+    frozen = {'model.backbone.norm_cfg.type': 'BN'}
+    of_two = NOISE._replace(micro_batch=2)
+    (warning,) = make(AGVM_512, 8, 16, noise=of_two, **frozen).warnings
+    assert warning == (
+        'the noise scales are of replicas of 2 images, but a micro-batch has 16: '
+        'measure with --images-per-replica 16 if losses are divided by counts of a '
+        'micro-batch (--losses)'
+    )
+    assert not make(AGVM_512, 8, 2, noise=of_two, **frozen).warnings

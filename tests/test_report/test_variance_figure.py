@@ -5,7 +5,7 @@ import math
 import pytest
 from matplotlib.axes import Axes
 
-from agvm_mm.report.figures import plot_runs
+from agvm_mm.report.figures import plot_run
 from agvm_mm.report.figures.variance import marked_points, smooth
 from agvm_mm.report.logs import MU_KEY, PHI_KEY, Record, module_curves
 
@@ -46,15 +46,25 @@ def drawn(axes: Axes) -> dict[str, tuple[list, list]]:
 
 
 def test_every_module_is_drawn():
-    figure = plot_runs({'': RECORDS}, title='a title', window=1)
+    figure = plot_run(RECORDS, title='a title')
     above, below, noise = figure.axes
     for axes, key in ((above, PHI_KEY), (below, MU_KEY)):
         expected = module_curves(RECORDS, key)
         assert drawn(axes).keys() == expected.keys()
         for module, (updates, values) in drawn(axes).items():
             assert updates == expected[module][0]
-            assert values == pytest.approx(expected[module][1])
+            if key == MU_KEY:
+                assert values == pytest.approx(expected[module][1])
         assert axes.get_ylabel()
+        # The step from 0.1 to 0.01.
+        assert [2, 2] in [list(line.get_xdata()) for line in axes.lines]
+    # Modules differ in color and also in gray.
+    looks = [
+        (line.get_color(), (line.get_linestyle(), line.get_marker()))
+        for line in below.lines
+        if line.get_label() in ('backbone', 'head')
+    ]
+    assert all(len(set(look)) == 2 for look in zip(*looks, strict=True))
     assert noise.get_xlabel() == 'optimizer update'
     assert [text.get_text() for text in noise.texts] == ['not resolved']
     (legend,) = figure.legends
@@ -68,57 +78,29 @@ def test_every_module_is_drawn():
 
 
 def test_running_mean():
-    assert smooth(range(5), [1, 2, 6, 4, 3], 3, []) == [1.5, 3, 4, 13 / 3, 3.5]
-    assert smooth(range(3), [1, 2, 6], 1, []) == [1, 2, 6]
-    assert smooth([], [], 5, []) == []
-    # The jump at a learning-rate step is kept.
-    means = smooth(range(6), [0, 0, 0, 9, 9, 9], 5, breaks=[2])
-    assert means == [0, 0, 0, 9, 9, 9]
+    assert smooth([1, 2, 6, 4, 3], 3) == [1.5, 3, 4, 13 / 3, 3.5]
+    assert smooth([1, 2, 6], 1) == [1, 2, 6]
+    assert smooth([], 5) == []
 
 
 def test_running_mean_is_drawn_over_measurements():
-    values = [0.1, 0.4, 0.1, 0.4, 0.1, 0.4]
+    values = [0.1, 0.4] * 60
     records = [
         {'step': step, 'lr': 0.1, 'agvm/phi_head': value, 'agvm/mu_head': value}
         for step, value in enumerate(values)
     ]
-    above, below, _ = plot_runs({'': records}, window=3).axes
+    above, below, _ = plot_run(records).axes
     raw, means = above.lines
     assert list(raw.get_ydata()) == values
-    assert list(means.get_ydata()) == smooth(range(6), values, 3, [])
+    assert list(means.get_ydata()) == smooth(values, 6)
     assert means.get_linewidth() > raw.get_linewidth()
     assert raw.get_color() == means.get_color()
     # mu is a moving average already.
     assert drawn(below)['head'][1] == values
 
 
-def test_runs_are_drawn_side_by_side():
-    only_head = [
-        {key: value for key, value in record.items() if 'backbone' not in key}
-        for record in RECORDS
-    ]
-    figure = plot_runs({'first': RECORDS, 'second': only_head})
-    first, second, _, below, *_ = figure.axes
-    titles = [panel.get_title() for panel in figure.axes]
-    assert titles == ['first', 'second', '', '', '', '']
-    assert first.get_ylim() == second.get_ylim()
-    assert list(drawn(first)) == ['backbone', 'head']
-    assert list(drawn(second)) == list(drawn(below)) == ['head']
-    # A module looks the same in both; two modules also differ in gray.
-    looks = {
-        (line.get_label(), line.get_color(), line.get_linestyle(), line.get_marker())
-        for panel in figure.axes
-        for line in panel.lines
-        if not line.get_label().startswith('_') and line.get_label() != 'all'
-    }
-    assert len(looks) == 2
-    assert len({look[1] for look in looks}) == len({look[2:] for look in looks}) == 2
-    for panel in figure.axes:  # the step from 0.1 to 0.01
-        assert [2, 2] in [list(line.get_xdata()) for line in panel.lines]
-
-
 def test_noise_scales_are_drawn_with_the_batch_as_a_line():
-    figure = plot_runs({'': noisy_records()})
+    figure = plot_run(noisy_records())
     _, mu, panel = figure.axes
     assert list(drawn(mu)) == ['head']
     assert panel.get_yscale() == 'log' and panel.get_ylabel() == 'noise scale in images'
@@ -142,14 +124,14 @@ def test_resolved_point_between_gaps_has_a_marker():
     values[7:20] = [NAN] * 13
     values[10] = 5.0
     assert set(marked_points(values)) >= {10}
-    for line in plot_runs({'': noisy_records()}).axes[2].lines:
+    for line in plot_run(noisy_records()).axes[2].lines:
         if line.get_label() in ('head', 'all'):
             assert line.get_marker() not in ('', 'None')
     assert marked_points([NAN, 1.0]) == [0, 1]
 
 
 def test_batch_that_the_log_does_not_tell_has_no_line():
-    figure = plot_runs({'': noisy_records(batch=None)})
+    figure = plot_run(noisy_records(batch=None))
     assert [line.get_label() for line in figure.axes[2].lines] == ['head', 'all']
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
@@ -158,21 +140,8 @@ def test_batch_that_the_log_does_not_tell_has_no_line():
 
 def test_only_panels_with_values_are_shown():
     silent = noisy_records(mu=False)
-    labels = [panel.get_ylabel() for panel in plot_runs({'': silent}).axes]
+    labels = [panel.get_ylabel() for panel in plot_run(silent).axes]
     assert labels == ['gradient variance $\\Phi$', 'noise scale in images']
-    figure = plot_runs({'silent': silent, 'acting': RECORDS})
-    assert [panel.get_visible() for panel in figure.axes] == [
-        *(True, True),
-        *(False, True),
-        *(True, True),
-    ]
-    assert [panel.get_xlabel() for panel in figure.axes if panel.get_visible()] == [
-        *('', '', ''),
-        'optimizer update',
-        'optimizer update',
-    ]
-    rows = [panel.get_ylabel() for panel in figure.axes if panel.get_ylabel()]
-    assert [row.split()[0] for row in rows] == ['gradient', 'learning-rate', 'noise']
 
 
 def test_panel_in_which_nothing_is_resolved_says_so():
@@ -181,10 +150,10 @@ def test_panel_in_which_nothing_is_resolved_says_so():
         for record in noisy_records()
     ]
     for given, texts in ((noisy_records(), []), (records, ['not resolved'])):
-        panel = plot_runs({'': given}).axes[2]
+        panel = plot_run(given).axes[2]
         assert [text.get_text() for text in panel.texts] == texts
 
 
 def test_log_without_variances_is_an_error():
     with pytest.raises(ValueError, match='VarianceSyncHook'):
-        plot_runs({'': RECORDS[:1]})
+        plot_run(RECORDS[:1])

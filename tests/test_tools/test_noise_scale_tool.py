@@ -153,7 +153,6 @@ def test_adamw_with_its_state_measures_what_it_steps_along(
         (['--images', 7], '--images 7 make 1 replica(s) of 4 images, and 1 rank(s)'),
         (['--images', 44], '--images 44, but the training set has 40 images'),
         (['--images', 0], 'argument --images: must be at least 1, got 0'),
-        (['--anchor', 'bakbone'], "Did you mean 'backbone'?"),
     ],
 )
 def test_wrong_flags_are_refused_before_the_work(
@@ -167,6 +166,15 @@ def test_wrong_flags_are_refused_before_the_work(
     status = measure(SEGMENTER, checkpoints[SEGMENTER], data, *flags, *images)
     assert status in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_anchor_is_that_of_the_config(
+    data: Path, checkpoints: dict, capsys: pytest.CaptureFixture
+):
+    arguments = f'configs/{SEGMENTER}.py', checkpoints[SEGMENTER], '--images', 8
+    wrong = 'optim_wrapper.anchor=bakbone'
+    assert run_script(SCRIPT, *arguments, *options(data), wrong) == 1
+    assert "Did you mean 'backbone'?" in capsys.readouterr().err
 
 
 def test_wrong_checkpoints_are_refused(

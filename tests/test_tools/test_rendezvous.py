@@ -32,9 +32,9 @@ def listener() -> Iterator[int]:
 @pytest.mark.parametrize(
     'settings, message',
     [
-        (('two', '0', '29500'), "NNODES must be a number at least 1, got 'two'"),
-        (('2', '-1', '29500'), "NODE_RANK must be a number at least 0, got '-1'"),
-        (('2', '0', '70000'), "PORT must be a number from 1 to 65535, got '70000'"),
+        (('two', '0', '29500'), "NNODES must be a number from 1 on, got 'two'"),
+        (('2', '-1', '29500'), "NODE_RANK must be a number from 0 on, got '-1'"),
+        (('2', '0', '0'), "PORT must be a number from 1 on, got '0'"),
         (('2', '2', '29500'), 'numbered from 0 to 1'),
     ],
 )
@@ -43,24 +43,17 @@ def test_wrong_settings_are_rejected(settings: tuple[str, ...], message: str):
         rendezvous.check_settings(*settings)
 
 
-def test_free_port_is_accepted(capsys: pytest.CaptureFixture):
+def test_free_port_is_accepted():
     assert rendezvous.check_settings('2', '1', '29500') == (2, 1, 29500)
-    rendezvous.check_node_0(2, '127.0.0.1', free_port())
-    assert not capsys.readouterr().err
+    rendezvous.check_port(free_port())
 
 
 def test_used_port_is_rejected(listener: int):
-    expected = rf'port {listener} of this machine is taken .* choose another PORT'
+    expected = rf'port {listener} of this machine cannot be used .* another PORT'
     with pytest.raises(rendezvous.RendezvousError, match=expected):
-        rendezvous.check_node_0(1, '127.0.0.1', listener)
-
-
-def test_node_0_at_another_address_is_a_warning(capsys: pytest.CaptureFixture):
-    # An address reserved for documentation: no machine has it.
-    rendezvous.check_node_0(2, '192.0.2.1', free_port())
-    warning = capsys.readouterr().err
-    assert 'MASTER_ADDR=192.0.2.1 is not an address of this machine' in warning
-    assert 'NODE_RANK' in warning
+        rendezvous.check_port(listener)
+    with pytest.raises(rendezvous.RendezvousError, match='port 70000 .* must be 0-655'):
+        rendezvous.check_port(70000)
 
 
 def test_unknown_host_name_is_rejected():
@@ -88,13 +81,7 @@ def test_wait_for_node_0_reports_and_ends(
         ['rendezvous', 'waiting for node 0 (12 of 90 s)'],
         ['rendezvous', 'waiting for node 0 (72 of 90 s)'],
     ]
-    assert 'is this machine itself: set it to node 0' in messages[0]
-
-
-def test_timeout_suggests_a_firewall():
-    text = rendezvous.explain(TimeoutError('timed out'), '10.0.0.1', 29500)
-    assert 'MASTER_ADDR=10.0.0.1 PORT=29500 cannot be reached' in text
-    assert 'firewall' in text and 'itself' not in text
+    assert 'firewall' in messages[0]
 
 
 # One rank of two "nodes": both count the ranks and print the number.
@@ -152,7 +139,7 @@ def test_used_port_stops_the_launcher(tools: Path, listener: int):
     assert node.returncode == 1
     assert not out
     (line,) = err.splitlines()
-    assert line.startswith(f'rendezvous: port {listener} of this machine is taken')
+    assert line.startswith(f'rendezvous: port {listener} of this machine cannot')
 
 
 def test_missing_node_0_stops_the_launcher(tools: Path):

@@ -2,6 +2,8 @@
 
 import copy
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import pytest
 import torch
@@ -19,7 +21,10 @@ from torch.utils.data import (
     IterableDataset,
 )
 
-from agvm_mm.training.dataloader import UpdateDataLoader
+from agvm_mm.training.dataloader import (
+    UpdateDataLoader,
+    build_update_dataloader,
+)
 from agvm_mm.training.loops import LargeBatchTrainLoop
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05))
@@ -331,14 +336,109 @@ def test_loader_has_every_setting_of_the_original(settings):
     assert len(plan) == 6 and len(loader) == 3
 
 
-class OwnDataLoader(DataLoader):
-    """DataLoader of a project."""
+class Prefetcher(DataLoader):
+    """DataLoader of a project that holds the next batch and changes each."""
+
+    def __init__(self, *args, offset, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.offset = offset
+
+    def __iter__(self):
+        held = None
+        for batch in super().__iter__():
+            if held is not None:
+                yield held
+            held = dict(inputs=batch['inputs'] + self.offset)
+        yield held
 
 
-def test_class_of_a_project_is_refused():
-    loader = OwnDataLoader(NumberDataset(8), batch_size=2)
-    with pytest.raises(TypeError, match="is a OwnDataLoader, .*use torch's Data"):
-        UpdateDataLoader(loader, 4, 0)
+def with_class(kind, plain, **kwargs):
+    return kind(
+        plain.dataset,
+        batch_sampler=plain.batch_sampler,
+        num_workers=plain.num_workers,
+        collate_fn=plain.collate_fn,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('loop', ['Epoch', 'Iter'])
+def test_class_of_a_project_keeps_its_methods(tmp_path, monkeypatch, loop, workers):
+    loader = numbers(10, 2, num_workers=workers)
+    loader['sampler']['shuffle'] = True
+    length = dict(max_epochs=2) if loop == 'Epoch' else dict(max_iters=6)
+    kind = dict(Epoch='LargeBatchTrainLoop', Iter='LargeBatchIterTrainLoop')[loop]
+    cfg = dict(type=kind, total_batch_size=4, **length)
+    plain = train(tmp_path / 'plain', cfg, copy.deepcopy(loader)).model.seen
+    build = Runner.build_dataloader
+    monkeypatch.setattr(
+        Runner,
+        'build_dataloader',
+        staticmethod(
+            lambda *args, **kwargs: with_class(
+                Prefetcher, build(*args, **kwargs), offset=1000
+            )
+        ),
+    )
+    runner = train(tmp_path / 'own', cfg, copy.deepcopy(loader))
+    assert isinstance(runner.train_dataloader, Prefetcher)
+    expected = [[value + 1000 for value in batch] for batch in plain]
+    assert runner.model.seen == expected
+
+
+def test_class_that_does_not_keep_its_arguments_is_refused():
+    class Forgetful(DataLoader):
+        def __init__(self, dataset, stream, **kwargs):
+            super().__init__(dataset, **kwargs)
+
+    loader = Forgetful(NumberDataset(8), 'stream', batch_size=2)
+    with pytest.raises(TypeError, match='builds a Forgetful .* its argument stream'):
+        build_update_dataloader(loader, 4, 0)
+
+
+class Short(DataLoader):
+    def __iter__(self):
+        return islice(super().__iter__(), len(self))
+
+
+class Long(DataLoader):
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield batch
+            yield batch
+
+
+class Threaded(DataLoader):
+    def __iter__(self):
+        iterator = super().__iter__()
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(len(self.batch_sampler)):
+                yield pool.submit(next, iterator).result()
+
+
+class DrawsAhead(DataLoader):
+    """As loaders that keep their workers over the epochs."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.first = list(self.batch_sampler)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        (Short, 'ended 1 micro-batches before the end of an update'),
+        (Long, 'goes on after its batch sampler has ended'),
+        (Threaded, 'draws batches in a thread of its own'),
+        (DrawsAhead, 'draws batches before an epoch begins'),
+    ],
+)
+def test_class_that_yields_other_batches_is_refused(kind, message):
+    loader = kind(NumberDataset(12), batch_size=2)
+    with pytest.raises(RuntimeError, match=message):
+        for window in build_update_dataloader(loader, 4, 0):
+            list(window.micro_batches())
 
 
 @pytest.mark.parametrize('options', [{}, dict(batch_sampler=dict(type=TwoInARow))])

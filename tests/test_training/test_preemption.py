@@ -4,9 +4,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
-import textwrap
-import threading
 import time
 from pathlib import Path
 
@@ -322,16 +319,6 @@ def exchange_numbers():
     return found
 
 
-def test_missing_network_is_an_error(monkeypatch):
-    def fail(**_):
-        raise RuntimeError('no interface')
-
-    monkeypatch.setattr(preemption, 'get_world_size', lambda: 2)
-    monkeypatch.setattr(dist, 'new_group', fail)
-    with pytest.raises(RuntimeError, match=r'no interface\). Set GLOO_SOCKET_IFNAME'):
-        preemption.LateMaximum()
-
-
 # -------------------------------------------------------------------- handlers
 
 
@@ -420,28 +407,6 @@ def test_hook_trains_again_after_a_failure(tmp_path, seen):
     assert seen == ['before']
 
 
-def test_signal_ends_a_process_whose_training_failed(tmp_path):
-    """Whatever started the training; one signal is enough."""
-    script = """
-        import atexit, os, signal, sys
-        from pathlib import Path
-        from test_preemption import fail, signal_self, train_with
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # Called last.
-        atexit.register(signal_self, signal.SIGTERM)
-        train_with(Path(sys.argv[1]), fail)
-        """
-    done = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(script), str(tmp_path)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
-    )
-    assert 'FloatingPointError: a failure' in done.stderr
-    assert done.returncode == -signal.SIGTERM
-
-
 def test_forked_children_end_on_sigterm_only(tmp_path):
     def child():
         signal_self(signal.SIGUSR1, signal.SIGTERM)
@@ -457,18 +422,6 @@ def test_forked_children_end_on_sigterm_only(tmp_path):
 
     train_with(tmp_path, fork)
     assert statuses == [-signal.SIGTERM]
-
-
-def test_other_threads_do_not_handle_signals(tmp_path):
-    handlers = []
-
-    def train():
-        train_with(tmp_path, lambda: handlers.append(signal.getsignal(signal.SIGTERM)))
-
-    thread = threading.Thread(target=train)
-    thread.start()
-    thread.join()
-    assert handlers == [signal.SIG_DFL]
 
 
 def test_no_signals_no_handlers(tmp_path):
@@ -539,21 +492,13 @@ def sleep_in_worker(init, ready):
     time.sleep(600)
 
 
-def test_protected_workers_keep_their_seed():
-    seeds = []
-    loader = torch.utils.data.DataLoader(
-        [0], worker_init_fn=preemption.partial(remember, seeds, seed=1)
-    )
+def test_protected_workers_are_set_up_as_before():
+    started = []
+    loader = torch.utils.data.DataLoader([0], worker_init_fn=started.append)
     protect_workers(loader, [])
     protect_workers(loader, [])
-    # As loops/dataloader.py replaces the seed of a resumed run.
-    assert loader.worker_init_fn.keywords == dict(seed=1)
-    preemption.partial(loader.worker_init_fn, seed=2)(7)
-    assert seeds == [(7, 2)]
-
-
-def remember(seeds, worker, seed):
-    seeds.append((worker, seed))
+    loader.worker_init_fn(7)
+    assert started == [7]
 
 
 def test_workers_that_started_before_the_hook_are_reported(tmp_path):

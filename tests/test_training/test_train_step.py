@@ -17,6 +17,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import FUNCTIONS, HOOKS, MODEL_WRAPPERS, MODELS
 from ranks import run_on_ranks
 from runners import ImageDataset, make_runner
+from torch import nn
 from torch.utils.data import default_collate
 from toy import ToyDetector
 
@@ -84,8 +85,7 @@ def train(
             type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=total
         ),
         hooks=[*own, *hooks],
-        model='OwnStepModel',
-        **settings,
+        **dict(model='OwnStepModel') | settings,
     )
     model = getattr(runner.model, 'module', runner.model)
     model.behavior = behavior
@@ -172,6 +172,69 @@ def static_graph(folder, wrapper):
 def test_static_graph_with_micro_batches_is_refused(tmp_path, wrapper):
     for result in run_on_ranks(static_graph, 2, str(tmp_path), wrapper, check=False):
         assert 'static_graph=True with 4 accumulated micro-batches' in result
+
+
+# Parameters that a hook starts to train
+
+
+@HOOKS.register_module(force=True)
+class TrainOthers(Hook):
+    """Unfreeze a part of the backbone, or add a parameter, before the second update."""
+
+    def __init__(self, adds):
+        self.adds = adds
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if batch_idx != 1:
+            return
+        model = getattr(runner.model, 'module', runner.model)
+        if self.adds:
+            model.adapter = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+            runner.optim_wrapper.optimizer.add_param_group(dict(params=model.adapter))
+        else:
+            frozen_part(model).requires_grad_(True)
+
+
+def frozen_part(model):
+    return model.backbone[0].bias
+
+
+@MODELS.register_module(force=True)
+class PartlyFrozenModel(OwnStepModel):
+    """Model whose backbone is trained but for its bias."""
+
+    def __init__(self):
+        super().__init__()
+        frozen_part(self).requires_grad_(False)
+
+
+def train_others(folder, wrapper, adds, ranks):
+    train(
+        f'{folder}/{dist.get_rank() if ranks > 1 else 0}',
+        plain_step,
+        wrapper,
+        ranks=ranks,
+        updates=2,
+        hooks=[dict(type='TrainOthers', adds=adds)],
+        model='PartlyFrozenModel',
+    )
+
+
+@pytest.mark.parametrize('adds', [True, False], ids=['adds', 'unfreezes'])
+@pytest.mark.parametrize('wrapper', ['plain', 'halves'])
+def test_parameters_that_ranks_do_not_reduce_are_refused(tmp_path, wrapper, adds):
+    results = run_on_ranks(
+        train_others, 2, str(tmp_path), wrapper, adds, 2, check=False
+    )
+    for result in results:
+        assert 'frozen or not in the optimizer when the training began' in result
+
+
+@pytest.mark.parametrize(
+    ('wrapper', 'adds'), [('plain', True), ('plain', False), ('halves', False)]
+)
+def test_one_process_trains_what_a_hook_unfreezes(tmp_path, wrapper, adds):
+    train_others(tmp_path, wrapper, adds, 1)
 
 
 # Ranks with different numbers of images

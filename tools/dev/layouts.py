@@ -2,6 +2,7 @@
 
     python tools/dev/layouts.py                 # all families, about 10 minutes
     python tools/dev/layouts.py --only retinanet
+    python tools/dev/layouts.py --normalizers update    # what that setting leaves
 
 Models of stock configs get small random images and random weights. The gradient of 16
 images in one batch is compared with that of the same images in micro-batches, in
@@ -13,9 +14,13 @@ import argparse
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import set_random_seed
@@ -25,6 +30,9 @@ from stock.stock import load, one_rank
 from torch import Tensor, nn
 
 from agvm_mm.report.plan import quiet
+from agvm_mm.training.dataloader import UpdateWindow
+from agvm_mm.training.normalizers import MODES, Normalizers
+from agvm_mm.training.update import Update
 
 IMAGES = 16
 SIZE = 96
@@ -59,14 +67,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--only', default='', help='measure only families whose name contains this'
     )
+    parser.add_argument('--normalizers', choices=MODES, default=MODES[0])
     return parser.parse_args()
 
 
-def gradient(model: BaseModel, images: dict, size: int) -> dict[str, Tensor]:
+def gradient(
+    model: BaseModel, images: dict, size: int, mode: str = MODES[0]
+) -> dict[str, Tensor]:
     """Return the mean gradient over micro-batches of a size, by parameter."""
-    wrapper = OptimWrapper(
-        torch.optim.SGD(model.parameters(), lr=0.0), accumulative_counts=IMAGES // size
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.0))
+    runner = SimpleNamespace(
+        model=model,
+        optim_wrapper=wrapper,
+        message_hub=MessageHub.get_current_instance(),
+        cfg={},
+        logger=MMLogger.get_current_instance(),
     )
+    normalizers = Normalizers(mode)
+    normalizers.prepare(runner)
     found: dict[str, Tensor] = {}
 
     def record(*_: object) -> None:
@@ -74,12 +92,36 @@ def gradient(model: BaseModel, images: dict, size: int) -> dict[str, Tensor]:
             if parameter.grad is not None:
                 found[name] = parameter.grad.clone()
 
-    wrapper.optimizer.register_step_pre_hook(record)
-    for start in range(0, IMAGES, size):
-        batch = take(images, slice(start, start + size))
-        set_random_seed(0)
-        model.train_step(copy.deepcopy(batch), wrapper)
+    handle = wrapper.optimizer.register_step_pre_hook(record)
+    sizes = [size] * (IMAGES // size)
+    # Models change their data.
+    batches = [
+        copy.deepcopy(take(images, slice(start, start + size)))
+        for start in range(0, IMAGES, size)
+    ]
+    weights = [Fraction(size, IMAGES)] * len(sizes)
+    update = Update(model, wrapper, weights, IMAGES)
+    window = UpdateWindow(iter(batches), sizes)
+    with seeded_passes(model), normalizers.of_update(runner, window) as taken:
+        for _ in sizes:
+            update.train_step(next(taken))
+    update.finish(normalizers.correction)
+    handle.remove()
     return found
+
+
+@contextmanager
+def seeded_passes(model: BaseModel) -> Iterator[None]:
+    """Context in which each forward pass draws the same random numbers."""
+
+    def seed(*_: object) -> None:
+        set_random_seed(0)
+
+    handle = model.register_forward_pre_hook(seed)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def difference(
@@ -96,7 +138,7 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack([each.double().norm() for each in tensors]).norm()
 
 
-def measure(config: str) -> list[tuple[float, float]]:
+def measure(config: str, mode: str) -> list[tuple[float, float]]:
     """Return the differences of backbone and whole network, for each layout."""
     cfg = load(config)
     cfg.model = small_model(cfg.model, SIZE)
@@ -111,20 +153,20 @@ def measure(config: str) -> list[tuple[float, float]]:
     in_order = mock.patch('torch.randperm', lambda n, **_: torch.arange(n))
     with in_order:
         whole = gradient(model, images, IMAGES)
-        parts = [gradient(model, images, size) for size in LAYOUTS]
+        parts = [gradient(model, images, size, mode) for size in LAYOUTS]
     return [
         (difference(each, whole, 'backbone'), difference(each, whole)) for each in parts
     ]
 
 
-def rows(only: str) -> Iterator[str]:
+def rows(only: str, mode: str) -> Iterator[str]:
     """Yield the lines of the table."""
     yield '| model | 16 x 1 | 8 x 2 | 4 x 4 |'
     yield '| --- | --- | --- | --- |'
     for name, config in CONFIGS.items():
         if only.lower() in name.lower():
             with one_rank(), quiet():
-                found = measure(config)
+                found = measure(config, mode)
             cells = (f'{backbone:.2g} / {every:.2g}' for backbone, every in found)
             yield f'| {name} | {" | ".join(cells)} |'
 
@@ -132,7 +174,8 @@ def rows(only: str) -> Iterator[str]:
 def main() -> None:
     """Print the table, line by line."""
     warnings.simplefilter('ignore')
-    for row in rows(parse_args().only):
+    args = parse_args()
+    for row in rows(args.only, args.normalizers):
         print(row, flush=True)
 
 

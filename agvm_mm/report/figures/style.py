@@ -17,17 +17,6 @@ COLORS += ('#332288', '#882255', '#999933', '#117733', '#AA4499')
 DASHES = ('-', '--', '-.', ':')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 
-MEASUREMENT = dict(color='0.3', linewidth=0.8, alpha=0.45)
-"""Look of single measurements behind their running mean."""
-RUNNING_MEAN = dict(color='0.3', linewidth=1.8)
-"""Look of running means in the legend."""
-LR_STEP = dict(color='0.45', linewidth=1, linestyle=(0, (1, 2)))
-"""Look of the lines at learning-rate steps."""
-TOTAL_BATCH = dict(color='0.3', linewidth=1.2, linestyle=(0, (7, 3)))
-"""Look of the lines at the images of an update."""
-WHOLE_NETWORK = dict(color='0.15', linestyle='-', marker='.', linewidth=2.6)
-"""Look of the curve of the whole network among those of its modules."""
-
 
 def module_style(number: int) -> dict[str, Any]:
     """Return the look of the curve of the module with this number."""
@@ -35,7 +24,7 @@ def module_style(number: int) -> dict[str, Any]:
         color=COLORS[number % len(COLORS)],
         linestyle=DASHES[number % len(DASHES)],
         marker=MARKERS[number % len(MARKERS)],
-        linewidth=RUNNING_MEAN['linewidth'],
+        linewidth=1.8,
     )
 
 

@@ -1,8 +1,7 @@
 """Figure of the gradient variance, multiplier and noise scale of every module."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,15 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from agvm_mm.method.noise_scale import ALL
-from agvm_mm.report.figures.style import (
-    LR_STEP,
-    MEASUREMENT,
-    RUNNING_MEAN,
-    TOTAL_BATCH,
-    WHOLE_NETWORK,
-    module_style,
-    set_up_panel,
-)
+from agvm_mm.report.figures.style import module_style, set_up_panel
 from agvm_mm.report.logs import (
     MU_KEY,
     NOISE_KEY,
@@ -31,6 +22,13 @@ from agvm_mm.report.logs import (
     total_batch,
 )
 
+# Looks of lines. Single measurements are behind their running mean.
+MEASUREMENT = dict(color='0.3', linewidth=0.8, alpha=0.45)
+RUNNING_MEAN = dict(color='0.3', linewidth=1.8)
+LR_STEP = dict(color='0.45', linewidth=1, linestyle=(0, (1, 2)))
+TOTAL_BATCH = dict(color='0.3', linewidth=1.2, linestyle=(0, (7, 3)))
+WHOLE_NETWORK = dict(color='0.15', linestyle='-', marker='.', linewidth=2.6)
+
 PANELS = {
     PHI_KEY: 'gradient variance $\\Phi$',
     MU_KEY: 'learning-rate multiplier $\\mu$',
@@ -39,69 +37,61 @@ PANELS = {
 """Labels of the panels, from top to bottom, by what they show."""
 
 
-def plot_runs(
-    runs: Mapping[str, Sequence[Record]],
-    *,
-    title: str | None = None,
-    window: int | None = None,
-) -> Figure:
-    """Draw Phi, mu and the noise scales of several runs, side by side.
+def plot_run(records: Sequence[Record], *, title: str | None = None) -> Figure:
+    """Draw Phi, mu and the noise scales of a run.
 
-    Thin lines are the measurements of Phi, thick ones their running mean. Multipliers
-    and noise scales are averages already and drawn as they are. A noise scale that is
-    not resolved leaves a gap. The total batch is a line among them if it is known, see
-    :func:`total_batch`. What a run has not logged has no panel. Pyplot does not manage
-    the figure: there is nothing to close.
-
-    Args:
-        runs: Records of each run by its name.
-        title: Title of the figure.
-        window: Measurements in the running mean of Phi. Defaults to a twentieth of
-            them, and at least 5.
+    Thin lines are the measurements of Phi, thick ones their mean over a twentieth of
+    them, at least 5. Multipliers and noise scales are averages already and drawn as
+    they are. A noise scale that is not resolved leaves a gap. The total batch is a line
+    among them if the log has it. What the run has not logged has no panel. Pyplot does
+    not manage the figure: there is nothing to close.
 
     Raises:
-        ValueError: If a run has logged no variance.
+        ValueError: If the run has logged no variance.
     """
-    curves = {
-        name: {key: module_curves(records, key) for key in PANELS}
-        for name, records in runs.items()
-    }
-    for name, of_run in curves.items():
-        if not of_run[PHI_KEY]:
-            raise ValueError(
-                f"the log {name and f'of {name} '}has no '{PHI_KEY}<module>': was "
-                'VarianceSyncHook on, and did the run reach its begin?'
-            )
-    logged = [key for key in PANELS if any(each[key] for each in curves.values())]
-    names = [name for run in curves.values() for each in run.values() for name in each]
-    modules = [name for name in dict.fromkeys(names) if name != ALL]
+    curves = {key: module_curves(records, key) for key in PANELS}
+    if not curves[PHI_KEY]:
+        raise ValueError(
+            f"the log has no '{PHI_KEY}<module>': was VarianceSyncHook on, and did the "
+            'run reach its begin?'
+        )
+    shown = {key: of_key for key, of_key in curves.items() if of_key}
+    names = dict.fromkeys(name for of_key in shown.values() for name in of_key)
+    modules = [name for name in names if name != ALL]
     styles = {name: module_style(index) for index, name in enumerate(modules)}
     if ALL in names:
         styles[ALL] = WHOLE_NETWORK
-    width = 8 if len(runs) == 1 else 4.8 * len(runs)
-    figure = Figure(figsize=(width, 0.5 + 3 * len(logged)), layout='constrained')
-    axes = figure.subplots(
-        len(logged), len(runs), sharex='col', sharey='row', squeeze=False
-    )
-    for (name, records), column in zip(runs.items(), axes.T, strict=True):
-        panels = dict(zip(logged, column, strict=True))
-        _draw_run(panels, curves[name], records, styles, window)
-        column[0].set_title(name, fontsize=11)
-    for key, row in zip(logged, axes, strict=True):
-        first = next(panel for panel in row if panel.get_visible())
-        first.set_ylabel(PANELS[key])
-        first.tick_params(labelleft=True)  # Others of a row share its labels.
-    axes[0, 0].set_ylim(bottom=0)
+    size = 8, 0.5 + 3 * len(shown)
+    figure = Figure(figsize=size, layout='constrained')
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    drops, batch = lr_drops(records), total_batch(records)
+    for (key, of_key), panel in zip(shown.items(), panels, strict=True):
+        set_up_panel(panel)
+        panel.set_ylabel(PANELS[key])
+        for drop in drops:
+            panel.axvline(drop, **LR_STEP)
+        for module, (updates, values) in of_key.items():
+            style = styles[module]
+            if key == PHI_KEY:
+                panel.plot(updates, values, **MEASUREMENT | dict(color=style['color']))
+                values = smooth(values, max(5, len(values) // 20))
+            marks = dict(markersize=5, markevery=marked_points(values))
+            panel.plot(updates, values, label=module, **style, **marks)
+        if key == MU_KEY:
+            panel.axhline(1, color='0.7', linewidth=0.8, zorder=0)
+        if key == NOISE_KEY:
+            _finish_noise_panel(panel, of_key, batch)
+    panels[0].set_ylim(bottom=0)
+    panels[-1].set_xlabel('optimizer update')
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     looks = {
         'whole network' if name == ALL else name: style | dict(markersize=5)
         for name, style in styles.items()
     }
-    batches = {total_batch(runs[name]) for name in runs if curves[name][NOISE_KEY]}
-    for batch in sorted(batches - {None}):
+    if NOISE_KEY in shown and batch is not None:
         looks[f'batch of {batch:,} images'] = TOTAL_BATCH
-    looks['measurement'] = MEASUREMENT
-    looks['running mean'] = RUNNING_MEAN
-    if any(map(lr_drops, runs.values())):
+    looks |= {'measurement': MEASUREMENT, 'running mean': RUNNING_MEAN}
+    if drops:
         looks['learning-rate step'] = LR_STEP
     handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
     columns = math.ceil(len(handles) / math.ceil(len(handles) / 4))
@@ -111,40 +101,6 @@ def plot_runs(
     if title:
         figure.suptitle(title)
     return figure
-
-
-def _draw_run(
-    panels: Mapping[str, Axes],
-    curves: Mapping[str, Curves],
-    records: Sequence[Record],
-    styles: Mapping[str, dict[str, Any]],
-    window: int | None,
-) -> None:
-    """Draw a run into its panels; hide those for which it has no values."""
-    drops = lr_drops(records)
-    for key, panel in panels.items():
-        panel.set_visible(bool(curves[key]))
-    shown = [key for key in panels if curves[key]]
-    for key in shown:
-        panel = panels[key]
-        set_up_panel(panel)
-        for drop in drops:
-            panel.axvline(drop, **LR_STEP)
-        for module, (updates, values) in curves[key].items():
-            style = styles[module]
-            if key == PHI_KEY:
-                panel.plot(updates, values, **MEASUREMENT | dict(color=style['color']))
-                count = window or max(5, len(values) // 20)
-                values = smooth(updates, values, count, drops)
-            marks = dict(markersize=5, markevery=marked_points(values))
-            panel.plot(updates, values, label=module, **style, **marks)
-    panel.tick_params(labelbottom=True)  # Others of a column share its labels.
-    panel.set_xlabel('optimizer update')
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if MU_KEY in shown:
-        panels[MU_KEY].axhline(1, color='0.7', linewidth=0.8, zorder=0)
-    if NOISE_KEY in shown:
-        _finish_noise_panel(panels[NOISE_KEY], curves[NOISE_KEY], total_batch(records))
 
 
 def _finish_noise_panel(panel: Axes, curves: Curves, batch: int | None) -> None:
@@ -170,26 +126,13 @@ def marked_points(values: Sequence[float]) -> list[int]:
     return np.flatnonzero(marked | (gaps[:-2] & gaps[2:])).tolist()
 
 
-def smooth(
-    updates: Sequence[int],
-    values: Sequence[float],
-    window: int,
-    breaks: Sequence[int],
-) -> list[float]:
+def smooth(values: Sequence[float], window: int) -> list[float]:
     """Compute the mean over a centered window, which is cut off at both ends.
 
-    Args:
-        updates: Updates at which the values were measured.
-        values: The values.
-        window: Numbers in the window; an even number counts as the next odd one.
-        breaks: Updates after which the mean starts again, in order.
+    An even window counts as the next odd one.
     """
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    # The first and the last value of each part between two breaks.
-    ends = [*np.searchsorted(updates, breaks, side='right'), len(values)]
-    starts = np.repeat([0, *ends[:-1]], np.diff([0, *ends]))
-    stops = np.repeat(ends, np.diff([0, *ends]))
     places = np.arange(len(values))
-    low = np.maximum(starts, places - window // 2)
-    high = np.minimum(stops, places + window // 2 + 1)
+    low = np.maximum(0, places - window // 2)
+    high = np.minimum(len(values), places + window // 2 + 1)
     return ((sums[high] - sums[low]) / (high - low)).tolist()

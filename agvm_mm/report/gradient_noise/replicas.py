@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader
 from agvm_mm import cli
 from agvm_mm.estimators.preconditioner import (
     AdamPreconditioner,
-    IdentityPreconditioner,
     Preconditioner,
     build_preconditioner,
 )
@@ -56,13 +55,9 @@ class Setup:
         checkpoint: Path or address of the weights.
         images: Images to run, rounded down to whole blocks of replicas.
         images_per_replica: Defaults to None, the batch size of the config.
-        anchor: Defaults to None, that of the config, or 'backbone'.
         launcher: Program that started the ranks. Defaults to 'none'.
-        seed: Of the images and all random numbers. Defaults to 0.
 
     Attributes:
-        model: In training mode, with the weights of the checkpoint.
-        by_module: Trainable parameters by module.
         preconditioner: Turns a gradient into the measured quantity.
         gradient: Name of the measured quantity.
         notes: What a reader of the result must know.
@@ -70,7 +65,6 @@ class Setup:
         images: Images of all replicas.
         blocks: Number of blocks of all ranks.
         block_size: Replicas of each, a power of two.
-        ratio_bounds: Smallest and largest ratio of variances.
 
     Raises:
         FileNotFoundError: If the checkpoint or the data do not exist.
@@ -86,13 +80,11 @@ class Setup:
         *,
         images: int,
         images_per_replica: int | None = None,
-        anchor: str | None = None,
         launcher: str = 'none',
-        seed: int = 0,
     ) -> None:
         start_ranks(cfg, launcher)
         # Each rank augments and samples with its own random numbers.
-        set_random_seed(seed, diff_rank_seed=True)
+        set_random_seed(0, diff_rank_seed=True)
         size = images_per_replica or cfg.train_dataloader.get('batch_size')
         check_number('images per replica', size, low=1, integer=True)
         ranks = get_world_size()
@@ -109,14 +101,14 @@ class Setup:
         self.model = build_model(cfg)
         settings = cfg.get('optim_wrapper') or {}
         self.by_module = trainable_by_module(self.model, settings.get('modules'))
-        mu = modulator_settings(settings) | (dict(anchor=anchor) if anchor else {})
-        modulator = Modulator(list(self.by_module), **mu)
+        modulator = Modulator(list(self.by_module), **modulator_settings(settings))
         self.anchor, self.ratio_bounds = modulator.anchor, modulator.ratio_bounds
         saved = load_weights(self.model, checkpoint)
         self.model.to(get_device())
-        self.preconditioner, self.notes = make_preconditioner(
+        self.preconditioner, note = make_preconditioner(
             cfg, self.model, saved, checkpoint
         )
+        self.notes = [f'{note}: plain gradient.'] if note else []
         rescaled = isinstance(self.preconditioner, AdamPreconditioner)
         self.gradient = 'gradient / (sqrt(v) + eps)' if rescaled else 'gradient'
         if ranks > 1 and has_sync_bn(self.model):
@@ -124,7 +116,7 @@ class Setup:
                 'SyncBN couples the replicas of the ranks: noise scales are biased. '
                 'Measure on one process, where it becomes BN.'
             )
-        self.batches = load_batches(cfg, replicas, size, seed)
+        self.batches = load_batches(cfg, replicas, size)
 
 
 def start_ranks(cfg: Config, launcher: str) -> None:
@@ -168,16 +160,16 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
 
 def make_preconditioner(
     cfg: Config, model: nn.Module, checkpoint: Mapping[str, Any], path: str
-) -> tuple[Preconditioner, list[str]]:
-    """Return what rescales gradients as the optimizer of a config does, and notes.
+) -> tuple[Preconditioner, str]:
+    """Return what rescales gradients as the optimizer does, or why nothing does.
 
     Raises:
         TypeError: If the config has several optimizers.
         ValueError: If the checkpoint was saved with another optimizer.
     """
-    plain = IdentityPreconditioner()
+    plain = Preconditioner()
     if not cfg.get('optim_wrapper'):
-        return plain, ['The config has no optimizer: plain gradient.']
+        return plain, 'The config has no optimizer'
     settings = in_float32(cfg.optim_wrapper)
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
@@ -186,34 +178,30 @@ def make_preconditioner(
     try:
         preconditioner = build_preconditioner(optimizer)
     except TypeError:
-        rules = 'trust ratios or its own rules'
-        return plain, [f'{name} steps by {rules}: plain gradient.']
+        return plain, f'{name} steps by trust ratios or its own rules'
     if not isinstance(preconditioner, AdamPreconditioner):
-        return preconditioner, []
+        return preconditioner, ''
     saved = checkpoint.get('optimizer')
     if not saved or not saved.get('state'):
-        return plain, [
+        return plain, (
             'The checkpoint has no optimizer state, so the gradient is not divided by '
-            f"{name}'s sqrt(v) + eps: plain gradient, not what {name} steps along."
-        ]
+            f"{name}'s sqrt(v) + eps"
+        )
     if not any('exp_avg_sq' in each for each in saved['state'].values()):
         raise ValueError(
             f'{path} has the state of another optimizer than {name}: no exp_avg_sq'
         )
-    state = {key: saved[key] for key in ('state', 'param_groups')}
     try:
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(saved)
     except ValueError as error:
         raise ValueError(
             f'{path}: its optimizer state has other parameter groups than the config '
             f'({error}); use the config that it was trained with'
         ) from error
-    return preconditioner, []
+    return preconditioner, ''
 
 
-def load_batches(
-    cfg: Config, replicas: int, images_per_replica: int, seed: int
-) -> DataLoader:
+def load_batches(cfg: Config, replicas: int, images_per_replica: int) -> DataLoader:
     """Build a dataloader of this rank's replicas, drawn by the config's own samplers.
 
     Raises:
@@ -222,7 +210,7 @@ def load_batches(
     """
     settings = cfg.train_dataloader.copy()
     settings['batch_size'] = images_per_replica
-    loader = Runner.build_dataloader(settings, seed=seed)
+    loader = Runner.build_dataloader(settings, seed=0)
     if loader.batch_sampler is None:
         raise TypeError(
             f'{type(loader.dataset).__name__} has no batch sampler that draws indices; '

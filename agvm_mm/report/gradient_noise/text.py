@@ -23,7 +23,7 @@ UNRESOLVED = 'not resolved'
 KEY = (
     f'Phi or mu, then its interval of {CONFIDENCE:.0%}.\n'
     'm: measured on groups of so many images; p: predicted from the noise scale of all '
-    'images.\n'
+    'images. Both are of updates with micro-batches as large as the replicas.\n'
     'Updates saved, images added: against half the batch, with the learning rate tuned '
     'for each.'
 )

@@ -1,0 +1,463 @@
+"""What the losses of a model are divided by, seen from outside.
+
+Heads divide their losses by the positives of a micro-batch, so the mean over several
+micro-batches is not the loss of one batch with the same images. They do it in two
+places, and both are open to others without a change of the heads:
+
+- A loss module is called with ``avg_factor``, or takes a mean itself. A forward hook of
+  torch scales its output.
+- ``reduce_mean`` of MMDetection averages a count over the ranks. Heads import it by
+  name, but it finds ``torch.distributed`` in its own module, where another object can
+  stand for it.
+
+Which of these depend on the images, a model's own losses on small random images tell.
+"""
+
+import copy
+import inspect
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from agvm_mm.training.random_images import SIZE, random_batches
+from agvm_mm.training.update import seed_cpu
+
+REDUCED = 'reduce_mean'
+"""Name of all calls of MMDetection's function."""
+TOLERANCE = 1e-5
+"""Relative difference of what is equal. Heads count in float32."""
+
+Visit = Callable[[str, Any], Any]
+"""Takes the name of a loss module and its normalizer; returns the one to use."""
+
+
+class Examination(NamedTuple):
+    """What small random images tell about a model.
+
+    Attributes:
+        modules: Loss modules with a normalizer that depends on the images.
+        calls: Calls in a micro-batch of those that differ from call to call.
+        per_image: Mean normalizers of an image, by key.
+        is_one: Whether all losses are divided by the same number.
+        terms: Losses that are divided by one of them.
+        unreached: Losses that depend on how images are divided all the same.
+    """
+
+    modules: tuple[str, ...]
+    calls: dict[str, int]
+    per_image: dict[str, float]
+    is_one: bool
+    terms: tuple[str, ...]
+    unreached: tuple[str, ...]
+
+    def key(self, name: str, index: int) -> str | None:
+        """Return the key of a normalizer, or None if it does not matter.
+
+        Args:
+            name: Name of its loss module.
+            index: Number of the call in this micro-batch.
+        """
+        key = f'{name}#{index}' if name in self.calls else name
+        return key if key in self.per_image else None
+
+
+def loss_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a model that take ``avg_factor``, by name."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if 'avg_factor' not in inspect.signature(module.forward).parameters:
+            continue
+        if not any(name.startswith(f'{outer}.') for outer in found):
+            found[name] = module
+    return found
+
+
+def own_normalizer(module: nn.Module, given: Mapping[str, Any]) -> Any:
+    """Return what a loss divides by, up to a constant factor; None if by nothing.
+
+    Args:
+        module: Loss module.
+        given: Arguments of its call.
+    """
+    reduction = given.get('reduction_override') or getattr(module, 'reduction', 'mean')
+    if reduction != 'mean':
+        return None
+    own = given.get('avg_factor')
+    if own is None:
+        prediction, target = list(given.values())[:2]
+        own = prediction.numel()
+        if getattr(module, 'avg_non_ignore', False):
+            ignored = given.get('ignore_index')
+            if ignored is None:
+                ignored = getattr(module, 'ignore_index', None)
+            own = (target != (-100 if ignored is None else ignored)).sum()
+    # Sums of float32 counts would lose bits.
+    return own.detach().double().reshape(()) if isinstance(own, Tensor) else own
+
+
+def _scale(
+    name: str,
+    bind: Callable[..., inspect.BoundArguments],
+    visit: Visit,
+    module: nn.Module,
+    args: tuple,
+    kwargs: dict,
+    output: Tensor,
+) -> Tensor | None:
+    """Replace the normalizer of a loss, as a forward hook."""
+    own = own_normalizer(module, bind(*args, **kwargs).arguments)
+    if own is None:
+        return None
+    used = visit(name, own)
+    if used is own:
+        return None
+    factor = own / used
+    return output * (factor.to(output.dtype) if isinstance(factor, Tensor) else factor)
+
+
+class Reductions:
+    """Stands for ``torch.distributed`` where ``reduce_mean`` looks for it.
+
+    Each rank keeps its own count, so that no rank waits for another.
+    """
+
+    ReduceOp = SimpleNamespace(SUM=None)
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+
+    def is_available(self) -> bool:
+        """Return that ranks can be asked."""
+        return True
+
+    def is_initialized(self) -> bool:
+        """Return that ranks can be asked."""
+        return True
+
+    def get_world_size(self) -> int:
+        """Return one rank: the sum is this rank's own count."""
+        return 1
+
+    def all_reduce(self, tensor: Tensor, op: Any = None) -> None:
+        """Replace a count in place."""
+        if tensor.numel() != 1:
+            raise ValueError(
+                f'reduce_mean got {tensor.numel()} numbers at once, which normalizers='
+                "'average' and 'update' do not know; use normalizers='micro_batch'"
+            )
+        own = tensor.detach().double().reshape(())
+        with torch.no_grad():
+            tensor.fill_(self._visit(REDUCED, own))
+
+
+@contextmanager
+def intercept(modules: Mapping[str, nn.Module], visit: Visit) -> Iterator[None]:
+    """Let each normalizer go through a function, until the context ends.
+
+    Args:
+        modules: Loss modules by name.
+        visit: See :data:`Visit`.
+    """
+    handles = [
+        module.register_forward_hook(
+            partial(_scale, name, inspect.signature(module.forward).bind, visit),
+            with_kwargs=True,
+        )
+        for name, module in modules.items()
+    ]
+    # It is there if the model has a head of MMDetection.
+    source = sys.modules.get('mmdet.utils.dist_utils')
+    ranks = getattr(source, 'dist', None)
+    if ranks is not None:
+        source.dist = Reductions(visit)
+    try:
+        yield
+    finally:
+        if ranks is not None:
+            source.dist = ranks
+        for handle in handles:
+            handle.remove()
+
+
+def check_reduce_mean() -> None:
+    """Raise a RuntimeError if ``reduce_mean`` of MMDetection is not as expected."""
+    source = sys.modules.get('mmdet.utils.dist_utils')
+    if source is None:
+        return
+    seen: list[float] = []
+    with intercept({}, lambda name, own: (seen.append(float(own)), 5.0)[1]):
+        found = source.reduce_mean(torch.tensor([3.0]))
+    if seen != [3.0] or found.tolist() != [5.0]:
+        raise RuntimeError(
+            'reduce_mean of this MMDetection does not use torch.distributed as that of '
+            "3.3 does; use normalizers='micro_batch'"
+        )
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Context after which all random numbers continue as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+class _Recording:
+    """Records normalizers by name, and multiplies some of them."""
+
+    def __init__(self, *, reduced: float = 1.0, modules: float = 1.0) -> None:
+        self._reduced, self._modules = reduced, modules
+        self.found: dict[str, list[float]] = defaultdict(list)
+
+    def __call__(self, name: str, own: Any) -> Any:
+        self.found[name].append(float(own))
+        return own * (self._reduced if name == REDUCED else self._modules)
+
+
+class _Probe:
+    """Copy of a model, and its losses on small random images."""
+
+    def __init__(self, model: BaseModel) -> None:
+        self.batches = random_batches(model)
+        self.model = copy.deepcopy(model)
+        self.model.train()
+        for module in self.model.modules():
+            random_or_coupled = (
+                nn.modules.batchnorm._BatchNorm,
+                nn.modules.dropout._DropoutNd,
+                nn.MultiheadAttention,
+            )
+            name = type(module).__name__
+            if isinstance(module, random_or_coupled) or name == 'DropPath':
+                module.eval()
+        # It would pad or resize to images of the usual size.
+        preprocessor = self.model.data_preprocessor
+        small: dict[str, Any] = dict(batch_augments=None, size=None, size_divisor=SIZE)
+        for name, value in small.items():
+            if hasattr(preprocessor, name):
+                setattr(preprocessor, name, value)
+        self.modules = loss_modules(self.model)
+
+    def losses(self, batch: dict, visit: Visit, seed: int = 0) -> dict[str, float]:
+        """Return the losses of a batch by name."""
+        data = copy.deepcopy(batch)
+        with kept_generators(), torch.no_grad(), intercept(self.modules, visit):
+            seed_cpu(seed)
+            if torch.cuda.is_initialized():
+                torch.cuda.manual_seed(seed)
+            data = self.model.data_preprocessor(data, True)
+            _, values = self.model.parse_losses(self.model(**data, mode='loss'))
+        return {
+            name: float(value)
+            for name, value in values.items()
+            if 'loss' in name and name != 'loss'
+        }
+
+    def planned(
+        self,
+        found: Examination,
+        batch: dict,
+        *,
+        doubled: Collection[str] = (),
+        seed: int = 0,
+    ) -> dict[str, float]:
+        """Return the losses with planned normalizers, some of them doubled."""
+        per_image = found.per_image.items()
+        plan = Plan(found, {k: v * (1 + (k in doubled)) for k, v in per_image})
+        plan.start(len(batch['inputs']))
+        return self.losses(batch, plan, seed)
+
+
+def near(first: float, second: float) -> bool:
+    """Return whether two numbers are equal up to rounding."""
+    return abs(first - second) <= TOLERANCE * max(abs(first), abs(second))
+
+
+def examine(model: BaseModel, *, thorough: bool = True) -> Examination:
+    """Find the normalizers of a model by its own losses on small random images.
+
+    The model, its buffers and all random numbers stay as they are, and no rank waits
+    for another.
+
+    Args:
+        model: Not wrapped.
+        thorough: Whether to find out ``is_one`` and ``unreached``, too. Defaults to
+            True.
+
+    Raises:
+        RuntimeError: If MMDetection's ``reduce_mean`` is not as expected.
+        TypeError: If the model is of neither toolbox.
+        Exception: What the model raises on random images.
+    """
+    check_reduce_mean()
+    probe = _Probe(model)
+    first, second, both = probe.batches
+    recordings = [_Recording() for _ in probe.batches]
+    losses = [
+        probe.losses(batch, recording)
+        for batch, recording in zip(probe.batches, recordings, strict=True)
+    ]
+    one, other, whole = (recording.found for recording in recordings)
+    # What follows from a reduced count is not counted again.
+    doubled = _Recording(reduced=2.0)
+    probe.losses(both, doubled)
+    calls: dict[str, int] = {}
+    per_image: dict[str, float] = {}
+    varying: set[str] = set()
+    for name in whole:
+        # A head without positives may not call a loss.
+        rows = [found[name] or [0.0] for found in (one, other, whole)]
+        if name != REDUCED and doubled.found[name] != whole[name]:
+            continue
+        numbered = name == REDUCED or any(
+            not near(value, row[0]) for row in rows for value in row
+        )
+        if numbered and len({len(row) for row in rows}) > 1:
+            raise RuntimeError(
+                f'{name} is called {len(rows[0])} to {len(rows[2])} times for a '
+                "micro-batch, with several normalizers; use normalizers='micro_batch'"
+            )
+        for index, (a, b, ab) in enumerate(zip(*rows, strict=False)):
+            constant = near(a, b) and near(ab, a)
+            if constant or (index and not numbered):
+                continue
+            key = f'{name}#{index}' if numbered else name
+            per_image[key] = ab / 2
+            calls |= {name: len(whole[name])} if numbered else {}
+            if not near(2 * a, ab) or not near(2 * b, ab):
+                varying.add(key)
+    if not varying:  # All losses are means over images.
+        per_image = {}
+    modules = {key.partition('#')[0] for key in per_image} - {REDUCED}
+    result = Examination(
+        tuple(sorted(modules)), calls, dict(sorted(per_image.items())), False, (), ()
+    )
+    if not per_image:
+        return result
+    half = probe.planned(result, both, doubled=varying)
+    terms = tuple(name for name in half if not near(half[name], losses[2][name]))
+    result = result._replace(terms=terms)
+    if not thorough:
+        return result
+    # All are divided by the same number.
+    counts = [[_count(row, key) for row in (one, other, whole)] for key in per_image]
+    is_one = (
+        varying == set(per_image)
+        and all(near(losses[2][name], 2 * half[name]) for name in half)
+        and all(
+            near(count * counts[0][2], counts[0][index] * each[2])
+            for each in counts
+            for index, count in enumerate(each)
+        )
+    )
+    return result._replace(
+        is_one=is_one, unreached=_unreached(probe, result, losses[2])
+    )
+
+
+def _unreached(
+    probe: _Probe, found: Examination, whole: Mapping[str, float]
+) -> tuple[str, ...]:
+    """Return losses of two images that are not the mean of the losses of each.
+
+    Args:
+        probe: The model.
+        found: Its normalizers, which are replaced.
+        whole: Losses of both images, with their own normalizers.
+    """
+    again = probe.planned(found, probe.batches[2], seed=1)
+    parts = [probe.planned(found, batch) for batch in probe.batches[:2]]
+    means = {name: sum(part.get(name, 0.0) for part in parts) / 2 for name in whole}
+    return tuple(
+        name
+        for name, value in whole.items()
+        # What a sampler draws depends on the images before.
+        if near(value, again[name]) and abs(means[name] - value) > 1e-3 * abs(value)
+    )
+
+
+def _count(row: dict[str, list[float]], key: str) -> float:
+    name, _, index = key.partition('#')
+    values = row.get(name) or [0.0]
+    return values[int(index or 0)]
+
+
+class Plan:
+    """Counts normalizers, and replaces them by those of an image times the images.
+
+    Args:
+        found: Normalizers of the model.
+        per_image: What to divide by, for an image, by key; None for the micro-batch's
+            own. Defaults to None.
+    """
+
+    def __init__(
+        self, found: Examination, per_image: Mapping[str, float] | None = None
+    ) -> None:
+        self._found = found
+        self._per_image = per_image or {}
+        self._calls: dict[str, int] = defaultdict(int)
+        self._images = 0
+        self.images = 0
+        self.counts: dict[str, Any] = dict.fromkeys(found.per_image, 0.0)
+
+    def start(self, images: int) -> None:
+        """Begin a micro-batch."""
+        self._calls.clear()
+        self._images = images
+        self.images += images
+
+    def end(self) -> None:
+        """End a micro-batch.
+
+        Raises:
+            RuntimeError: If it had other calls than those on random images.
+        """
+        for name, expected in self._found.calls.items():
+            calls = self._calls[name]
+            if calls != expected and (calls or name == REDUCED):
+                raise RuntimeError(
+                    f'{name} was called {calls} times for a micro-batch, but '
+                    f'{expected} times on random images, so its normalizers are not '
+                    "known; use normalizers='micro_batch'"
+                )
+
+    def __call__(self, name: str, own: Any) -> Any:
+        index = self._calls[name]
+        self._calls[name] += 1
+        key = self._found.key(name, index)
+        if key is None:
+            return own
+        if name in self._found.calls or index == 0:
+            self.counts[key] = self.counts[key] + own
+        # No image of earlier updates had any: 0.
+        per_image = self._per_image.get(key)
+        return per_image * self._images if per_image else own
+
+    def means(self, device: torch.device) -> dict[str, float]:
+        """Return the mean normalizers of an image over all ranks."""
+        values = [*self.counts.values(), self.images]
+        sums = torch.stack(
+            [torch.as_tensor(v, dtype=torch.float64, device=device) for v in values]
+        )
+        all_reduce(sums)
+        *counts, images = sums.tolist()
+        return {
+            key: count / images for key, count in zip(self.counts, counts, strict=True)
+        }

@@ -1,0 +1,227 @@
+"""Losses of whole updates, divided by one number whatever the layout."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast_object_list
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from agvm_mm.sharding.model import FullyShardedModel
+from agvm_mm.training.batch import BatchSize
+from agvm_mm.training.dataloader import UpdateWindow
+from agvm_mm.training.loss_counts import (
+    Examination,
+    Plan,
+    examine,
+    intercept,
+    kept_generators,
+    near,
+)
+
+MODES = ('micro_batch', 'average', 'update')
+MOMENTUM = 0.9
+"""Share of the earlier updates in the average."""
+STATE = 'agvm_normalizers'
+"""In the message hub, which is part of a checkpoint."""
+
+
+class CountingWrapper:
+    """Optimizer wrapper as a model sees it in a pass that only counts."""
+
+    def __init__(self, wrapped: OptimWrapper) -> None:
+        self.optim_context = wrapped.optim_context
+
+    def update_params(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+
+class Normalizers:
+    """What the losses of each update are divided by.
+
+    Args:
+        mode: 'micro_batch' for what the toolboxes do, 'average' for an average over
+            earlier updates, 'update' for the whole update.
+
+    Attributes:
+        correction: Factor of the gradients of the update, after its backward passes.
+
+    Raises:
+        ValueError: If there is no such mode.
+    """
+
+    def __init__(self, mode: str) -> None:
+        if mode not in MODES:
+            raise ValueError(
+                f'normalizers must be one of {", ".join(map(repr, MODES))}, got '
+                f'{mode!r}'
+            )
+        self.mode = mode
+        self.correction = 1.0
+        self._found: Examination | None = None
+
+    def prepare(self, runner: Runner) -> None:
+        """Find the normalizers of the model before its first update.
+
+        Raises:
+            TypeError: If the model is divided or compiled, or cannot be examined.
+        """
+        if self.mode == 'micro_batch':
+            return
+        setting = f'normalizers={self.mode!r}'
+        if isinstance(runner.model, FullyShardedModel) or runner.cfg.get('compile'):
+            what = 'compile' if runner.cfg.get('compile') else 'FullyShardedModel'
+            raise TypeError(
+                f'{setting} does not work with {what}; remove it, or use '
+                "normalizers='micro_batch'"
+            )
+        model = unwrap(runner.model)
+        try:
+            found = examine(model)
+        except Exception as error:
+            raise TypeError(
+                f'{setting} has to run the losses of {type(model).__name__} on small '
+                f'random images, which failed ({type(error).__name__}: {error}); use '
+                "normalizers='micro_batch'"
+            ) from error
+        # Counts on GPUs may differ in the last bit.
+        shared = [found]
+        broadcast_object_list(shared)
+        self._found = found = shared[0]
+        if found.unreached:
+            runner.logger.warning(
+                f'{setting} does not reach {", ".join(found.unreached)} of '
+                f'{type(model).__name__}: they still depend on how images are divided '
+                'into micro-batches'
+            )
+
+    @contextmanager
+    def of_update(self, runner: Runner, window: UpdateWindow) -> Iterator[Iterator]:
+        """Replace normalizers during the backward passes of one update.
+
+        Yields:
+            The micro-batches, as :meth:`UpdateWindow.micro_batches`.
+        """
+        self.correction = 1.0
+        found = self._found
+        if found is None or not found.per_image:
+            yield window.micro_batches()
+            return
+        model, hub = unwrap(runner.model), runner.message_hub
+        saved = hub.runtime_info.get(STATE) or {}
+        if set(saved) != set(found.per_image):
+            saved = {}
+        batches: Any = window.micro_batches()
+        if self.mode == 'update' and found.is_one:
+            used = saved or found.per_image
+        elif self.mode == 'update' or not saved:
+            batches = list(batches)
+            used = self._count(runner, batches, window.sizes)
+        else:
+            used = saved
+        plan = Plan(found, used)
+        modules = {name: model.get_submodule(name) for name in found.modules}
+        with intercept(modules, plan):
+            yield _counted(plan, iter(batches), window.sizes)
+            plan.end()
+        own = plan.means(device_of(model))
+        if self.mode == 'update':
+            self.correction = correction(used, own) if found.is_one else 1.0
+            after = own if found.is_one else {}
+        else:
+            after = {k: MOMENTUM * used[k] + (1 - MOMENTUM) * own[k] for k in own}
+        hub.update_info(STATE, after)
+
+    def _count(
+        self, runner: Runner, batches: list, sizes: tuple[int, ...]
+    ) -> dict[str, float]:
+        """Return the normalizers of an update, by a pass without gradients."""
+        model = unwrap(runner.model)
+        plan = Plan(self._found)
+        modules = {name: model.get_submodule(name) for name in self._found.modules}
+        wrapper = CountingWrapper(runner.optim_wrapper)
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        with kept_generators(), torch.no_grad(), intercept(modules, plan):
+            for batch, size in zip(batches, sizes, strict=True):
+                plan.start(size)
+                # Models change their data.
+                model.train_step(copy.deepcopy(batch), wrapper)
+                plan.end()
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return plan.means(device_of(model))
+
+
+def _counted(plan: Plan, batches: Iterator, sizes: tuple[int, ...]) -> Iterator:
+    """Yield micro-batches, and tell a plan about each."""
+    for index, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
+        if index:
+            plan.end()
+        plan.start(size)
+        yield batch
+
+
+def correction(used: Mapping[str, float], own: Mapping[str, float]) -> float:
+    """Return the factor from gradients of some normalizers to those of an update.
+
+    Raises:
+        RuntimeError: If it is not the same for all.
+    """
+    factors = [used[key] / own[key] for key in own if own[key]]
+    if not factors:
+        return 1.0
+    if not near(min(factors), max(factors)):
+        raise RuntimeError(
+            "normalizers='update' found one normalizer on random images, but several "
+            f'in this update, {own}; use normalizers="average"'
+        )
+    return factors[0]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model in a wrapper such as DDP."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters."""
+    return next(model.parameters()).device
+
+
+def describe_losses(
+    model: nn.Module, batch: BatchSize, mode: str = 'micro_batch'
+) -> str:
+    """Say whether losses depend on how an update is divided.
+
+    Args:
+        model: As the runner trains it.
+        batch: Its batch size.
+        mode: See :class:`Normalizers`. Defaults to 'micro_batch'.
+
+    Returns:
+        One line, empty if there is nothing to say.
+    """
+    if mode != 'micro_batch':
+        of = dict(average='their average over updates', update='those of an update')
+        return f'divided by normalizers of an image: {of[mode]}'
+    images = batch.images_per_rank
+    if batch.total == images or isinstance(model, FullyShardedModel):
+        return ''
+    try:
+        found = examine(unwrap(model), thorough=False)
+    except Exception as error:
+        return f'not examined ({type(error).__name__}: {error})'
+    if not found.terms:
+        return ''
+    parts = batch.total // images
+    more = 'use 4 images or more in each, or ' if images < 4 else 'use '
+    return (
+        f'{", ".join(found.terms)}: divided by counts of each micro-batch, such as its '
+        f'positives; {parts:,} x {images:,} images are not one batch of '
+        f"{batch.total:,}; {more}normalizers='average'"
+    )

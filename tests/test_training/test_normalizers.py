@@ -1,0 +1,362 @@
+"""Losses divided by the normalizers of whole updates: one batch is the judge."""
+
+import copy
+import logging
+import random
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from mmdet.utils import dist_utils
+from mmengine.dataset import pseudo_collate
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import DATASETS
+from ranks import run_on_ranks
+from runners import make_runner as engine_runner
+from small_models import annotated_images, float64_and_first_boxes, small_model
+from torch.utils.data import Dataset
+from toy import ToyDetector
+
+from agvm_mm.estimators import build_estimator
+from agvm_mm.method.modulator import MeasurementSchedule
+from agvm_mm.training.dataloader import UpdateWindow
+from agvm_mm.training.loss_counts import examine
+from agvm_mm.training.normalizers import STATE, Normalizers, unwrap
+from agvm_mm.training.update import Update
+
+IMAGES = 16
+LAYOUTS = ([1] * 16, [2] * 8, [7, 6, 2, 1])
+"""Images of each micro-batch."""
+IGNORING = dict(
+    loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True)
+)
+LINES = dict(average='their average over updates', update='those of an update')
+ONE = {'RetinaNet': True, 'FCOS': False, 'ATSS': False, 'Mask R-CNN': False}
+"""Whether all losses have the same normalizer."""
+FAMILIES = [
+    'RetinaNet',
+    'FCOS',
+    'Mask R-CNN',
+    pytest.param('ATSS', marks=pytest.mark.evidence),
+    pytest.param('Semantic FPN', marks=pytest.mark.evidence),
+]
+
+
+class Hub:
+    """Message hub of a run, in memory."""
+
+    def __init__(self):
+        self.runtime_info = {}
+
+    def update_info(self, name, value):
+        self.runtime_info[name] = value
+
+
+def make_runner(model, hub=None):
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.0))
+    return SimpleNamespace(
+        model=model,
+        message_hub=hub or Hub(),
+        cfg={},
+        optim_wrapper=wrapper,
+        logger=logging.getLogger('normalizers'),
+    )
+
+
+def build(name):
+    return small_model(name, **(IGNORING if name == 'Semantic FPN' else {}))
+
+
+def one_update(runner, normalizers, images, sizes):
+    """Return gradients and log of one update on images of this rank."""
+    start, batches = 0, []
+    for size in sizes:
+        batches.append(pseudo_collate(copy.deepcopy(images[start : start + size])))
+        start += size
+    model, ranks = runner.model, 1
+    if dist.is_initialized():
+        ranks = dist.get_world_size()
+    found = {}
+
+    def record(*_):
+        for name, parameter in unwrap(model).named_parameters():
+            if parameter.grad is not None:
+                found[name] = parameter.grad.clone()
+
+    handle = runner.optim_wrapper.optimizer.register_step_pre_hook(record)
+    total = sum(sizes) * ranks
+    update = Update(model, runner.optim_wrapper, sizes, total)
+    window = UpdateWindow(iter(batches), list(sizes))
+    torch.manual_seed(0)
+    with normalizers.of_update(runner, window) as micro_batches:
+        for _ in sizes:
+            update.train_step(next(micro_batches))
+    log = update.finish(normalizers.correction)
+    handle.remove()
+    return found, log
+
+
+def run(model, mode, images, sizes, updates=1, hub=None):
+    """Return gradients and log of the last of some updates."""
+    runner, normalizers = make_runner(model, hub), Normalizers(mode)
+    normalizers.prepare(runner)
+    for number in range(updates):
+        shift = 5 * number  # Each update has its images in another order.
+        own = images[shift:] + images[:shift]
+        result = one_update(runner, normalizers, own[: sum(sizes)], sizes)
+    return result
+
+
+def apart(found, expected):
+    """Return the relative L2 difference of gradients."""
+    assert found.keys() == expected.keys()
+    difference = sum((found[n] - expected[n]).square().sum() for n in expected)
+    size = sum(each.square().sum() for each in expected.values())
+    return (difference / size).sqrt().item()
+
+
+@pytest.fixture
+def float64():
+    with float64_and_first_boxes():
+        yield
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_update_is_that_of_one_batch(name, float64):
+    model, images = build(name), annotated_images(name, IMAGES)
+    expected, expected_log = run(model, 'micro_batch', images, [IMAGES])
+    for sizes in LAYOUTS:
+        plain, _ = run(model, 'micro_batch', images, sizes)
+        assert apart(plain, expected) > 1e-3
+        found, log = run(model, 'update', images, sizes)
+        assert apart(found, expected) < 1e-7
+        assert log.keys() == expected_log.keys()
+        for key, value in log.items():
+            if 'loss' in key:
+                torch.testing.assert_close(value, expected_log[key], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_average_is_equal_on_every_layout(name, float64):
+    model, images = build(name), annotated_images(name, IMAGES)
+    expected, _ = run(model, 'average', images, [8], updates=2)
+    own, _ = run(model, 'micro_batch', images, [8], updates=2)
+    for sizes in ([1] * 8, [4, 3, 1]):
+        found, _ = run(model, 'average', images, sizes, updates=2)
+        assert apart(found, expected) < 1e-7
+    assert 1e-3 < apart(expected, own) < 0.5
+
+
+def test_average_follows_earlier_updates(float64):
+    model, hub = build('RetinaNet'), Hub()
+    images = annotated_images('RetinaNet', 12)
+    counts = []
+    for number in range(3):
+        own = images[4 * number : 4 * number + 4]
+        single = Hub()
+        run(model, 'average', own, [4], hub=single)  # Counted: the first update.
+        counts.append(single.runtime_info[STATE]['bbox_head.loss_cls'])
+    runner, normalizers = make_runner(model, hub), Normalizers('average')
+    normalizers.prepare(runner)
+    for number in range(3):
+        own = images[4 * number : 4 * number + 4]
+        one_update(runner, normalizers, own, [3, 1])
+    expected = 0.9 * (0.9 * counts[0] + 0.1 * counts[1]) + 0.1 * counts[2]
+    assert len(set(counts)) == 3
+    found = hub.runtime_info[STATE]['bbox_head.loss_cls']
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize('name', ['RetinaNet', 'FCOS'])
+def test_micro_batches_without_objects(name, float64):
+    """Of these FCOS does not call the loss of its boxes."""
+    model, images = build(name), annotated_images(name, 6)
+    for index in (1, 3, 4):
+        sample = images[index]['data_samples']
+        sample.gt_instances = sample.gt_instances[:0]
+    expected, _ = run(model, 'micro_batch', images, [6])
+    found, _ = run(model, 'update', images, [1] * 6)
+    plain, _ = run(model, 'micro_batch', images, [1] * 6)
+    assert apart(plain, expected) > 1e-2
+    assert apart(found, expected) < 1e-7
+
+
+def rank_update(names):
+    results = {}
+    torch.set_num_threads(1)
+    with float64_and_first_boxes():
+        for name in names:
+            for mode in ('micro_batch', 'update', 'average'):
+                model = MMDistributedDataParallel(build(name), device_ids=None)
+                own = annotated_images(name, 8)[dist.get_rank() :: 2]
+                results[name, mode] = run(model, mode, own, [2, 1, 1])[0]
+    return results
+
+
+def test_ranks_are_one_batch():
+    names = ['RetinaNet', 'FCOS']
+    results = run_on_ranks(rank_update, 2, names)
+    with float64_and_first_boxes():
+        for name in names:
+            model, images = build(name), annotated_images(name, 8)
+            expected, _ = run(model, 'micro_batch', images, [8])
+            for found in results:
+                assert apart(found[name, 'micro_batch'], expected) > 1e-3
+                assert apart(found[name, 'update'], expected) < 1e-7
+                # The first update is counted.
+                assert apart(found[name, 'average'], expected) < 1e-7
+
+
+def test_examination_of_each_family(float64):
+    for name, expected in ONE.items():
+        found = examine(build(name))
+        assert found.is_one is expected
+        assert found.unreached == ()
+    assert found.terms == ('loss_mask',)  # Mask R-CNN, the last one.
+    assert found.per_image.keys() >= {'roi_head.mask_head.loss_mask'}
+    plain = examine(small_model('Semantic FPN'))
+    assert plain.per_image == {}
+
+
+def test_nothing_stays(float64):
+    model = build('FCOS')
+    for module in model.modules():  # Buffers that a forward pass changes.
+        module.train()
+    images = annotated_images('FCOS', 2)
+    runner, normalizers = make_runner(model), Normalizers('update')
+    torch.manual_seed(3)
+    before = copy.deepcopy(model.state_dict())
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    normalizers.prepare(runner)
+    batches = [pseudo_collate([image]) for image in images]
+    window = UpdateWindow(iter(batches), [1, 1])
+    with pytest.raises(ZeroDivisionError), normalizers.of_update(runner, window):
+        assert dist_utils.dist is not dist
+        # The counting pass is done.
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key]), key
+        raise ZeroDivisionError
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert dist_utils.dist is dist
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(model=ToyDetector()), 'ToyDetector is a model of neither'),
+        (dict(cfg=dict(compile=True)), 'does not work with compile'),
+    ],
+)
+def test_refuses_what_it_does_not_know(change, message):
+    runner = make_runner(small_model('RetinaNet'))
+    vars(runner).update(change)
+    with pytest.raises(TypeError, match=message):
+        Normalizers('average').prepare(runner)
+    Normalizers('micro_batch').prepare(runner)
+
+
+def test_refuses_another_reduce_mean():
+    runner = make_runner(small_model('FCOS'))
+    with (
+        mock.patch.object(dist_utils, 'reduce_mean', lambda tensor: tensor),
+        pytest.raises(TypeError, match='reduce_mean of this MMDetection'),
+    ):
+        Normalizers('update').prepare(runner)
+
+
+def test_refuses_an_unknown_mode():
+    with pytest.raises(ValueError, match="got 'batch'"):
+        Normalizers('batch')
+
+
+@DATASETS.register_module()
+class NormalizersDataset(Dataset):
+    """Images of a small detector, in float32."""
+
+    def __init__(self, images):
+        self.samples = annotated_images('RetinaNet', images)
+        for sample in self.samples:
+            boxes = sample['data_samples'].gt_instances
+            boxes.bboxes = boxes.bboxes.float()
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return copy.deepcopy(self.samples[index])
+
+
+def train(folder, mode, max_iters, **kwargs):
+    settings = dict(type='SGD', lr=0.01, momentum=0.9)
+    runner = engine_runner(
+        folder,
+        dict(type='OptimWrapper', optimizer=settings),
+        images=12,
+        batch_size=2,
+        train_cfg=dict(
+            type='LargeBatchIterTrainLoop',
+            max_iters=max_iters,
+            total_batch_size=6,
+            normalizers=mode,
+        ),
+        sampler='InfiniteSampler',
+        model=small_model('RetinaNet').float(),
+        dataset='NormalizersDataset',
+        loader=dict(collate_fn=dict(type='pseudo_collate')),
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
+        **kwargs,
+    )
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('mode', ['average', 'update'])
+def test_resumes_to_the_last_bit(tmp_path, mode):
+    whole = train(tmp_path / 'whole', mode, 4)
+    train(tmp_path / 'first', mode, 2)
+    checkpoint = str(tmp_path / 'first' / 'iter_2.pth')
+    resumed = train(tmp_path / 'second', mode, 4, load_from=checkpoint, resume=True)
+    state = whole.message_hub.runtime_info[STATE]
+    assert state.keys() == {'bbox_head.loss_cls', 'bbox_head.loss_bbox'}
+    assert resumed.message_hub.runtime_info[STATE] == state
+    expected = whole.model.state_dict()
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    log = ''.join(path.read_text() for path in (tmp_path / 'whole').glob('*/*.log'))
+    assert f'losses    divided by normalizers of an image: {LINES[mode]}' in log
+
+
+def phi(mode, size):
+    """Return Phi of each module at one update of 16 images."""
+    model = build('RetinaNet')
+    optimizer = dict(type='SGD', lr=0.0)
+    wrapper = build_optim_wrapper(
+        model, dict(type='AGVMOptimWrapper', optimizer=optimizer)
+    )
+    agvm = wrapper.make_agvm(model)
+    estimator = build_estimator(
+        'halves', agvm.preconditioner, agvm.parameters, model, accumulation=16 // size
+    )
+    measured = []
+    agvm.attach(estimator, MeasurementSchedule(interval=1), measured.append)
+    runner, normalizers = make_runner(model), Normalizers(mode)
+    runner.optim_wrapper = wrapper
+    normalizers.prepare(runner)
+    images = annotated_images('RetinaNet', IMAGES)
+    one_update(runner, normalizers, images, [size] * (IMAGES // size))
+    return measured[0].variances
+
+
+@pytest.mark.parametrize('mode', ['average', 'update'])
+def test_variance_is_equal_with_replicas_of_any_size(mode, float64):
+    expected = phi(mode, 4)
+    for size in (1, 2):
+        assert phi(mode, size) == pytest.approx(expected, rel=1e-6)
+    assert phi('micro_batch', 1) != pytest.approx(phi('micro_batch', 4), rel=1e-2)
