@@ -360,7 +360,7 @@ def describe_schedules(config: dict) -> set[str]:
 @expects(
     {
         'warps in stock configs': 19,
-        'ours with PolyLR to 0': 0,
+        'ours with PolyLR to 0': 32,
         'ours with MultiStepLR from later than 0': 0,
     }
 )
