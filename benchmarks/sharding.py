@@ -3,17 +3,15 @@
     python benchmarks/sharding.py --ranks 2 4
 
 Memory is that of a run of its own for each engine. Times are those of all engines in
-turns within one run, measured and unmeasured, on the same images. The optimizer is
-AdamW and the estimator `replicas`.
+turns within one run, measured and unmeasured, on the same images, by `replicas`.
 """
 
-import resource
 from collections.abc import Sequence
 from operator import itemgetter
-from pathlib import Path
 
 import numpy as np
 from common import report
+from common.memory import reset_peak, resident
 from torch.optim import Optimizer
 
 from agvm_mm.estimators.reductions import local
@@ -23,7 +21,7 @@ from gpu_check.counts import device_peak
 from gpu_check.detectors import batches, build_detector
 from gpu_check.engines import ENGINES, NAMES
 from gpu_check.ranks import Ranks
-from gpu_check.trainers import Trainer, measure_cells, quartiles
+from gpu_check.trainers import OPTIMIZERS, Trainer, measure_cells, quartiles
 
 ESTIMATOR = 'replicas'
 MODEL = 'faster-rcnn_r50'
@@ -33,23 +31,16 @@ MOST_STATE = 0.30
 MOST_TIME = 1.05
 
 
-def build_trainer(model: str, engine: str) -> Trainer:
+def build_trainer(engine: str, settings: dict) -> Trainer:
     """Build the trainer of an engine."""
-    return Trainer(build_detector(model), ESTIMATOR, 'AdamW', engine)
-
-
-def resident(key: str) -> int:
-    """Return the resident memory of this process: 'VmRSS' now, 'VmHWM' at most."""
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(f'{key}:'):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model = build_detector(settings['model'])
+    return Trainer(model, ESTIMATOR, settings['optimizer'], engine)
 
 
 def measure_memory(engine: str, settings: dict) -> dict:
     """Run two updates, and return what this rank holds, in numbers and in bytes."""
     before = resident('VmRSS')
-    trainer = build_trainer(settings['model'], engine)
+    trainer = build_trainer(engine, settings)
     parameters = [p for p in trainer.ddp.parameters() if p.requires_grad]
     found = dict(parameters=sum(local(p).numel() for p in parameters))
 
@@ -58,7 +49,7 @@ def measure_memory(engine: str, settings: dict) -> dict:
 
     trainer.wrapper.optimizer.register_step_pre_hook(count)
     batch = batches(trainer, settings)(0)
-    Path('/proc/self/clear_refs').write_text('5')  # The peak begins again.
+    reset_peak()
     for measured in (False, True):
         trainer.update(batch, measured)
     found['moments'] = sum(
@@ -74,7 +65,7 @@ def measure_memory(engine: str, settings: dict) -> dict:
 
 def measure_times(settings: dict) -> dict:
     """Return the seconds of each cell on this rank."""
-    trainers = {engine: build_trainer(settings['model'], engine) for engine in ENGINES}
+    trainers = {engine: build_trainer(engine, settings) for engine in ENGINES}
     batch_of = batches(trainers['ddp'], settings)
     rounds = {key: settings[key] for key in ('rounds', 'warmup')}
     return measure_cells(trainers, batch_of, **rounds)['seconds']
@@ -167,7 +158,7 @@ def describe(result: dict) -> str:
     size = settings['size']
     return '\n\n'.join(
         [
-            f'# Sharding: {settings["model"]}, AdamW, {ESTIMATOR}',
+            f'# Sharding: {settings["model"]}, {settings["optimizer"]}, {ESTIMATOR}',
             f'Up to {machine["ranks"]} {report.describe_machine(machine)}. '
             f'{settings["images"]} image(s) of {size} x {size} on each rank, '
             f'{settings["rounds"]} rounds. {rows[0]["trainable"]:,} trainable '
@@ -189,14 +180,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = report.make_parser(__doc__)
     models = (MODEL, 'digits')
     parser.add_argument('--model', choices=models, default=MODEL)
+    parser.add_argument('--optimizer', choices=tuple(OPTIMIZERS), default='AdamW')
     parser.add_argument('--ranks', type=int, nargs='+', default=[2, 4])
-    parser.add_argument('--rounds', type=int, default=10, help='timed rounds')
+    parser.add_argument('--rounds', type=int, default=6, help='timed rounds')
     parser.add_argument('--warmup', type=int, default=1, help='rounds before those')
     parser.add_argument('--images', type=int, default=1, help='images per rank')
-    parser.add_argument('--image-size', type=int, default=192, help='in pixels')
+    parser.add_argument('--image-size', type=int, default=320, help='in pixels')
     args = parser.parse_args(arguments)
     settings = dict(
         model=args.model,
+        optimizer=args.optimizer,
         rounds=args.rounds,
         warmup=args.warmup,
         images=args.images,
@@ -209,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows=[row for ranks in args.ranks for row in measure(ranks, settings)],
         environment=report.environment(max(args.ranks)),
     )
-    report.write(args.out, f'sharding_{args.model}', result, describe(result))
+    name = f'sharding_{args.model}_{args.optimizer.lower()}'
+    report.write(args.out, name, result, describe(result))
 
 
 if __name__ == '__main__':

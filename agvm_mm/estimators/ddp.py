@@ -156,8 +156,7 @@ class DDPGradients(GradientSource):
     def measure_rest(self) -> None:
         """Measure the mean as a whole if no bucket was."""
         if not self._estimator.reduces_more:
-            parameters = self._estimator.rows.parameters
-            parameters = [p for p in parameters if p.grad is not None]
+            parameters = self._estimator.not_measured()
             self._estimator.measure(parameters, None, [p.grad for p in parameters])
 
     def gradients_in(

@@ -118,6 +118,11 @@ class RankEstimator(VarianceEstimator):
         rows = map(self.rows.of, parameters)
         self._norms[column].update(zip(rows, norms, strict=True))
 
+    def not_measured(self) -> list[nn.Parameter]:
+        """Return the parameters with a gradient whose last norm is not kept so far."""
+        rows, last = self.rows.with_gradients(), self._norms[-1]
+        return [self.rows.parameters[row] for row in rows if row not in last]
+
     def finish_squares(self) -> Tensor:
         """End a measured update, and return the squared norms of all ranks on the CPU.
 

@@ -20,12 +20,12 @@ class UnitReduction:
 
     Args:
         name: Name of the unit.
-        estimator: Says what else is reduced at a measured update.
+        source: Has the estimator, which says what else is reduced.
     """
 
-    def __init__(self, name: str, estimator: RankEstimator) -> None:
+    def __init__(self, name: str, source: 'ShardedGradients') -> None:
         self.name = name
-        self.estimator = estimator
+        self.source = source
 
     def allocate(
         self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device
@@ -46,7 +46,7 @@ class UnitReduction:
         Raises:
             RuntimeError: If a measured update reduces it a second time.
         """
-        estimator, flat = self.estimator, input_tensor
+        estimator, flat = self.source.estimator, input_tensor
         measuring, compared = estimator.measuring, None
         if measuring and self.name in estimator.kept:
             raise RuntimeError(
@@ -54,6 +54,8 @@ class UnitReduction:
                 'more than once in an update, so AGVM cannot compare the ranks; leave '
                 'it out of units'
             )
+        if measuring:
+            self.source.measure_rest()  # The unit before this one.
         if measuring and estimator.reduces_more:
             second = estimator.second(flat)
             compared = torch.empty_like(output_tensor, dtype=second.dtype)
@@ -92,26 +94,28 @@ class ShardedGradients(GradientSource):
 
     def connect(self, estimator: RankEstimator) -> None:
         """Have the units reduce what an estimator compares."""
-        self._estimator = estimator
+        self.estimator = estimator
         for name, unit in self._units.items():
-            unit.set_custom_reduce_scatter(UnitReduction(name, estimator))
+            unit.set_custom_reduce_scatter(UnitReduction(name, self))
             # It gets the gradient as it is, and divides.
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
 
     def measure_rest(self) -> None:
-        """Measure the slices that this rank has.
+        """Measure the slices of gradients that were reduced and not measured so far.
 
         Raises:
             RuntimeError: If a gradient is not the one that this update has reduced.
         """
-        estimator = self._estimator
+        estimator = self.estimator
         compared_in = {}
-        for mean, compared in estimator.kept.values():
-            if compared.is_cuda:  # It comes from FSDP's own stream.
-                compared.record_stream(torch.cuda.current_stream())
-            compared_in[mean.untyped_storage().data_ptr()] = compared
-        parameters = [p for p in estimator.rows.parameters if p.grad is not None]
+        for name, (mean, compared) in estimator.kept.items():
+            if compared is not None:
+                if compared.is_cuda:  # It may come from FSDP's own stream.
+                    compared.record_stream(torch.cuda.current_stream())
+                compared_in[mean.untyped_storage().data_ptr()] = compared
+                estimator.kept[name] = mean, None
+        parameters = estimator.not_measured()
         slices = [p.grad.to_local() for p in parameters]
         both = []
         for parameter, gradient in zip(parameters, slices, strict=True):

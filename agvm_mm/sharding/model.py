@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.hooks import RemovableHandle
 
 from agvm_mm.engine import StepsOfDDP
+from agvm_mm.estimators.reductions import local
 from agvm_mm.sharding.gradients import ShardedGradients
 from agvm_mm.validation import suggests_arguments
 
@@ -28,6 +29,8 @@ except ImportError:  # Before torch 2.6; FullyShardedModel says so.
 NEEDED = ('set_custom_reduce_scatter', 'set_reduce_scatter_unused_params')
 SMALLEST_UNIT = 0.01
 """Share of all parameters from which a part of the backbone is a unit by default."""
+SMALLEST_ON_META = 2**20
+"""Elements of a parameter from which :func:`parameters_on_meta` gives it no memory."""
 
 
 @MODEL_WRAPPERS.register_module()
@@ -174,20 +177,22 @@ def initialize(module: nn.Module) -> None:
 
 
 def parameters_on_meta() -> RemovableHandle:
-    """Have modules made from now on take no memory for their parameters.
+    """Have modules made from now on take no memory for their large parameters.
 
-    ``FullyShardedModel`` initializes each slice on its rank. Buffers have their values.
+    ``FullyShardedModel`` initializes slices of them on each rank.
 
     Returns:
         A handle; ``remove()`` ends it.
     """
 
-    def to_meta(module: nn.Module, name: str, own: nn.Parameter) -> nn.Parameter | None:
-        return own and nn.Parameter(own.to('meta'), own.requires_grad)
+    def to_meta(module: nn.Module, name: str, own: nn.Parameter) -> nn.Parameter:
+        small = own.numel() < SMALLEST_ON_META
+        return own if small else nn.Parameter(own.to('meta'), own.requires_grad)
 
     return register_module_parameter_registration_hook(to_meta)
 
 
+@torch.no_grad()
 def materialize(module: nn.Module, device: str) -> None:
     """Give the slices of a network on the meta device memory, and initialize them.
 
@@ -195,34 +200,43 @@ def materialize(module: nn.Module, device: str) -> None:
         RuntimeError: If neither ``reset_parameters`` of a layer nor ``init_weights`` of
             the network sets a parameter, or a buffer is on the meta device.
     """
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    lost = [name for name, buffer in buffers.items() if buffer.is_meta]
+    lost = [name for name, buffer in module.named_buffers() if buffer.is_meta]
     if lost:
         raise RuntimeError(
             f'FullyShardedModel: the buffer {lost[0]} is on the meta device, which has '
             'no values; build the network inside of parameters_on_meta() only'
         )
-    module.to_empty(device=device)
-    for parameter in module.parameters():
-        nn.init.constant_(parameter, math.nan)
-    for name, buffer in module.named_buffers():
-        buffer.copy_(buffers[name])
+    layers = [
+        child
+        for child in module.modules()
+        if any(parameter.is_meta for parameter in child.parameters(recurse=False))
+    ]
+    for layer in layers:
+        kept = [local(t).clone() for t in own_tensors(layer)]
+        layer.to_empty(device=device, recurse=False)
+        for tensor, value in zip(own_tensors(layer), kept, strict=True):
+            local(tensor).copy_(torch.tensor(math.nan) if value.is_meta else value)
     with torch.random.fork_rng():
         # Each rank draws its own slices.
         torch.manual_seed(torch.initial_seed() + dist.get_rank())
-        for child in module.modules():
-            if hasattr(child, 'reset_parameters'):
-                child.reset_parameters()
+        for layer in layers:
+            if hasattr(layer, 'reset_parameters'):
+                layer.reset_parameters()
         if isinstance(module, BaseModule):
             module.init_weights()
     for buffer in module.buffers():
         dist.broadcast(buffer, 0)
     for name, parameter in module.named_parameters():
-        if parameter.to_local().isnan().any():
+        if local(parameter).isnan().any():
             raise RuntimeError(
                 f'FullyShardedModel: nothing initializes {name}, which was on the meta '
                 'device; give its module a reset_parameters method or init_cfg'
             )
+
+
+def own_tensors(module: nn.Module) -> list[Tensor]:
+    """Return parameters and buffers of a module without those of its children."""
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def shard_loaded(

@@ -456,8 +456,6 @@ def check_fully_sharded(runner: Runner) -> None:
     optimizer = wrapper.optimizer
     fused = any(group.get('fused') for group in optimizer.param_groups)
     problems = {
-        'FullyShardedModel: AGVMAmpOptimWrapper scales gradients as a whole; use '
-        'AGVMOptimWrapper': isinstance(wrapper, AmpOptimWrapper),
         'FullyShardedModel: ZeroRedundancyOptimizer divides whole parameters; use its '
         'optimizer_type as type': isinstance(optimizer, ZeroRedundancyOptimizer),
         'FullyShardedModel: EMAHook copies the model as a whole; remove it, or use '

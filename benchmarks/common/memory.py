@@ -4,6 +4,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -112,3 +113,18 @@ def estimator_memory(trainer: Trainer, batch: dict) -> dict[str, int]:
     while own.live and time.monotonic() < deadline:
         time.sleep(0.01)
     return dict(own=own.peak, in_flight=in_flight.peak, left_over=own.live)
+
+
+def resident(key: str) -> int:
+    """Return bytes of resident memory of this process on Linux.
+
+    Args:
+        key: 'VmRSS', now; or 'VmHWM', at most since :func:`reset_peak`.
+    """
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def reset_peak() -> None:
+    """Have the peak of the resident memory begin now."""
+    Path('/proc/self/clear_refs').write_text('5')

@@ -11,6 +11,7 @@ import noise_scale
 import overhead
 import pytest
 import scaling
+import sharding
 from common.memory import CAN_FOLLOW_STORAGES
 from common.report import RESULTS
 
@@ -60,10 +61,32 @@ def test_checked_in_report_is_rendered_from_its_result(path: Path):
         noise=noise_scale,
         overhead=overhead,
         scaling=scaling,
+        sharding=sharding,
     )
     script = scripts[path.stem.split('_')[0]]
     report = script.describe(json.loads(path.read_text()))
     assert report + '\n' == path.with_suffix('.md').read_text()
+
+
+def test_sharding_divides_what_it_says(tmp_path: Path):
+    printed, result, _ = run(
+        'sharding.py',
+        tmp_path,
+        'sharding_digits_adamw',
+        '--model digits --ranks 2 --rounds 1 --warmup 0 --image-size 64',
+    )
+    rows = {row['engine']: row for row in result['rows']}
+    keys = ('parameters', 'gradients', 'moments')
+    found = {engine: [row[key] for key in keys] for engine, row in rows.items()}
+    assert found['ddp'] == [1, 1, 2]
+    # A rank has whole tensors, or a part of the rows of each.
+    assert found['zero'] == pytest.approx([1, 1, 1], abs=0.02)
+    assert found['fsdp'] == pytest.approx([0.5, 0.5, 1], abs=0.02)
+    assert {engine: row['state'] for engine, row in rows.items()} == pytest.approx(
+        dict(ddp=4, zero=3, fsdp=2)
+    )
+    assert all(row['peak'] > row['before'] > 0 for row in rows.values())
+    assert printed.count('| FSDP2 ') == 1
 
 
 @pytest.fixture(scope='module')

@@ -28,6 +28,7 @@ SETTINGS = dict(model='digits', shape=(64, 96), images=1, rounds=2, warmup=1)
             [
                 ('golden case', '4 x gloo, 1 GPU(s)'),
                 ('float64 parity', '2 x gloo, 1 GPU(s)'),
+                ('ZeRO-1 and FSDP2', '2 x gloo, 1 GPU(s)'),
                 ('float16 training', '1 x NCCL'),
                 ('bfloat16 training', '1 x NCCL'),
                 ('host waits', '1 x NCCL'),
@@ -40,6 +41,7 @@ SETTINGS = dict(model='digits', shape=(64, 96), images=1, rounds=2, warmup=1)
             [
                 ('golden case', '4 x NCCL'),
                 ('float64 parity', '8 x NCCL'),
+                ('ZeRO-1 and FSDP2', '8 x NCCL'),
                 ('float16 training', '8 x NCCL'),
                 ('bfloat16 training', '8 x NCCL'),
                 ('host waits', '8 x NCCL'),
@@ -70,11 +72,12 @@ def checked(tmp_path_factory):
 
 def test_check_passes_on_cpu_ranks(checked):
     status, result, report = checked
-    assert [part['problems'] for part in result['parts']] == [[]] * 4
+    assert [part['problems'] for part in result['parts']] == [[]] * 5
     assert status == 0
     assert [part['part'] for part in result['parts']] == [
         'golden case',
         'float64 parity',
+        'ZeRO-1 and FSDP2',
         'host waits',
         'cost',
     ]
@@ -87,7 +90,7 @@ def test_check_passes_on_cpu_ranks(checked):
 def test_cost_has_a_row_for_each_variant(checked):
     _, result, report = checked
     rows = {
-        (row['variant'], row['measured']): row for row in result['parts'][3]['data']
+        (row['variant'], row['measured']): row for row in result['parts'][4]['data']
     }
     assert list(rows) == [
         ('plain', False),

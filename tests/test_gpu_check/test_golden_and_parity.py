@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from agvm_mm.sharding import model as sharding
 from gpu_check import golden, parity
-from gpu_check.command import compare, compare_golden, compare_parity
+from gpu_check.command import compare, compare_engines, compare_golden, compare_parity
 from gpu_check.ranks import Ranks
 
 pytestmark = pytest.mark.evidence
@@ -70,3 +71,44 @@ def test_parity_finds_what_differs_from_the_reference_or_between_ranks(spoiled):
         changed = {name for name, value in found.items() if value > 1e-4}
         # The first rank is compared with the reference, the others with the first.
         assert changed == ({spoiled, 'ranks'} if rank == 0 else {'ranks'})
+
+
+def test_one_gpu_skips_the_engines():
+    outcome = compare_engines(Ranks(2, 1))
+    assert outcome == ('skipped: it needs two or more GPUs', [], None)
+
+
+def test_old_torch_skips_fsdp2_only(monkeypatch):
+    monkeypatch.setattr(sharding, 'NEEDED', ('set_something',))
+    asked = []
+
+    def run(ranks, function, engines):
+        asked.append(engines)
+        trained = parity.train_reference('SGD', 'halves', 2, 1)
+        case = ('SGD', 'halves', 1)
+        return [{(engine, case): trained for engine in ('ddp', *engines)}] * 2
+
+    monkeypatch.setattr(Ranks, 'run', run)
+    outcome = compare_engines(CPU_PAIR)
+    assert asked == [['zero']]
+    assert 'FSDP2 skipped: torch' in outcome.found and not outcome.problems
+
+
+@pytest.mark.parametrize('spoiled', ['mu', 'Phi', 'parameters'])
+def test_engines_that_differ_from_ddp_or_between_ranks_are_found(spoiled):
+    case = ('AdamW', 'replicas', 1)
+    trained = parity.train_reference(*case[:2], 2, 1)
+    for rank in range(2):
+        by_rank = [
+            {(e, case): copy.deepcopy(trained) for e in ('ddp', 'fsdp')}
+            for _ in range(2)
+        ]
+        parameters, history = by_rank[rank]['fsdp', case]
+        if spoiled == 'parameters':
+            parameters['neck.weight'][3, 4] += 1e-3
+        else:
+            history[7][spoiled == 'Phi']['bbox_head'] += 1e-3
+        found = parity.engine_differences(by_rank)
+        changed = {name for name, value in found.items() if value > 1e-4}
+        expected = {f'fsdp {spoiled}', 'ranks'} if rank == 0 else {'ranks'}
+        assert changed == expected

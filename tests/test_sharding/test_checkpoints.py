@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-from engines import ENGINES, UNITS, as_zero, build, whole
+from engines import ENGINES, UNITS, as_zero, build
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from ranks import run_on_ranks
@@ -14,6 +14,7 @@ from runners import make_runner
 from toy import ToyDetector
 
 from agvm_mm.training.loading import allow_runner_checkpoints
+from gpu_check.engines import whole
 from gpu_check.parity import shard
 
 SGD = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01)

@@ -1,22 +1,19 @@
 """Models that are divided over the ranks."""
 
-from unittest.mock import Mock
-
 import pytest
 import torch
 import torch.distributed as dist
-from engines import ENGINES, SETTINGS, build, whole
-from mmengine.model import BaseModule
-from mmengine.optim import AmpOptimWrapper
+from engines import ENGINES, SETTINGS, build
+from mmengine.model import BaseModel, BaseModule
 from ranks import run_on_ranks
 from torch import nn
-from toy import ToyDetector
+from toy import ToyDetector, make_wrapper
 
 from agvm_mm.estimators import check_model
 from agvm_mm.sharding import model as sharding
-from agvm_mm.sharding.model import FullyShardedModel, default_units
+from agvm_mm.sharding.model import FullyShardedModel, default_units, parameters_on_meta
 from agvm_mm.training.update import reset_update
-from agvm_mm.training.variance_sync import check_fully_sharded
+from gpu_check.engines import whole
 from gpu_check.parity import shard
 
 
@@ -170,11 +167,66 @@ def test_one_rank_is_refused():
     run_on_ranks(one_rank, 1)
 
 
-def test_mixed_precision_is_refused():
-    wrapper = Mock(spec=AmpOptimWrapper, optimizer=Mock(param_groups=[]))
-    runner = Mock(optim_wrapper=wrapper, hooks=[])
-    with pytest.raises(TypeError, match='AGVMAmpOptimWrapper scales gradients'):
-        check_fully_sharded(runner)
+class OnMeta(BaseModel):
+    """Network with large and small layers, a buffer, and a value of its own."""
+
+    def __init__(self, own_size=4):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(1024, 1024), nn.BatchNorm1d(1024))
+        self.neck = nn.Linear(1024, 1025, bias=False)
+        self.own = nn.Parameter(torch.full((own_size,), 7.0))
+        self.register_buffer('known', torch.arange(3.0))
+        self.init_cfg = dict(
+            type='Constant', val=2.0, override=dict(name='neck', type='Constant', val=3)
+        )
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        x = self.neck(self.backbone(inputs)) * self.own.mean()
+        return dict(loss=x.square().mean())
+
+
+def from_meta():
+    """Train a network that no rank has held whole, and return what it was."""
+    handle = parameters_on_meta()
+    model, uninitialized = OnMeta(), OnMeta(2**20)
+    with torch.device('meta'):
+        lost = OnMeta()
+    handle.remove()
+    on_meta = [name for name, p in model.named_parameters() if p.is_meta]
+    trained = FullyShardedModel(model, units=['backbone', 'neck'])
+    found = {name: whole(p).clone() for name, p in model.named_parameters()}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    wrapper = make_wrapper(model, 'SGD', estimator='halves', attach_to=trained)
+    torch.manual_seed(dist.get_rank())
+    with wrapper.optim_context(trained):
+        loss = trained(torch.randn(4, 1024))['loss']
+    wrapper.update_params(loss)
+    messages = []
+    for network in (uninitialized, lost):
+        with pytest.raises(RuntimeError) as caught:
+            FullyShardedModel(network, units=[])
+        messages.append(str(caught.value))
+    stepped = whole(model.neck.weight)
+    return on_meta, found, buffers, stepped, wrapper.agvm.variances, messages
+
+
+def test_network_on_meta_is_initialized_in_slices():
+    first, second = run_on_ranks(from_meta, 2)
+    on_meta, found, buffers, stepped, variances, messages = first
+    assert on_meta == ['backbone.0.weight', 'neck.weight']
+    assert (found['neck.weight'] == 3).all()
+    assert (found['own'] == 7).all()
+    assert (found['backbone.1.weight'] == 1).all()
+    weight = found['backbone.0.weight']  # As nn.Linear draws it.
+    assert weight.abs().max() <= 1 / 32
+    assert weight.std().item() == pytest.approx(1 / 32 / 3**0.5, rel=0.01)
+    assert not torch.equal(weight[:512], weight[512:])
+    assert torch.equal(buffers['known'], torch.arange(3.0))
+    assert torch.equal(buffers['backbone.1.running_var'], torch.ones(1024))
+    assert not torch.equal(stepped, found['neck.weight'])
+    assert torch.equal(stepped, second[3]) and variances == second[4]
+    assert 'nothing initializes own' in messages[0]
+    assert 'the buffer' in messages[1] and 'on the meta device' in messages[1]
 
 
 class Stages(BaseModule):
