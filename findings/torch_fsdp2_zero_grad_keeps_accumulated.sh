@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch 2.13.0: optimizer.zero_grad() does not clear the gradients that FSDP2 has accumulated.
+# torch 2.13.0 and 2.15.0: optimizer.zero_grad() does not clear the gradients that FSDP2 has accumulated.
 #
 # After backward passes with set_requires_gradient_sync(False), fully_shard keeps the sum in
 # an unsharded gradient that it owns; p.grad is None. zero_grad() of optimizer and model only

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch 2.13.0: get_optimizer_state_dict, which only reads, leaves a fresh Adam at step 1.
+# torch 2.13.0 and 2.15.0: get_optimizer_state_dict, which only reads, leaves a fresh Adam at step 1.
 #
 # To have a state to read, the function takes a step with a learning rate of zero, and does
 # not take it back: each parameter then has step 1 and moments of zero. A checkpoint written

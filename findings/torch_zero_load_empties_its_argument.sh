@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch 2.13.0: ZeroRedundancyOptimizer.load_state_dict empties the state that it is given.
+# torch 2.13.0 and 2.15.0: ZeroRedundancyOptimizer.load_state_dict empties the state that it is given.
 #
 # Each rank keeps the entries of its own parameters and sets all others to None, in the
 # dictionary of the caller. A second use of it, such as a second optimizer, a comparison or

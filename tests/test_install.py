@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = (
-    'awk basename bash cat cksum cp dirname flock getconf ln mkdir mv nproc rm sleep'
+    'awk basename bash cat chmod cksum cp dirname flock getconf ln mkdir mv nproc rm '
+    'sleep'
 ).split()
 
 # `mmcv._ext` imports after mmcv has been installed, pip works after the environment has
@@ -28,6 +29,7 @@ case "$*" in
   -V) echo "Python ${FAKE_VERSION:-3.11.9}" ;;
   *_base_executable*) echo "$FAKE_BASE" ;;
   *sysconfig*) echo "$FAKE_INCLUDE" ;;
+  *include_paths*) echo "$FAKE_INCLUDE" ;;
   *mmcv._ext*) [ -e "$here/mmcv" ] ;;
   *version_info*)
     [ -z "${FAKE_OLD:-}" ] ;;
@@ -42,7 +44,10 @@ case "$*" in
     [ -e "$here/pip" ] || exit 1
     case "$*" in *"${PIP_WAIT:-nothing}"*) echo >"$FAKE_LOG.waits"; sleep 20 ;; esac
     case "$*" in *"${PIP_FAIL:-nothing}"*) exit 1 ;; esac
-    case "$*" in *mmcv) echo >"$here/mmcv" ;; esac ;;
+    case "$*" in
+      *'cache dir') echo /cache ;;
+      *mmcv) ${CXX:-c++} -std=c++17 >>"$FAKE_LOG"; echo >"$here/mmcv" ;;
+    esac ;;
 esac
 """
 
@@ -263,6 +268,7 @@ def test_environment_of_another_python_is_refused(sandbox):
         ('PYTHON=python3.10', '2.13.0 0.10.7 .venv-python3.10 openmmlab'),
         ('PYTHON=/a/bin/python3.12', '2.13.0 0.10.7 .venv-python3.12 openmmlab'),
         ('STACK=onedl', '2.13.0 0.10.7 .venv-onedl onedl'),
+        ('TORCH=2.15.0', '2.15.0 0.10.7 .venv-torch2.15.0 openmmlab'),
         (
             'TORCH=2.1.2 PYTHON=python3.10',
             '2.1.2 0.10.7 .venv-torch2.1.2-python3.10 openmmlab',
@@ -383,6 +389,26 @@ def test_cached_operators_of_another_torch_are_compiled_again(sandbox):
     builds = [call for call in sandbox.pip_installs() if call.endswith(' mmcv')]
     assert len(builds) == 2
     assert '--no-cache-dir --force-reinstall --no-deps' in builds[1]
+
+
+@pytest.mark.parametrize(('needs', 'flags'), [(17, ''), (20, ' -std=c++20')])
+def test_operators_are_compiled_as_the_headers_of_torch_need(sandbox, needs, flags):
+    (sandbox.root.parent / 'include' / 'ATen').mkdir()
+    (sandbox.root.parent / 'include' / 'ATen' / 'ATen.h').write_text(f'C++{needs}')
+    sandbox.program('clang', '#!/bin/sh\necho clang "$@"\n')
+    code, output = sandbox.install(CXX='clang')
+    assert code == 0, output
+    assert f'clang -std=c++17{flags}' in sandbox.log.read_text().splitlines()
+
+
+def test_operators_of_another_torch_are_not_in_its_cache(sandbox):
+    """They can import and still be compiled for other headers."""
+    for torch in ('2.13.0', '2.15.0'):
+        code, output = sandbox.install(torch, '0.10.7', f'.venv-{torch}')
+        assert code == 0, output
+        (build,) = [call for call in sandbox.pip_installs() if call.endswith(' mmcv')]
+        cache = ' --cache-dir /cache/torch-2.15.0 ' in build
+        assert cache == (torch == '2.15.0')
 
 
 def test_second_installation_waits_for_the_first(sandbox):

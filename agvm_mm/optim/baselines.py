@@ -144,7 +144,10 @@ def build_pmd_lamb(
 
     Args:
         params: Parameters or parameter groups.
-        lr, betas, eps, weight_decay: See :func:`build_lamb`.
+        lr: See :func:`build_lamb`, as for the next three.
+        betas: See there. Defaults to (0.9, 0.999).
+        eps: See there. Defaults to 1e-6.
+        weight_decay: See there. Defaults to 0.01.
         period: Updates between two decays. Defaults to 100.
         moment_decay: Factor of a decay, in [0, 1]. Defaults to 0.1.
 

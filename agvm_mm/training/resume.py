@@ -218,7 +218,7 @@ def compare_versions(runner: Runner) -> None:
     # At iteration 0 the hub may hold the values of an earlier run of this process.
     saved = hub.runtime_info.get(VERSIONS, now) if runner.iter > 0 else now
     changed = [
-        f'{name} {saved[name]}, now {now[name]}'
+        f'{name} {saved[name]} then, {now[name]} now'
         for name in now
         if saved[name] != now[name]
     ]

@@ -553,7 +553,7 @@ def test_summary_of_several_ranks_says_that_sync_bn_biases_noise_scales(tmp_path
     alone, together = (
         describe_run(runner, BatchSize(ranks, 4, 2), agvm, 'halves') for ranks in (1, 2)
     )
-    assert 'SyncBN' not in alone
+    assert 'SyncBN couples' not in alone
     assert 'noise     scales of micro-batches of 4 image(s)' in alone
     assert 'SyncBN    sees a micro-batch of all ranks: 2 x 4 images' in together
     assert 'SyncBN couples the ranks, so noise scales are biased' in together

@@ -11,7 +11,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-TORCH=${1:-2.13.0}
+DEFAULT_TORCH=2.13.0
+TORCH=${1:-$DEFAULT_TORCH}
 MMENGINE=${2:-0.10.7}
 VENV=${3:-.venv}
 STACK=${4:-openmmlab}
@@ -199,10 +200,20 @@ sys.exit(torch.cuda.is_available() and torch.version.hip is None and CUDA_HOME i
       'or ignore the GPU: CUDA_VISIBLE_DEVICES= make demo'
   jobs=${MAX_JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}
   say "installing $MMCV; compiling its operators takes about 10 minutes on 2 cores, once"
+  # pip knows a cached wheel by its Python, not by the torch that it was compiled with.
+  cache=()
+  [ "$TORCH" = "$DEFAULT_TORCH" ] || cache=(--cache-dir "$(pip cache dir)/torch-$TORCH")
+  # The headers of torch 2.14 and newer are C++20. mmcv asks for 17; the last one counts.
+  headers=$("$PY" -c 'from torch.utils import cpp_extension as c; print(c.include_paths()[0])')
+  if [[ $(cat "$headers/ATen/ATen.h" 2>/dev/null) == *C++20* ]]; then
+    printf '#!/bin/sh\nexec %s "$@" -std=c++20\n' "${CXX:-c++}" >"$VENV/bin/c++20"
+    chmod +x "$VENV/bin/c++20"
+    export CXX=$PWD/$VENV/bin/c++20 NVCC_APPEND_FLAGS=-std=c++20
+  fi
   # No build isolation, because the build needs torch: without it mmcv silently
   # installs without its operators.
   mmcv() { MAX_JOBS=$jobs MMCV_WITH_OPS=1 pip install "${pins[@]}" --no-build-isolation "$@" "$MMCV"; }
-  mmcv || die "$failed" 'Out of memory? MAX_JOBS=1 make install'
+  mmcv "${cache[@]}" || die "$failed" 'Out of memory? MAX_JOBS=1 make install'
   if ! ops_load; then
     say 'the cached operators belong to another torch; compiling again'
     mmcv --no-cache-dir --force-reinstall --no-deps || die "$failed"
