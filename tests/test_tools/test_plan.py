@@ -134,3 +134,12 @@ def test_log_of_another_model_is_a_problem(run: Path, capsys: pytest.CaptureFixt
     assert run_script('plan.py', SWIN, '--gpus', 64, '--log', run) == 1
     printed = capsys.readouterr().out
     assert 'PROBLEM     the config trains the modules backbone, decode_head' in printed
+
+
+def test_names_losses_that_depend_on_the_layout(capsys: pytest.CaptureFixture):
+    retina = DIGITS.replace('faster-rcnn', 'retinanet')
+    arguments = '--gpus', 2, '--images', 4096, '--images-per-gpu', 2, '--losses'
+    assert run_script('plan.py', retina, *arguments) == 0
+    assert (
+        'losses      loss_cls, loss_bbox: depend on what else is in a micro-batch'
+    ) in capsys.readouterr().out
