@@ -234,11 +234,12 @@ class _Recording:
 
 
 class _Probe:
-    """Copy of a model, and its losses on small random images."""
+    """Copy of a model on the CPU, and its losses on small random images."""
 
     def __init__(self, model: BaseModel) -> None:
         self.batches = random_batches(model)
-        self.model = copy.deepcopy(model)
+        # On a GPU a label that a loss does not expect would end the process.
+        self.model = copy.deepcopy(model).cpu()
         self.model.train()
         for module in self.model.modules():
             # Batch normalization, DropPath and DropBlock, each of any package.
@@ -258,8 +259,6 @@ class _Probe:
         data = copy.deepcopy(batch)
         with kept_generators(), torch.no_grad(), intercept(self.modules, visit):
             seed_cpu(seed)
-            if torch.cuda.is_initialized():
-                torch.cuda.manual_seed(seed)
             data = self.model.data_preprocessor(data, True)
             _, values = self.model.parse_losses(self.model(**data, mode='loss'))
         return {
