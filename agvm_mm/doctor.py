@@ -23,6 +23,7 @@ from typing import NamedTuple
 import mmengine
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.utils import digit_version
 from torch import distributed as dist
 
 import agvm_mm
@@ -88,10 +89,17 @@ def packages() -> dict[str, str]:
 
 def build_mmcv() -> str:
     """Return the command that builds mmcv's operators against the installed torch."""
-    return (
+    command = (
         'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
         + packages()['mmcv']
     )
+    if digit_version(torch.__version__) >= digit_version('2.14'):
+        # Its headers are C++20. mmcv 2.1.0 asks for 17, and the last one counts.
+        command = (
+            """printf '#!/bin/sh\\nexec c++ "$@" -std=c++20\\n' > c++20 && """
+            'chmod +x c++20 && CXX=$PWD/c++20 NVCC_APPEND_FLAGS=-std=c++20 ' + command
+        )
+    return command
 
 
 def install_torchvision() -> str:

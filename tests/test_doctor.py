@@ -113,6 +113,21 @@ def test_no_command_changes_torch():
     assert '--no-deps' in doctor.build_mmcv() and '--no-deps' in VISION
 
 
+def test_command_for_mmcv_compiles_as_the_headers_of_torch_ask(tmp_path, monkeypatch):
+    """The compiler of the command takes C++20, though mmcv's setup asks for C++17."""
+    monkeypatch.setattr(torch, '__version__', '2.13.0+cpu')
+    assert doctor.build_mmcv().startswith('pip install --no-build-isolation')
+    monkeypatch.setattr(torch, '__version__', '2.15.0+cpu')
+    command = doctor.build_mmcv().partition('pip install')[0]
+    source = tmp_path / 'source.cpp'
+    source.write_text('static_assert(__cplusplus >= 202002L, "not C++20");')
+    compile_it = 'sh -c \'"$CXX" -std=c++17 -fsyntax-only source.cpp\''
+    done = subprocess.run(
+        ['bash', '-c', f'{command} {compile_it}'], cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 VISION = doctor.install_torchvision()
 
 
