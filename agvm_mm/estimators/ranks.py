@@ -87,7 +87,7 @@ class RankEstimator(VarianceEstimator):
 
     @abstractmethod
     def second(self, flat: Tensor) -> Tensor:
-        """Return what is summed over the ranks besides the mean; a new tensor.
+        """Return the tensor to sum over the ranks besides the mean; a new one.
 
         Args:
             flat: Gradients of this rank.
@@ -95,7 +95,7 @@ class RankEstimator(VarianceEstimator):
 
     @abstractmethod
     def compared(self, second: Tensor, mean: Tensor) -> Tensor:
-        """Return what is compared with the mean.
+        """Return the tensor to compare with the mean.
 
         Args:
             second: The sum; may be overwritten.
@@ -109,7 +109,7 @@ class RankEstimator(VarianceEstimator):
         compared: Sequence[Tensor],
         means: Sequence[Tensor],
     ) -> None:
-        """Keep norms of what is compared and of the mean, of some parameters."""
+        """Keep norms of the compared tensors and the means of some parameters."""
 
     def keep(
         self, column: int, parameters: Sequence[nn.Parameter], norms: Sequence[Tensor]

@@ -27,7 +27,6 @@ class MicroBatch(NamedTuple):
     """One backward pass of an update.
 
     Attributes:
-        preconditioner: Turns a gradient into what the optimizer steps along.
         weight: Its share in the loss of the update; the shares add up to 1.
         passes: Backward passes of the update, as planned when it began.
         images: Images of the update over all ranks.

@@ -36,7 +36,7 @@ from agvm_mm.training.update import seed_cpu
 REDUCED = 'reduce_mean'
 """Name of all calls of MMDetection's function."""
 TOLERANCE = 1e-5
-"""Relative difference of what is equal. Heads count in float32."""
+"""Largest relative difference of equal numbers. Heads count in float32."""
 
 RANDOM = nn.Dropout, nn.Dropout2d, nn.MultiheadAttention
 """Modules that draw random numbers."""
@@ -54,7 +54,7 @@ class Examination(NamedTuple):
         per_image: Mean normalizers of an image, by key.
         is_one: Whether all losses are divided by the same number.
         terms: Losses that are divided by one of them.
-        unreached: Losses that depend on how images are divided all the same.
+        unreached: Losses that still depend on how images are divided.
     """
 
     modules: tuple[str, ...]
