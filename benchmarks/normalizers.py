@@ -12,7 +12,6 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from fractions import Fraction
 from statistics import median
 from types import SimpleNamespace
 
@@ -93,9 +92,8 @@ class Training:
         sizes = [len(self._batch['inputs'])] * micro_batches
         batches = [copy.deepcopy(self._batch) for _ in sizes]
         window = UpdateWindow(iter(batches), sizes)
-        weights = [Fraction(1, micro_batches)] * micro_batches
         start = time.process_time()
-        update = Update(runner.model, runner.optim_wrapper, weights, sum(sizes))
+        update = Update(runner.model, runner.optim_wrapper, sizes, sum(sizes))
         with self._normalizers.of_update(runner, window) as taken:
             for _ in sizes:
                 update.train_step(next(taken))

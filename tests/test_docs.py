@@ -135,8 +135,7 @@ def slug(heading: str) -> str:
 # ---------------------------------------------------------------- all pages
 
 
-@pytest.mark.parametrize('page', PAGES, ids=name_of)
-def test_links_and_paths_exist_and_blocks_have_a_known_kind(page):
+def check_links_and_kinds(page):
     for block in blocks_of(page):
         assert block.kind in KINDS, f'{block}: unknown kind {block.kind!r}'
     text = outside_blocks(page)
@@ -155,6 +154,12 @@ def test_links_and_paths_exist_and_blocks_have_a_known_kind(page):
         )
         if is_path and not re.search(r'[A-Z]{3}', quoted):
             assert (ROOT / quoted).exists(), f'{page.name} names {quoted}'
+
+
+def test_links_and_paths_exist_and_blocks_have_a_known_kind(subtests):
+    for page in PAGES:
+        with subtests.test(page=page):
+            check_links_and_kinds(page)
 
 
 def test_index_lists_every_page_once():
@@ -240,8 +245,7 @@ def network(settings):
     return MODELS.build(settings)
 
 
-@pytest.mark.parametrize('block', blocks('python config'), ids=str)
-def test_lines_for_a_config_build(block):
+def check_lines(block):
     named = re.search(r"^_base_ = '([^']+)'\n", block.text, re.M)
     lines = block.text.replace(named[0], '') if named else block.text
     base = named[1] if named else STOCK
@@ -269,6 +273,12 @@ def test_lines_for_a_config_build(block):
         if settings.get('convert_to_iter_based'):
             more['epoch_length'] = 10
         PARAM_SCHEDULERS.build(dict(settings), default_args=more)
+
+
+def test_lines_for_a_config_build(subtests):
+    for block in blocks('python config'):
+        with subtests.test(block=block):
+            check_lines(block)
 
 
 PURE_BASE = """\
@@ -481,8 +491,7 @@ def check_pip(arguments: list[str]) -> None:
             assert not extra or f"'{extra}':" in (ROOT / 'setup.py').read_text()
 
 
-@pytest.mark.parametrize('page', PAGES, ids=name_of)
-def test_commands_have_existing_files_and_options(page):
+def check_commands(page):
     above, printed = None, None
     for block in blocks_of(page):
         if block.kind == 'bash':
@@ -492,6 +501,12 @@ def test_commands_have_existing_files_and_options(page):
         elif block.kind == 'text output':
             assert above == 'python', f'{block}: no command above'
         above = block.kind
+
+
+def test_commands_have_existing_files_and_options(subtests):
+    for page in PAGES:
+        with subtests.test(page=page):
+            check_commands(page)
 
 
 # ------------------------------------------------------------------ messages

@@ -131,22 +131,23 @@ def test_command_for_mmcv_compiles_as_the_headers_of_torch_ask(tmp_path, monkeyp
 VISION = doctor.install_torchvision()
 
 
-@pytest.mark.parametrize(
-    'torch_version, command',
-    [
-        ('2.1.2', '"torchvision==0.16.*"'),
-        ('2.6.0+cu124', '--index-url {}/cu124 "torchvision==0.21.*"'),
-        ('2.13.0+cpu', '--index-url {}/cpu "torchvision==0.28.*"'),
-        ('2.5.1+rocm6.2', '--index-url {}/rocm6.2 "torchvision==0.20.*"'),
-        ('2.6.0a0+gitecf3bae', '"torchvision==0.21.*"'),
-        ('3.0.0', 'torchvision'),
-    ],
-)
-def test_torchvision_of_each_torch(monkeypatch, torch_version, command):
-    monkeypatch.setattr(torch, '__version__', torch_version)
-    expected = command.format('https://download.pytorch.org/whl')
-    command = doctor.install_torchvision()
-    assert command == f'pip install --force-reinstall --no-deps {expected}'
+TORCHVISION_OF = [
+    ('2.1.2', '"torchvision==0.16.*"'),
+    ('2.6.0+cu124', '--index-url {}/cu124 "torchvision==0.21.*"'),
+    ('2.13.0+cpu', '--index-url {}/cpu "torchvision==0.28.*"'),
+    ('2.5.1+rocm6.2', '--index-url {}/rocm6.2 "torchvision==0.20.*"'),
+    ('2.6.0a0+gitecf3bae', '"torchvision==0.21.*"'),
+    ('3.0.0', 'torchvision'),
+]
+
+
+def test_torchvision_of_each_torch(subtests, monkeypatch):
+    for torch_version, command in TORCHVISION_OF:
+        with subtests.test(torch_version=torch_version, command=command):
+            monkeypatch.setattr(torch, '__version__', torch_version)
+            expected = command.format('https://download.pytorch.org/whl')
+            command = doctor.install_torchvision()
+            assert command == f'pip install --force-reinstall --no-deps {expected}'
 
 
 @pytest.mark.parametrize(

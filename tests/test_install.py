@@ -255,27 +255,7 @@ def test_environment_of_another_python_is_refused(sandbox):
     assert sandbox.install(PYTHON='python3.11') == (0, '')
 
 
-@pytest.mark.parametrize(
-    ('settings', 'arguments'),
-    [
-        ('', '2.13.0 0.10.7 .venv openmmlab'),
-        ('TORCH=2.1.2', '2.1.2 0.10.7 .venv-torch2.1.2 openmmlab'),
-        (
-            'MMENGINE=0.11.0rc3',
-            '2.13.0 0.11.0rc3 .venv-mmengine0.11.0rc3 openmmlab',
-        ),
-        ('PYTHON=python3.11', '2.13.0 0.10.7 .venv openmmlab'),
-        ('PYTHON=python3.10', '2.13.0 0.10.7 .venv-python3.10 openmmlab'),
-        ('PYTHON=/a/bin/python3.12', '2.13.0 0.10.7 .venv-python3.12 openmmlab'),
-        ('STACK=onedl', '2.13.0 0.10.7 .venv-onedl onedl'),
-        ('TORCH=2.15.0', '2.15.0 0.10.7 .venv-torch2.15.0 openmmlab'),
-        (
-            'TORCH=2.1.2 PYTHON=python3.10',
-            '2.1.2 0.10.7 .venv-torch2.1.2-python3.10 openmmlab',
-        ),
-    ],
-)
-def test_every_lane_has_its_own_folder(settings, arguments):
+def check_lane(settings, arguments):
     if not shutil.which('make'):
         pytest.skip('needs make')
     lane = ('TORCH', 'MMENGINE', 'PYTHON', 'STACK', 'MAKEFLAGS', 'MAKEOVERRIDES')
@@ -291,6 +271,31 @@ def test_every_lane_has_its_own_folder(settings, arguments):
     python = dict(word.split('=') for word in settings.split()).get('PYTHON', '')
     expected = f"PYTHON='{python}' bash tools/dev/install.sh {arguments}\n"
     assert done.stdout == expected
+
+
+LANES = [
+    ('', '2.13.0 0.10.7 .venv openmmlab'),
+    ('TORCH=2.1.2', '2.1.2 0.10.7 .venv-torch2.1.2 openmmlab'),
+    (
+        'MMENGINE=0.11.0rc3',
+        '2.13.0 0.11.0rc3 .venv-mmengine0.11.0rc3 openmmlab',
+    ),
+    ('PYTHON=python3.11', '2.13.0 0.10.7 .venv openmmlab'),
+    ('PYTHON=python3.10', '2.13.0 0.10.7 .venv-python3.10 openmmlab'),
+    ('PYTHON=/a/bin/python3.12', '2.13.0 0.10.7 .venv-python3.12 openmmlab'),
+    ('STACK=onedl', '2.13.0 0.10.7 .venv-onedl onedl'),
+    ('TORCH=2.15.0', '2.15.0 0.10.7 .venv-torch2.15.0 openmmlab'),
+    (
+        'TORCH=2.1.2 PYTHON=python3.10',
+        '2.1.2 0.10.7 .venv-torch2.1.2-python3.10 openmmlab',
+    ),
+]
+
+
+def test_every_lane_has_its_own_folder(subtests):
+    for settings, arguments in LANES:
+        with subtests.test(settings=settings, arguments=arguments):
+            check_lane(settings, arguments)
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -90,25 +90,28 @@ def test_unknown_anchor_lists_modules_and_suggests_nearest():
         Modulator(['backbone', 'head'], anchor='backbon')
 
 
-@pytest.mark.parametrize(
-    'setting, error',
-    [
-        (dict(momentum=1.0), ValueError),
-        (dict(momentum=-0.1), ValueError),
-        (dict(momentum=float('nan')), ValueError),
-        (dict(momentum='0.97'), TypeError),
-        (dict(momentum=True), TypeError),
-        (dict(ratio_bounds=(0.0, 10.0)), ValueError),
-        (dict(ratio_bounds=(1.5, 10.0)), ValueError),
-        (dict(ratio_bounds=(0.5, 0.9)), ValueError),
-        (dict(ratio_bounds=(0.5, float('inf'))), ValueError),
-        (dict(ratio_bounds=0.5), TypeError),
-        (dict(ratio_bounds=(0.5, 1, 2)), TypeError),
-    ],
-)
-def test_invalid_settings_are_refused(setting, error):
-    with pytest.raises(error, match=next(iter(setting))):
-        Modulator(['backbone', 'head'], **setting)
+INVALID_SETTINGS = [
+    (dict(momentum=1.0), ValueError),
+    (dict(momentum=-0.1), ValueError),
+    (dict(momentum=float('nan')), ValueError),
+    (dict(momentum='0.97'), TypeError),
+    (dict(momentum=True), TypeError),
+    (dict(ratio_bounds=(0.0, 10.0)), ValueError),
+    (dict(ratio_bounds=(1.5, 10.0)), ValueError),
+    (dict(ratio_bounds=(0.5, 0.9)), ValueError),
+    (dict(ratio_bounds=(0.5, float('inf'))), ValueError),
+    (dict(ratio_bounds=0.5), TypeError),
+    (dict(ratio_bounds=(0.5, 1, 2)), TypeError),
+]
+
+
+def test_invalid_settings_are_refused(subtests):
+    for setting, error in INVALID_SETTINGS:
+        with (
+            subtests.test(setting=setting, error=error),
+            pytest.raises(error, match=next(iter(setting))),
+        ):
+            Modulator(['backbone', 'head'], **setting)
 
 
 def test_multiples_of_interval_from_begin_to_end_are_measured():
@@ -124,17 +127,20 @@ def test_first_update_is_number_0():
     assert not MeasurementSchedule(begin=1).is_measured(0)
 
 
-@pytest.mark.parametrize(
-    'setting, error',
-    [
-        (dict(interval=0), ValueError),
-        (dict(interval=2.5), TypeError),
-        (dict(interval=True), TypeError),
-        (dict(begin=-1), ValueError),
-        (dict(begin='10'), TypeError),
-        (dict(begin=10, end=9), ValueError),
-    ],
-)
-def test_invalid_schedules_are_refused(setting, error):
-    with pytest.raises(error, match=list(setting)[-1]):
-        MeasurementSchedule(**setting)
+INVALID_SCHEDULES = [
+    (dict(interval=0), ValueError),
+    (dict(interval=2.5), TypeError),
+    (dict(interval=True), TypeError),
+    (dict(begin=-1), ValueError),
+    (dict(begin='10'), TypeError),
+    (dict(begin=10, end=9), ValueError),
+]
+
+
+def test_invalid_schedules_are_refused(subtests):
+    for setting, error in INVALID_SCHEDULES:
+        with (
+            subtests.test(setting=setting, error=error),
+            pytest.raises(error, match=list(setting)[-1]),
+        ):
+            MeasurementSchedule(**setting)

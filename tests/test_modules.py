@@ -135,8 +135,7 @@ REAL_MODELS = {
 }
 
 
-@pytest.mark.parametrize('path', REAL_MODELS)
-def test_models_of_toolboxes(path):
+def check_model(path):
     config = get_config(path)
     assert isinstance(config, Config)
     try:
@@ -168,6 +167,12 @@ def test_models_of_toolboxes(path):
     assert set(agvm.parameters) == set(REAL_MODELS[path])
     modulated = {id(p) for own in agvm.parameters.values() for p in own}
     assert {id(p) for p in in_groups if p.requires_grad} <= modulated
+
+
+def test_models_of_toolboxes(subtests):
+    for path in REAL_MODELS:
+        with subtests.test(path=path):
+            check_model(path)
 
 
 def test_prefixes_match_at_dots_only():
@@ -305,22 +310,25 @@ def test_custom_modules():
 COMPLETE = dict(backbone=['backbone'], head=['neck', 'roi_head'])
 
 
-@pytest.mark.parametrize(
-    'modules, error, message',
-    [
-        (COMPLETE | dict(head=['neck']), ValueError, 'belong to no module.*roi_head'),
-        (COMPLETE | dict(rpn=['neck']), ValueError, "'neck.weight' belongs to 'head'"),
-        (COMPLETE | dict(x=['roi_heads']), ValueError, "Did you mean 'roi_head'"),
-        (COMPLETE | dict(x=['eck']), ValueError, "no parameter has the prefix 'eck'"),
-        (COMPLETE | dict(x=[]), TypeError, r"modules\['x'\] must be a list"),
-        (COMPLETE | dict(x='neck'), TypeError, r"modules\['x'\] must be a list"),
-        ({}, TypeError, 'modules must be a dict'),
-        (['backbone'], TypeError, 'modules must be a dict'),
-    ],
-)
-def test_bad_modules_are_refused(modules, error, message):
-    with pytest.raises(error, match=message):
-        assign_modules(ToyDetector(), modules)
+BAD_MODULES = [
+    (COMPLETE | dict(head=['neck']), ValueError, 'belong to no module.*roi_head'),
+    (COMPLETE | dict(rpn=['neck']), ValueError, "'neck.weight' belongs to 'head'"),
+    (COMPLETE | dict(x=['roi_heads']), ValueError, "Did you mean 'roi_head'"),
+    (COMPLETE | dict(x=['eck']), ValueError, "no parameter has the prefix 'eck'"),
+    (COMPLETE | dict(x=[]), TypeError, r"modules\['x'\] must be a list"),
+    (COMPLETE | dict(x='neck'), TypeError, r"modules\['x'\] must be a list"),
+    ({}, TypeError, 'modules must be a dict'),
+    (['backbone'], TypeError, 'modules must be a dict'),
+]
+
+
+def test_bad_modules_are_refused(subtests):
+    for modules, error, message in BAD_MODULES:
+        with (
+            subtests.test(modules=modules, error=error),
+            pytest.raises(error, match=message),
+        ):
+            assign_modules(ToyDetector(), modules)
 
 
 def test_frozen_module_is_refused():

@@ -261,24 +261,27 @@ def test_report_of_an_optimizer_alone_has_no_empty_tables(
     assert 'Minus' not in printed and 'Phi' not in printed
 
 
-@pytest.mark.parametrize(
-    'arguments, message',
-    [
-        (['--batch-sizes', '100'], 'multiples of 32, got 100'),
-        (['--scenes', '99999'], '--scenes must be'),
-        (['--epochs', '0'], '--epochs must be at least 1'),
-        (['--variants', 'agvm momentun=1'], "Did you mean 'momentum'"),
-        (['--variants', 'x0'], "got 'x0'"),
-        (['--variants', 'y2'], "got 'y2'"),
-        (['--variants', 'x2 '], "got 'x2 '"),
-        (['--variants', 'agvmx2'], "got 'agvmx2'"),
-        (['--variants', 'agvm x0.0'], "got 'agvm x0.0'"),
-        (['--variants', 'agvm neck'], "got 'agvm neck'"),
-    ],
-)
-def test_wrong_arguments_are_refused(arguments: list[str], message: str):
-    with pytest.raises(ValueError, match=message):
-        accuracy.parse_args(arguments)
+WRONG_ARGUMENTS = [
+    (['--batch-sizes', '100'], 'multiples of 32, got 100'),
+    (['--scenes', '99999'], '--scenes must be'),
+    (['--epochs', '0'], '--epochs must be at least 1'),
+    (['--variants', 'agvm momentun=1'], "Did you mean 'momentum'"),
+    (['--variants', 'x0'], "got 'x0'"),
+    (['--variants', 'y2'], "got 'y2'"),
+    (['--variants', 'x2 '], "got 'x2 '"),
+    (['--variants', 'agvmx2'], "got 'agvmx2'"),
+    (['--variants', 'agvm x0.0'], "got 'agvm x0.0'"),
+    (['--variants', 'agvm neck'], "got 'agvm neck'"),
+]
+
+
+def test_wrong_arguments_are_refused(subtests):
+    for arguments, message in WRONG_ARGUMENTS:
+        with (
+            subtests.test(arguments=arguments, message=message),
+            pytest.raises(ValueError, match=message),
+        ):
+            accuracy.parse_args(arguments)
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import accuracy
+import layouts
 import noise_scale
+import normalizers
 import overhead
 import pytest
 import scaling
@@ -53,11 +55,11 @@ def assert_times(rows: dict[tuple[str, bool], dict], rounds: int) -> None:
             assert 0 < found['quartile_1'] <= found['median'] <= found['quartile_3']
 
 
-@pytest.mark.parametrize('path', sorted(RESULTS.glob('*.json')), ids=lambda p: p.stem)
-def test_checked_in_report_is_rendered_from_its_result(path: Path):
+def check_report(path: Path):
     scripts = dict(
         accuracy=accuracy,
         gpu=command,
+        layouts=layouts,
         noise=noise_scale,
         overhead=overhead,
         scaling=scaling,
@@ -66,6 +68,12 @@ def test_checked_in_report_is_rendered_from_its_result(path: Path):
     script = scripts[path.stem.split('_')[0]]
     report = script.describe(json.loads(path.read_text()))
     assert report + '\n' == path.with_suffix('.md').read_text()
+
+
+def test_checked_in_report_is_rendered_from_its_result(subtests):
+    for path in sorted(RESULTS.glob('*.json')):
+        with subtests.test(path=path):
+            check_report(path)
 
 
 def test_sharding_divides_what_it_says(tmp_path: Path):
@@ -214,3 +222,24 @@ def test_scaling_measures_each_point(scaling_run: Printed):
                 gradients=factor * gradient,
                 statistics=FLOAT32 * columns * point['modules'] * (point['ranks'] > 1),
             )
+
+
+def test_layouts_differ_in_micro_batches_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(layouts, 'UPDATES', 1)
+    monkeypatch.setattr(layouts, 'CELLS', [(32, 'micro_batch'), (1, 'update')])
+    cells = [layouts.run_config(*cell, 0) for cell in layouts.CELLS]
+    different = {key for key in cells[0] if cells[0][key] != cells[1][key]}
+    assert different == {'train_cfg', 'train_dataloader'}
+    assert [cfg.train_dataloader.batch_size for cfg in cells] == [32, 1]
+    folders = ['--out', str(tmp_path), '--work-dirs', str(tmp_path / 'runs')]
+    layouts.main(['--seeds', '2', *folders])
+    result = json.loads((tmp_path / 'layouts.json').read_text())
+    one, parts = result['rows']
+    assert (one['layout'], parts['layout']) == ('1 x 32', '32 x 1')
+    assert len(one['mAP']) == len(parts['mAP']) == 2
+
+
+def test_settings_of_normalizers_are_timed(capsys):
+    normalizers.main(['--rounds', '1', '--micro-batches', '2'])
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.count('(')]
+    assert [row.split()[1] for row in rows] == list(normalizers.TWINS)

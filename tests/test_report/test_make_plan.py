@@ -213,30 +213,33 @@ def test_impossible_plan_is_an_error(gpus: int, option: str, value: Any, message
         make(AGVM_512, gpus, **{option: value})
 
 
-@pytest.mark.parametrize(
-    'setting, value, message',
-    [
-        ('default_hooks.agvm.estimator', 'halfs', "Did you mean 'halves'"),
-        ('default_hooks.agvm.intervall', 5, "Did you mean 'interval'"),
-        ('optim_wrapper.anchor', 'backbon', "Did you mean 'backbone'"),
-        ('optim_wrapper.momentum', 1.5, 'momentum must be'),
-        ('optim_wrapper.modules', dict(a=['neck']), 'belong to no module'),
-        ('optim_wrapper.optimizer', dict(type='PMDLAMB', lr=0.1), 'is defined for'),
-        ('optim_wrapper.optimizer.typ', 'SGD', 'typ'),
-        ('model.backbone.type', 'ResNot', 'ResNot'),
-        ('optim_wrapper.accumulative_counts', 4, 'remove optim_wrapper.accumulative'),
-        ('auto_scale_lr', dict(enable=True, base_batch_size=16), 'does not know total'),
-        ('train_cfg.total_batchsize', 4, "Did you mean 'total_batch_size'"),
-        ('train_cfg.type', 'LargeBatchTrainLop', "Did you mean 'LargeBatchTrainLoop'"),
-        ('train_dataloader.dataset.ann_file', 'mine.json', 'give it by --images N'),
-    ],
-)
-def test_setting_that_a_run_rejects_is_an_error(setting: str, value: Any, message: str):
-    cfg = cli.load_config(str(AGVM_512), {setting: value})
-    if setting == 'optim_wrapper.optimizer':  # Replaced, not merged.
-        cfg.optim_wrapper.optimizer = value
-    with pytest.raises((KeyError, TypeError, ValueError), match=re.escape(message)):
-        plan.Plan(cfg, 8, None, None)
+REJECTED = [
+    ('default_hooks.agvm.estimator', 'halfs', "Did you mean 'halves'"),
+    ('default_hooks.agvm.intervall', 5, "Did you mean 'interval'"),
+    ('optim_wrapper.anchor', 'backbon', "Did you mean 'backbone'"),
+    ('optim_wrapper.momentum', 1.5, 'momentum must be'),
+    ('optim_wrapper.modules', dict(a=['neck']), 'belong to no module'),
+    ('optim_wrapper.optimizer', dict(type='PMDLAMB', lr=0.1), 'is defined for'),
+    ('optim_wrapper.optimizer.typ', 'SGD', 'typ'),
+    ('model.backbone.type', 'ResNot', 'ResNot'),
+    ('optim_wrapper.accumulative_counts', 4, 'remove optim_wrapper.accumulative'),
+    ('auto_scale_lr', dict(enable=True, base_batch_size=16), 'does not know total'),
+    ('train_cfg.total_batchsize', 4, "Did you mean 'total_batch_size'"),
+    ('train_cfg.type', 'LargeBatchTrainLop', "Did you mean 'LargeBatchTrainLoop'"),
+    ('train_dataloader.dataset.ann_file', 'mine.json', 'give it by --images N'),
+]
+
+
+def test_setting_that_a_run_rejects_is_an_error(subtests):
+    for setting, value, message in REJECTED:
+        with subtests.test(setting=setting, value=value):
+            cfg = cli.load_config(str(AGVM_512), {setting: value})
+            if setting == 'optim_wrapper.optimizer':  # Replaced, not merged.
+                cfg.optim_wrapper.optimizer = value
+            with pytest.raises(
+                (KeyError, TypeError, ValueError), match=re.escape(message)
+            ):
+                plan.Plan(cfg, 8, None, None)
 
 
 def test_mixed_precision_is_planned_without_a_gpu():

@@ -178,13 +178,23 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     assert intervals.interval(values[:1]) == (1.0, -math.inf, math.inf)
 
 
-@pytest.mark.parametrize(
-    'replicas, ranks, blocks, size',
-    [(2, 1, 2, 1), (15, 1, 15, 1), (31, 1, 31, 1), (32, 1, 16, 2), (100, 1, 25, 4)]
-    + [(128, 1, 16, 8), (128, 2, 16, 8), (100, 8, 24, 4), (64, 64, 64, 1)],
-)
-def test_replicas_are_divided(replicas: int, ranks: int, blocks: int, size: int):
-    assert divide_replicas(replicas, ranks) == (blocks, size)
+DIVISIONS = [
+    (2, 1, 2, 1),
+    (15, 1, 15, 1),
+    (31, 1, 31, 1),
+    (32, 1, 16, 2),
+    (100, 1, 25, 4),
+    (128, 1, 16, 8),
+    (128, 2, 16, 8),
+    (100, 8, 24, 4),
+    (64, 64, 64, 1),
+]
+
+
+def test_replicas_are_divided(subtests):
+    for replicas, ranks, blocks, size in DIVISIONS:
+        with subtests.test(replicas=replicas, ranks=ranks):
+            assert divide_replicas(replicas, ranks) == (blocks, size)
 
 
 def test_two_replicas_have_no_interval():

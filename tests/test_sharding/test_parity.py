@@ -9,7 +9,7 @@ from ranks import run_on_ranks
 from gpu_check import golden
 
 
-@pytest.mark.parametrize('ranks', [2, 3])
+@pytest.mark.parametrize('ranks', [2, 3, pytest.param(4, marks=pytest.mark.evidence)])
 def test_equals_ddp(ranks):
     results = run_on_ranks(train_cases, ranks)
     for case in CASES:

@@ -111,23 +111,22 @@ def test_hours_alone_need_no_noise_scales(capsys: pytest.CaptureFixture):
     assert last.startswith(f'time        {hours:.3f} hours, {8 * hours:.2f} GPU-hours')
 
 
-@pytest.mark.parametrize(
-    'arguments, status, message',
-    [
-        (['--log', 'nowhere'], 1, 'nowhere has no vis_data/scalars.json'),
-        (['--log', AGVM_512], 1, 'line 1 is not JSON'),
-        (['--noise', AGVM_512], 1, 'is not a file of tools/noise_scale.py --json'),
-        (['--log', 'a', '--noise', 'b'], 2, 'not allowed with argument --log'),
-        (['--images-per-second', '0'], 2, 'must be more than 0, got 0.0'),
-        (['--images-per-second', 'nan'], 2, 'must be more than 0, got nan'),
-    ],
-)
-def test_wrong_source_of_a_forecast_is_rejected(
-    arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture
-):
-    assert run_script('plan.py', AGVM_512, '--gpus', 8, *arguments) == status
-    printed = capsys.readouterr()
-    assert message in printed.out + printed.err
+WRONG_SOURCES = [
+    (['--log', 'nowhere'], 1, 'nowhere has no vis_data/scalars.json'),
+    (['--log', AGVM_512], 1, 'line 1 is not JSON'),
+    (['--noise', AGVM_512], 1, 'is not a file of tools/noise_scale.py --json'),
+    (['--log', 'a', '--noise', 'b'], 2, 'not allowed with argument --log'),
+    (['--images-per-second', '0'], 2, 'must be more than 0, got 0.0'),
+    (['--images-per-second', 'nan'], 2, 'must be more than 0, got nan'),
+]
+
+
+def test_wrong_source_of_a_forecast_is_rejected(subtests, capsys):
+    for arguments, status, message in WRONG_SOURCES:
+        with subtests.test(arguments=arguments, status=status):
+            assert run_script('plan.py', AGVM_512, '--gpus', 8, *arguments) == status
+            printed = capsys.readouterr()
+            assert message in printed.out + printed.err
 
 
 def test_log_of_another_model_is_a_problem(run: Path, capsys: pytest.CaptureFixture):
