@@ -15,7 +15,6 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from types import SimpleNamespace
 from unittest import mock
 
@@ -99,8 +98,7 @@ def gradient(
         copy.deepcopy(take(images, slice(start, start + size)))
         for start in range(0, IMAGES, size)
     ]
-    weights = [Fraction(size, IMAGES)] * len(sizes)
-    update = Update(model, wrapper, weights, IMAGES)
+    update = Update(model, wrapper, sizes, IMAGES)
     window = UpdateWindow(iter(batches), sizes)
     with seeded_passes(model), normalizers.of_update(runner, window) as taken:
         for _ in sizes:
