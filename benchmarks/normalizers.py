@@ -12,7 +12,6 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from fractions import Fraction
 from statistics import median
 from types import SimpleNamespace
 
@@ -93,9 +92,8 @@ class Training:
         sizes = [len(self._batch['inputs'])] * micro_batches
         batches = [copy.deepcopy(self._batch) for _ in sizes]
         window = UpdateWindow(iter(batches), sizes)
-        weights = [Fraction(1, micro_batches)] * micro_batches
         start = time.process_time()
-        update = Update(runner.model, runner.optim_wrapper, weights, sum(sizes))
+        update = Update(runner.model, runner.optim_wrapper, sizes, sum(sizes))
         with self._normalizers.of_update(runner, window) as taken:
             for _ in sizes:
                 update.train_step(next(taken))
@@ -119,8 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for name in TWINS:
         trainings = [Training(name, mode) for mode in (MODES[0], *MODES)]
-        for training in trainings:  # The first update of 'average' is counted.
-            training.update(args.micro_batches)
+        for training in trainings:
+            for _ in range(9):  # 'average' counts these.
+                training.update(args.micro_batches)
         ratios: list[list[float]] = [[] for _ in MODES]
         for number in range(args.rounds):
             times = {}
