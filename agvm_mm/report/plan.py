@@ -247,7 +247,10 @@ def training_images(cfg: Config) -> int:
     dataset = cfg.train_dataloader.dataset
     try:
         with quiet():
-            return len(DATASETS.build(dataset))
+            built = DATASETS.build(dataset)
+        # Some draw another number of images.
+        context, sampler = dict(dataset=built, seed=0), cfg.train_dataloader.sampler
+        return len(DATA_SAMPLERS.build(sampler, default_args=context))
     except (AssertionError, OSError) as error:  # MMSegmentation asserts some files.
         missing = error
     kind, name = type_name(dataset.type), None

@@ -269,6 +269,11 @@ def test_images_are_counted_as_the_run_filters_them(tmp_path: Path):
         type='RepeatDataset', times=3, dataset=dataset
     )
     assert plan.training_images(settings) == 12
+    settings.train_dataloader = dict(
+        dataset=dict(type='ConcatDataset', datasets=[dataset, dataset]),
+        sampler=dict(type='CustomSampleSizeSampler', dataset_size=[1, -1]),
+    )
+    assert plan.training_images(settings) == 5
 
 
 def test_images_of_coco_are_known_without_the_data():
