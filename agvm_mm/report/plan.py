@@ -50,7 +50,11 @@ from agvm_mm.training.variance_sync import (
     check_begin_is_reached,
     check_one_hook,
 )
-from agvm_mm.training.warmup import end_of_warmup, learning_rates
+from agvm_mm.training.warmup import (
+    check_counts_iterations,
+    end_of_warmup,
+    learning_rates,
+)
 from agvm_mm.validation import (
     argument_names,
     check_arguments,
@@ -84,6 +88,7 @@ class Plan:
     Attributes:
         total: Images of an update.
         epoch: Updates of an epoch.
+        epochs: Epochs of the run.
         updates: Updates of the run.
         lr: Learning rate at each update.
         warmup: First update at which it is at its peak, within 1%.
@@ -123,12 +128,14 @@ class Plan:
         self.total = cfg.train_cfg.get('total_batch_size', default)
         check_total_batch_size(self.total, gpus, self.images_per_gpu)
         self.micro_batches = self.total // per_micro_batch
-        self.epoch = math.ceil(self.images / self.total)
+        # Iterations of the loop: those of MMEngine's are micro-batches.
+        epoch = micro_batches_of_epoch(cfg, self.images, gpus, self.images_per_gpu)
+        epoch = math.ceil(epoch / (self.micro_batches // accumulation))
+        self.epoch = math.ceil(epoch / accumulation)
         max_iters = cfg.train_cfg.get('max_iters')
-        if max_iters is None:
-            self.updates = cfg.train_cfg.max_epochs * self.epoch
-        else:
-            self.updates = max_iters // accumulation
+        iterations = max_iters or cfg.train_cfg.max_epochs * epoch
+        self.epochs = iterations / epoch
+        self.updates = math.ceil(iterations / accumulation)
         model = build_model(cfg)
         by_module = trainable_by_module(model, cfg.optim_wrapper.get('modules'))
         self.modules = {
@@ -140,7 +147,7 @@ class Plan:
         self.warnings = [text for text in [describe_scaling(*settings)] if text]
         if scaling and scaling.get('enable'):  # As MMEngine does.
             lr *= per_micro_batch / scaling.base_batch_size
-        self.lr = planned_rates(cfg, lr, self.epoch, self.updates, accumulation)
+        self.lr = planned_rates(cfg, lr, iterations, epoch, accumulation)
         self.warmup = end_of_warmup(self.lr)
         self.optimizer = type_name(in_float32(cfg.optim_wrapper).optimizer.type)
         wrapper = type_name((cfg.get('model_wrapper_cfg') or {}).get('type'))
@@ -240,7 +247,10 @@ def training_images(cfg: Config) -> int:
     dataset = cfg.train_dataloader.dataset
     try:
         with quiet():
-            return len(DATASETS.build(dataset))
+            built = DATASETS.build(dataset)
+        # Some draw another number of images.
+        context, sampler = dict(dataset=built, seed=0), cfg.train_dataloader.sampler
+        return len(DATA_SAMPLERS.build(sampler, default_args=context))
     except (AssertionError, OSError) as error:  # MMSegmentation asserts some files.
         missing = error
     kind, name = type_name(dataset.type), None
@@ -286,22 +296,53 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
+def micro_batches_of_epoch(
+    cfg: Config, images: int, gpus: int, images_per_gpu: int
+) -> int:
+    """Return the micro-batches of a rank in an epoch, or in as many images."""
+    loader = cfg.train_dataloader
+    owners = loader, loader.get('batch_sampler') or {}
+    drops = any(owner.get('drop_last') for owner in owners)
+    count = math.ceil(images / gpus) / images_per_gpu
+    return math.floor(count) if drops else math.ceil(count)
+
+
 def planned_rates(
-    cfg: Config, lr: float, epoch: int, updates: int, accumulation: int
+    cfg: Config, lr: float, iterations: int, epoch: int, accumulation: int
 ) -> list[float]:
-    """Compute the learning rate at each update with the schedulers of the config."""
+    """Compute the learning rate at each update with the schedulers of the config.
+
+    Args:
+        cfg: The config.
+        lr: Learning rate before any schedule.
+        iterations: Iterations of the loop.
+        epoch: Iterations of an epoch.
+        accumulation: Iterations in one update.
+
+    Raises:
+        ValueError: If a schedule counts epochs that a large-batch loop does not have.
+    """
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     settings = cfg.get('param_scheduler') or []
-    context = dict(optimizer=optimizer, epoch_length=epoch * accumulation)
+    context = dict(optimizer=optimizer, epoch_length=epoch)
+    # MMEngine's loops without epochs have one.
+    epochs = cfg.train_cfg.get('max_epochs', 1)
     schedulers = [
-        PARAM_SCHEDULERS.build(dict(one), default_args=context)
+        PARAM_SCHEDULERS.build(
+            # As the Runner does.
+            dict(end=epochs if one.get('by_epoch', True) else iterations) | dict(one),
+            default_args=context,
+        )
         for one in (settings if isinstance(settings, list | tuple) else [settings])
     ]
+    loop = resolve_type(cfg.train_cfg.get('type'), LOOPS)
+    if loop and issubclass(loop, LargeBatchMixin) and not loop.counts_epochs:
+        check_counts_iterations(loop.__name__, schedulers)
     return learning_rates(
         schedulers,
         optimizer.param_groups,
-        updates=updates,
-        epoch=epoch,
+        iterations=iterations,
+        epoch=iterations // epochs,
         accumulation=accumulation,
     )
 
@@ -406,7 +447,7 @@ def describe(plan: Plan) -> str:
         f'batch       {plan.total:,} images = {plan.gpus:,} GPU(s) x '
         f'{plan.images_per_gpu:,} images x {plan.micro_batches:,} micro-batch(es)',
         f'updates     {plan.epoch:,} in an epoch of {plan.images:,} images, '
-        f'{plan.updates:,} in all, {plan.updates / plan.epoch:,.1f} epochs',
+        f'{plan.updates:,} in all, {plan.epochs:,.1f} epochs',
         f'precision   {plan.precision}',
         f'lr          {format_rates(plan.lr)}',
     ]

@@ -29,6 +29,7 @@ from agvm_mm.training.normalizers import Normalizers
 from agvm_mm.training.resume import resume_hook
 from agvm_mm.training.summary import describe_run
 from agvm_mm.training.update import Update, reset_update, seed_update
+from agvm_mm.training.warmup import check_counts_iterations
 from agvm_mm.validation import check_optimizer_type, suggests_arguments
 
 # In the message hub, which is part of a checkpoint.
@@ -136,6 +137,8 @@ class LargeBatchMixin:
         )
         check_update_settings(name, total, counts, scaling)
         check_static_graph(runner.model, self.batch.micro_batches)
+        if not self.counts_epochs:
+            check_counts_iterations(name, runner.param_schedulers or [])
         hub = runner.message_hub
         if self.iter == 0:  # An earlier run of this process may have left images here.
             hub.update_info(IMAGES_OF_EPOCH, 0)

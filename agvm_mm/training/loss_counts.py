@@ -18,7 +18,7 @@ import inspect
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -272,12 +272,12 @@ class _Probe:
         found: Examination,
         batch: dict,
         *,
-        doubled: Collection[str] = (),
+        factors: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> dict[str, float]:
-        """Return the losses with planned normalizers, some of them doubled."""
-        per_image = found.per_image.items()
-        plan = Plan(found, {k: v * (1 + (k in doubled)) for k, v in per_image})
+        """Return the losses with planned normalizers, some times a factor."""
+        per_image, factors = found.per_image.items(), factors or {}
+        plan = Plan(found, {k: v * factors.get(k, 1) for k, v in per_image})
         plan.start(len(batch['inputs']))
         return self.losses(batch, plan, seed)
 
@@ -346,7 +346,7 @@ def examine(model: BaseModel) -> Examination:
     )
     whole_losses = losses[2]
     if per_image:
-        half = probe.planned(result, both, doubled=varying)
+        half = probe.planned(result, both, factors=dict.fromkeys(varying, 2.0))
         terms = [name for name in half if not near(half[name], whole_losses[name])]
         # All losses are divided by the same number.
         counts = [
@@ -363,6 +363,25 @@ def examine(model: BaseModel) -> Examination:
         )
         result = result._replace(terms=tuple(terms), is_one=is_one)
     return result._replace(unreached=_unreached(probe, result, whole_losses))
+
+
+def clamped(model: BaseModel, found: Examination) -> set[str]:
+    """Return the keys of reduced normalizers of which a head takes at least 1.
+
+    Args:
+        model: Not wrapped; stays as it is.
+        found: Its examination.
+    """
+    probe = _Probe(model)
+    both, reduced = probe.batches[2], [k for k in found.per_image if REDUCED in k]
+    # Two images have a quarter, and then a half of one of them.
+    low = {key: 0.125 / found.per_image[key] for key in reduced}
+    losses = probe.planned(found, both, factors=low)
+    return {
+        key
+        for key in reduced
+        if probe.planned(found, both, factors=low | {key: 2 * low[key]}) == losses
+    }
 
 
 def _unreached(

@@ -1,6 +1,7 @@
 """Losses of whole updates, divided by one number whatever the layout."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +17,10 @@ from agvm_mm.sharding.model import FullyShardedModel
 from agvm_mm.training.batch import BatchSize
 from agvm_mm.training.dataloader import UpdateWindow
 from agvm_mm.training.loss_counts import (
+    REDUCED,
     Examination,
     Plan,
+    clamped,
     examine,
     intercept,
     kept_generators,
@@ -25,9 +28,9 @@ from agvm_mm.training.loss_counts import (
 )
 
 MODES = ('micro_batch', 'average', 'update')
-MOMENTUM = 0.9
-"""Share of the earlier updates in the average."""
-STATE = 'agvm_normalizers'
+SHARE = 0.1
+"""Smallest share of an update in the average of all so far."""
+STATE = 'agvm_normalizers_of_image'
 """In the message hub, which is part of a checkpoint."""
 
 
@@ -64,6 +67,7 @@ class Normalizers:
         self.mode = mode
         self.correction = 1.0
         self._found: Examination | None = None
+        self._clamped: set[str] | None = None
 
     def prepare(self, runner: Runner) -> None:
         """Find the normalizers of the model before its first update.
@@ -113,29 +117,51 @@ class Normalizers:
             yield window.micro_batches()
             return
         model, hub = unwrap(runner.model), runner.message_hub
-        saved = hub.runtime_info.get(STATE) or {}
+        saved, updates = hub.runtime_info.get(STATE) or ({}, 0)
         if set(saved) != set(found.per_image):
-            saved = {}
+            saved, updates = found.per_image, 0
+        share = max(SHARE, 1 / (updates + 1))
+        corrects = self.mode == 'update' and found.is_one
+        counts = not corrects and (self.mode == 'update' or share > SHARE)
         batches: Any = window.micro_batches()
-        if self.mode == 'update' and found.is_one:
-            used = saved or found.per_image
-        elif self.mode == 'update' or not saved:
+        if corrects:
+            used = {key: each or found.per_image[key] for key, each in saved.items()}
+        elif counts:
             batches = list(batches)
-            used = self._count(runner, batches, window.sizes)
+            own = self._count(runner, batches, window.sizes)
+            used = own if self.mode == 'update' else mix(saved, own, share)
         else:
             used = saved
+        self._warn_of_clamps(runner, used, min(window.sizes))
         plan = Plan(found, used)
         modules = {name: model.get_submodule(name) for name in found.modules}
         with intercept(modules, plan):
             yield _counted(plan, iter(batches), window.sizes)
             plan.end()
         own = plan.means(device_of(model))
-        if self.mode == 'update':
-            self.correction = correction(used, own) if found.is_one else 1.0
-            after = own if found.is_one else {}
-        else:
-            after = {k: MOMENTUM * used[k] + (1 - MOMENTUM) * own[k] for k in own}
-        hub.update_info(STATE, after)
+        if corrects:
+            self.correction, used = correction(used, own), own
+        elif not counts:
+            used = mix(saved, own, share)
+        hub.update_info(STATE, (used, updates + 1))
+
+    def _warn_of_clamps(
+        self, runner: Runner, used: Mapping[str, float], images: int
+    ) -> None:
+        """Warn once if a head takes 1 for a smaller number of a micro-batch."""
+        low = {k: v for k, v in used.items() if REDUCED in k and 0 < v * images < 1}
+        if low and self._clamped is None:
+            self._clamped = clamped(unwrap(runner.model), self._found)
+        found = [value for key, value in low.items() if key in self._clamped]
+        if found:
+            self._clamped = set()
+            lowest = min(found)
+            runner.logger.warning(
+                f'normalizers={self.mode!r}: the head takes at least 1 of what '
+                f'reduce_mean gives, which is {lowest * images:.2g} for {images} '
+                'image(s), so its losses are too small; use '
+                f'{math.ceil(1 / lowest):,} images or more in a micro-batch'
+            )
 
     def _count(
         self, runner: Runner, batches: list, sizes: tuple[int, ...]
@@ -164,6 +190,17 @@ def _counted(plan: Plan, batches: Iterator, sizes: tuple[int, ...]) -> Iterator:
             plan.end()
         plan.start(size)
         yield batch
+
+
+def mix(
+    before: Mapping[str, float], own: Mapping[str, float], share: float
+) -> dict[str, float]:
+    """Return the average with an update, which has a share in it."""
+    # Before, no image had any: 0.
+    return {
+        key: (1 - share) * before[key] + share * own[key] if before[key] else own[key]
+        for key in own
+    }
 
 
 def correction(used: Mapping[str, float], own: Mapping[str, float]) -> float:

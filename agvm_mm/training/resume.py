@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from agvm_mm.training.loading import (
     missing_parts,
     read_outline,
 )
+from agvm_mm.training.warmup import follows_metric, step_schedules
 
 STORED = {
     'images of an update': 'agvm_total_batch_size',
@@ -250,7 +250,7 @@ def replay_schedules(runner: Runner, fresh: Sequence[dict]) -> None:
     """
     schedulers, epoch_length = runner.param_schedulers, len(runner.train_dataloader)
     for scheduler, state in zip(schedulers, fresh, strict=True):
-        if getattr(scheduler, 'need_val_args', False):
+        if follows_metric(scheduler):
             raise ValueError(
                 f'{type(scheduler).__name__} follows the metrics of the run so far, '
                 'so its schedule cannot be resumed without the state of the optimizer; '
@@ -260,16 +260,8 @@ def replay_schedules(runner: Runner, fresh: Sequence[dict]) -> None:
         groups = scheduler.optimizer.param_groups
         for group, value in zip(groups, scheduler.get_last_value(), strict=True):
             group[scheduler.param_name] = value
-    by_epoch = [each for each in schedulers if each.by_epoch]
-    by_iteration = [each for each in schedulers if not each.by_epoch]
-    with warnings.catch_warnings():
-        # About steps of a schedule before the first step of the optimizer.
-        warnings.simplefilter('ignore')
-        for done in range(1, runner.iter + 1):
-            epochs, rest = divmod(done, epoch_length)
-            ends_epoch = not rest and epochs <= runner.epoch
-            for scheduler in by_iteration + (by_epoch if ends_epoch else []):
-                scheduler.step()
+    for _ in step_schedules(schedulers, runner.iter, epoch_length, runner.epoch):
+        pass
 
 
 def is_whole(path: Path) -> bool:

@@ -152,19 +152,18 @@ class VarianceSyncHook(Hook):
             self._found_begin = True
 
     def _find_begin(self, runner: Runner) -> None:
-        wrapper = runner.optim_wrapper
+        wrapper, iterations = runner.optim_wrapper, runner.max_iters
         counts = accumulative_counts(wrapper)
-        updates = runner.train_loop.max_iters // counts
         if self.begin == WARMUP:
             rates = learning_rates(
                 runner.param_schedulers or [],
                 wrapper.optimizer.param_groups,
-                updates=updates,
-                epoch=max(1, len(runner.train_loop.dataloader) // counts),
+                iterations=iterations,
+                epoch=iterations // runner.max_epochs,
                 accumulation=counts,
             )
             self.schedule = self.make_schedule(end_of_warmup(rates))
-        check_begin_is_reached(self.schedule.begin, updates)
+        check_begin_is_reached(self.schedule.begin, math.ceil(iterations / counts))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check that the checkpoint to resume belongs to this training.

@@ -1,8 +1,9 @@
 """Warm-up: that of mmcv 1.x as a parameter scheduler, and where any of them ends."""
 
 import copy
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,23 +119,54 @@ class ExponentialWarmupLR(ParamScheduler):
         return [group['lr'] * change for group in self.optimizer.param_groups]
 
 
+def step_schedules(
+    schedulers: Sequence[ParamScheduler],
+    iterations: int,
+    epoch: int,
+    ended: float = math.inf,
+) -> Iterator[int]:
+    """Step schedules as a loop does, without a training.
+
+    Args:
+        schedulers: Before their first step.
+        iterations: Iterations of the loop.
+        epoch: Iterations of an epoch; in a loop that counts iterations, all of them.
+        ended: Epochs that end. Defaults to infinity, all.
+
+    Yields:
+        Each iteration, before the steps that follow it.
+    """
+    by_epoch = [each for each in schedulers if each.by_epoch]
+    by_iteration = [each for each in schedulers if not each.by_epoch]
+    with warnings.catch_warnings():
+        # About steps of a schedule before the first step of the optimizer.
+        warnings.simplefilter('ignore')
+        for iteration in range(iterations):
+            yield iteration
+            epochs, rest = divmod(iteration + 1, epoch)
+            ends_epoch = not rest and epochs <= ended
+            for scheduler in by_iteration + (by_epoch if ends_epoch else []):
+                scheduler.step()
+
+
 def learning_rates(
     schedulers: Sequence[ParamScheduler],
     groups: Sequence[dict],
     *,
-    updates: int,
+    iterations: int,
     epoch: int,
     accumulation: int = 1,
 ) -> list[float]:
     """Return the learning rate at each update of a run: the largest of any group.
 
+    Schedules that follow a metric are left out.
+
     Args:
         schedulers: Before their first step. They and the groups stay as they are.
         groups: Parameter groups of their optimizer.
-        updates: Updates of the run.
-        epoch: Updates of an epoch.
-        accumulation: Iterations of the loop in one update, at each of which schedulers
-            step. Defaults to 1.
+        iterations: Iterations of the loop.
+        epoch: See :func:`step_schedules`.
+        accumulation: Iterations in one update. Defaults to 1.
     """
     largest = max(
         range(len(groups)),
@@ -144,23 +176,39 @@ def learning_rates(
     group['lr'] = float(group['lr'])
     # Schedulers that step count the steps of an optimizer.
     optimizer = SimpleNamespace(param_groups=[group], step=None)
-    clones = [copy.copy(scheduler) for scheduler in schedulers]
+    clones = [copy.copy(each) for each in schedulers if not follows_metric(each)]
     for clone in clones:
         clone.optimizer, clone.verbose = optimizer, False
         clone.base_values = [clone.base_values[largest]]
-    rates = []
-    with warnings.catch_warnings():
-        # About schedules that step without an optimizer.
-        warnings.simplefilter('ignore')
-        for update in range(1, updates + 1):
-            rates.append(float(group['lr']))
-            for clone in clones:
-                if not clone.by_epoch:
-                    for _ in range(accumulation):
-                        clone.step()
-                elif update % epoch == 0:
-                    clone.step()
-    return rates
+    return [
+        float(group['lr'])
+        for iteration in step_schedules(clones, iterations, epoch)
+        if (iteration + 1) % accumulation == 0 or iteration + 1 == iterations
+    ]
+
+
+def follows_metric(scheduler: ParamScheduler) -> bool:
+    """Return whether a schedule steps on the results of the validation."""
+    return getattr(scheduler, 'need_val_args', False)
+
+
+def check_counts_iterations(loop: str, schedulers: Sequence[ParamScheduler]) -> None:
+    """Check that the schedules of a loop without epochs step.
+
+    Args:
+        loop: Name of the loop.
+        schedulers: Those of the run.
+
+    Raises:
+        ValueError: If one of them counts epochs.
+    """
+    for scheduler in schedulers:
+        if scheduler.by_epoch and not follows_metric(scheduler):
+            raise ValueError(
+                f'param_scheduler: {type(scheduler).__name__} counts epochs, which '
+                f'{loop} does not have, so it would never step; set by_epoch=False and '
+                'give its numbers in optimizer updates'
+            )
 
 
 def end_of_warmup(rates: Sequence[float]) -> int:

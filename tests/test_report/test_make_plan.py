@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from runners import make_runner
 
 from agvm_mm import cli
 from agvm_mm.report import plan
@@ -102,6 +105,89 @@ def test_accumulation_by_mmengine_shortens_the_warmup(tmp_path: Path):
     assert first == pytest.approx(125, abs=1)
 
 
+@HOOKS.register_module()
+class RatesOfSteps(Hook):
+    """Records the learning rate of each step of the optimizer."""
+
+    def __init__(self, rates: list) -> None:
+        self.rates = rates
+
+    def before_train(self, runner: Any) -> None:
+        def record(optimizer: Any, *_: Any) -> None:
+            self.rates.append(optimizer.param_groups[0]['lr'])
+
+        runner.optim_wrapper.optimizer.register_step_pre_hook(record)
+
+
+WARMUP = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=9)
+BY_EPOCHS = dict(type='EpochBasedTrainLoop', max_epochs=4)
+BY_ITERATIONS = dict(type='IterBasedTrainLoop', max_iters=50)
+BY_UPDATES = dict(type='LargeBatchIterTrainLoop', max_iters=20, total_batch_size=32)
+LARGE = dict(type='LargeBatchTrainLoop', max_epochs=4, total_batch_size=32)
+
+
+@pytest.mark.parametrize(
+    'loop, accumulation, loader, schedules',
+    [
+        # 13 iterations in an epoch, and one without a full update at the end.
+        (BY_EPOCHS, 3, {}, [WARMUP, dict(type='CosineAnnealingLR', eta_min=0.01)]),
+        (BY_ITERATIONS, 4, {}, [WARMUP, dict(type='PolyLR', by_epoch=False)]),
+        (BY_ITERATIONS, 1, {}, [dict(type='MultiStepLR', milestones=[1])]),
+        (LARGE, 1, {}, [dict(type='PolyLR', convert_to_iter_based=True)]),
+        (LARGE, 1, dict(drop_last=True), [dict(type='CosineAnnealingLR')]),
+        (LARGE, 1, {}, [dict(type='ReduceOnPlateauLR', monitor='loss')]),
+        (BY_UPDATES, 1, {}, [WARMUP, dict(type='PolyLR', by_epoch=False)]),
+    ],
+)
+def test_rates_are_those_of_the_run(
+    loop: dict, accumulation: int, loader: dict, schedules: list, tmp_path: Path
+):
+    cfg = cli.load_config(STOCK)
+    cfg.param_scheduler = schedules
+    cfg.merge_from_dict(dict(train_cfg=loop | dict(_delete_=True)))
+    settings = dict(accumulative_counts=accumulation, optimizer=dict(lr=0.05))
+    cfg.merge_from_dict(dict(optim_wrapper=settings, train_dataloader=loader))
+    made = plan.Plan(cfg, 1, 8, 98)
+    expected: list[float] = []
+    runner = make_runner(
+        tmp_path,
+        dict(
+            type='OptimWrapper',
+            optimizer=dict(type='SGD', lr=0.05),
+            accumulative_counts=accumulation,
+        ),
+        images=98,
+        batch_size=8,
+        train_cfg=loop,
+        param_scheduler=schedules,
+        loader=loader,
+        hooks=[dict(type='RatesOfSteps', rates=expected)],
+    )
+    runner.train()
+    assert made.lr == pytest.approx(expected, rel=1e-12)
+    assert made.updates == len(expected)
+    assert made.epochs == pytest.approx(runner.iter / len(runner.train_dataloader))
+
+
+def test_schedule_that_would_never_step_is_an_error(tmp_path: Path):
+    schedules = [WARMUP, dict(type='MultiStepLR', milestones=[8])]
+    message = 'MultiStepLR counts epochs, which LargeBatchIterTrainLoop does not have'
+    cfg = cli.load_config(STOCK, dict(train_cfg=BY_UPDATES | dict(_delete_=True)))
+    cfg.param_scheduler = schedules
+    with pytest.raises(ValueError, match=message):
+        plan.Plan(cfg, 1, 8, 98)
+    runner = make_runner(
+        tmp_path,
+        dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05)),
+        images=98,
+        batch_size=8,
+        train_cfg=BY_UPDATES,
+        param_scheduler=schedules,
+    )
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+
+
 def test_learning_rate_of_another_batch_is_a_warning():
     loop = {'train_cfg.type': 'LargeBatchTrainLoop', 'train_cfg.total_batch_size': 256}
     (warning,) = make(STOCK, 8, **loop).warnings
@@ -183,6 +269,11 @@ def test_images_are_counted_as_the_run_filters_them(tmp_path: Path):
         type='RepeatDataset', times=3, dataset=dataset
     )
     assert plan.training_images(settings) == 12
+    settings.train_dataloader = dict(
+        dataset=dict(type='ConcatDataset', datasets=[dataset, dataset]),
+        sampler=dict(type='CustomSampleSizeSampler', dataset_size=[1, -1]),
+    )
+    assert plan.training_images(settings) == 5
 
 
 def test_images_of_coco_are_known_without_the_data():

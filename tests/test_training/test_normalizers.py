@@ -151,24 +151,71 @@ def test_average_is_equal_on_every_layout(name, float64):
     assert 1e-3 < apart(expected, own) < 0.5
 
 
+def without_objects(images):
+    """Return images with the annotations of none."""
+    images = copy.deepcopy(images)
+    for image in images:
+        sample = image['data_samples']
+        if 'gt_instances' in sample:
+            sample.gt_instances = sample.gt_instances[:0]
+        else:
+            sample.gt_sem_seg.data.fill_(255)
+    return images
+
+
 def test_average_follows_earlier_updates(float64):
-    model, hub = build('RetinaNet'), Hub()
-    images = annotated_images('RetinaNet', 12)
-    counts = []
-    for number in range(3):
-        own = images[4 * number : 4 * number + 4]
-        single = Hub()
-        run(model, 'average', own, [4], hub=single)  # Counted: the first update.
-        counts.append(single.runtime_info[STATE]['bbox_head.loss_cls'])
-    runner, normalizers = make_runner(model, hub), Normalizers('average')
+    model, key = build('RetinaNet'), 'bbox_head.loss_cls'
+    images = annotated_images('RetinaNet', 11)
+    counts, runner, normalizers = [], make_runner(model), Normalizers('average')
     normalizers.prepare(runner)
-    for number in range(3):
-        own = images[4 * number : 4 * number + 4]
-        one_update(runner, normalizers, own, [3, 1])
-    expected = 0.9 * (0.9 * counts[0] + 0.1 * counts[1]) + 0.1 * counts[2]
-    assert len(set(counts)) == 3
-    found = hub.runtime_info[STATE]['bbox_head.loss_cls']
-    assert found == pytest.approx(expected, rel=1e-12)
+    with mock.patch.object(
+        normalizers, '_count', side_effect=normalizers._count
+    ) as counted:
+        for image in images:
+            single = Hub()
+            run(model, 'average', [image], [1], hub=single)
+            counts.append(single.runtime_info[STATE][0][key])
+            one_update(runner, normalizers, [image], [1])
+    # The mean of all as far as an update has a share of a tenth or more.
+    expected = 0.9 * np.mean(counts[:10]) + 0.1 * counts[10]
+    assert len(set(counts)) > 3
+    found, updates = runner.message_hub.runtime_info[STATE]
+    assert found[key] == pytest.approx(expected, rel=1e-12)
+    assert (updates, counted.call_count) == (11, 9)
+
+
+@pytest.mark.parametrize('mode', ['average', 'update'])
+@pytest.mark.parametrize('name', ['RetinaNet', 'FCOS', 'Semantic FPN'])
+def test_first_update_without_objects(name, mode, float64):
+    """It is no scale for those after it."""
+    model, images = build(name), annotated_images(name, 4)
+    runner, normalizers = make_runner(model), Normalizers(mode)
+    normalizers.prepare(runner)
+    one_update(runner, normalizers, without_objects(images), [2, 2])
+    expected, _ = run(model, 'micro_batch', images, [4])
+    for _ in range(2):
+        found, _ = one_update(runner, normalizers, images, [2, 2])
+        # RetinaNet counts one object for each image without.
+        is_mean = (name, mode) == ('RetinaNet', 'average')
+        assert apart(found, expected) < (1.0 if is_mean else 1e-7)
+
+
+def test_warns_where_a_head_may_clamp(float64, caplog):
+    model, images = build('FCOS'), annotated_images('FCOS', 8)
+    images[1:] = without_objects(images[1:])
+    first = images[0]['data_samples']
+    first.gt_instances = first.gt_instances[:1]
+    expected, _ = run(model, 'micro_batch', images, [8])
+    for sizes, near in (([4, 4], True), ([1] * 8, False)):
+        assert 'at least 1' not in caplog.text
+        found, _ = run(model, 'update', images, sizes, updates=2)
+        assert (apart(found, expected) < 1e-6) is near
+    (warning,) = [text for text in caplog.messages if 'at least 1' in text]
+    assert warning == (
+        "normalizers='update': the head takes at least 1 of what reduce_mean gives, "
+        'which is 0.38 for 1 image(s), so its losses are too small; use 3 images or '
+        'more in a micro-batch'
+    )
 
 
 @pytest.mark.parametrize('name', ['RetinaNet', 'FCOS'])
@@ -176,8 +223,7 @@ def test_micro_batches_without_objects(name, float64):
     """Of these FCOS does not call the loss of its boxes."""
     model, images = build(name), annotated_images(name, 6)
     for index in (1, 3, 4):
-        sample = images[index]['data_samples']
-        sample.gt_instances = sample.gt_instances[:0]
+        images[index : index + 1] = without_objects(images[index : index + 1])
     expected, _ = run(model, 'micro_batch', images, [6])
     found, _ = run(model, 'update', images, [1] * 6)
     plain, _ = run(model, 'micro_batch', images, [1] * 6)
@@ -337,7 +383,7 @@ def test_resumes_to_the_last_bit(tmp_path, mode):
     checkpoint = str(tmp_path / 'first' / 'iter_2.pth')
     resumed = train(tmp_path / 'second', mode, 4, load_from=checkpoint, resume=True)
     state = whole.message_hub.runtime_info[STATE]
-    assert state.keys() == {'bbox_head.loss_cls', 'bbox_head.loss_bbox'}
+    assert state[0].keys() == {'bbox_head.loss_cls', 'bbox_head.loss_bbox'}
     assert resumed.message_hub.runtime_info[STATE] == state
     expected = whole.model.state_dict()
     for name, value in resumed.model.state_dict().items():

@@ -454,7 +454,10 @@ WARMUPS = {
         [dict(type='OneCycleLR', eta_max=0.1, total_steps=7, by_epoch=False)],
         1,
     ),
-    'accumulated': ([IN_EPOCHS], 3),
+    # Its update 2 steps at iteration 11, the last one of the warm-up.
+    'accumulated': ([IN_EPOCHS], 2),
+    # It steps on results of the validation, which this run does not have.
+    'metric': ([dict(type='ReduceOnPlateauLR', monitor='loss')], 0),
 }
 
 
@@ -478,9 +481,23 @@ def test_agvm_begins_when_the_warmup_has_ended(tmp_path, name):
     # That of the rates which the updates had.
     rates = [row['lr'] for row in scalars(tmp_path / name) if 'lr' in row]
     step = len(rates) // 6
-    peak = max(rates)
-    assert rates[step * begin] > 0.99 * peak
-    assert all(rate <= 0.99 * peak for rate in rates[: step * begin : step])
+    rates, peak = rates[step - 1 :: step], max(rates)
+    assert rates[begin] > 0.99 * peak
+    assert all(rate <= 0.99 * peak for rate in rates[:begin])
+
+
+def test_schedules_in_epochs_do_not_step_in_a_loop_of_iterations(tmp_path):
+    """Its warm-up of one epoch would end at update 6 of a loop with epochs."""
+    runner = run_measuring(
+        tmp_path,
+        dict(AGVM, accumulative_counts=2),
+        [dict(type='VarianceSyncHook', interval=1)],
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=24),
+        param_scheduler=[dict(type='ConstantLR', factor=0.1, end=1)],
+    )
+    assert runner.optim_wrapper.agvm.schedule.begin == 0
+    rates = {row['lr'] for row in scalars(tmp_path) if 'lr' in row}
+    assert list(rates) == pytest.approx([0.005])
 
 
 @pytest.mark.parametrize('act', [True, False])
