@@ -3,9 +3,9 @@
 # gradient scaler skips its first update.
 #
 # The buffer of the momentum is made with empty_like, for the kernel to fill. The kernel does
-# nothing when the scaler has found an infinity, and float16 training usually begins with
-# that, at a scale of 65536. The next update takes the buffer for a momentum and adds to it
-# whatever the memory held: weights of -8e33 or NaN, or none the wiser if it held zeros.
+# nothing when the scaler has found an infinity, and float16 training often begins with that,
+# at a scale of 65536. The next update takes the buffer for a momentum: weights of -8e33 were
+# seen, or NaN, or right ones where the memory happened to hold zeros.
 # Deterministic algorithms make torch fill such memory with NaN, so it is seen at any time.
 # Right, and what SGD does that is not fused, is a first momentum that is the gradient: 1 and
 # 1.9, so weights of 0.9 and 0.71. Seen: NaN. Adam and AdamW have no such fault.
