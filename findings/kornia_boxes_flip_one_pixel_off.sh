@@ -3,10 +3,10 @@
 # boxes are up to a pixel off, and Boxes.compute_area loses a row and a column.
 #
 # The right edge of a box is beyond its last pixel, but is moved as a pixel is. In an image
-# 60 wide, a box from 10 to 25 becomes 34 to 49, and its pixels 35 to 50. Its IoU with its
-# object is 0.87, by a flip of either kind. Resized to twice the size the box is 20.2 to 50.4,
-# and its pixels 20 to 50. Masks of the same call are right. A box of 15 x 25 pixels has an
-# area of 336, which is 14 x 24, while get_boxes_shape and to_mask of the same object say 375.
+# 60 wide, a box from 10 to 25 becomes 34 to 49, and its pixels 35 to 50: an IoU of 0.88.
+# Resized to twice the size the box is 20.2 to 50.4, and its pixels 20 to 50. Masks of the
+# same call are right. A box of 15 x 25 pixels has an area of 336, which is 14 x 24, while
+# get_boxes_shape and to_mask of the same object say 375.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
