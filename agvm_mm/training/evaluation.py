@@ -1,33 +1,44 @@
 """Checks of what validates a run, which would fail hours after its start."""
 
+import ast
 import inspect
-import sys
 from collections import Counter
+from importlib import import_module
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
 
+CITYSCAPES = 'cityscapesscripts.evaluation.eval{}LevelSemanticLabeling'
+BEHIND_METRICS = {
+    'LVISMetric': (
+        'lvis.eval',
+        'pip install git+https://github.com/lvis-dataset/lvis-api.git',
+    ),
+    'CityScapesMetric': (CITYSCAPES.format('Instance'), 'pip install "numpy<2.4"'),
+    'CityscapesMetric': (CITYSCAPES.format('Pixel'), 'pip install "numpy<2.4"'),
+}
+"""Module that does the work of a metric, and what to do if it is too old for NumPy."""
+
 
 def check_evaluator(runner: Runner) -> None:
     """Check the metrics of a run's validation, if it has one.
 
-    Known are the faults of mmdet 3.3.0, of pycocotools 2.0.11 and of lvis 0.5.3. Other
-    metrics are not looked at.
+    Known are the faults of mmdet 3.3.0, of pycocotools 2.0.11, of lvis 0.5.3 and of
+    cityscapesscripts 2.3.0. Other metrics are not looked at.
 
     Raises:
         ValueError: If a metric would fail or be wrong.
     """
-    evaluation = sys.modules.get('mmdet.evaluation')
     # A custom loop may have none.
     evaluator = getattr(runner.val_loop, 'evaluator', None)
-    if evaluation is None or evaluator is None:
-        return
-    for metric in evaluator.metrics:
-        if isinstance(metric, evaluation.LVISMetric):
-            check_lvis()
-        elif isinstance(metric, evaluation.CocoMetric):
+    for metric in getattr(evaluator, 'metrics', ()):
+        kinds = {kind.__name__ for kind in type(metric).__mro__}
+        behind = kinds & BEHIND_METRICS.keys()
+        for name in behind:
+            check_numpy_names(name, *BEHIND_METRICS[name])
+        if 'CocoMetric' in kinds and not behind:
             check_coco_settings(metric)
             check_annotation_ids(metric)
 
@@ -82,19 +93,29 @@ def check_annotation_ids(metric: BaseMetric) -> None:
         )
 
 
-def check_lvis() -> None:
-    """Check that the package lvis works with this NumPy.
+def check_numpy_names(metric: str, module: str, fix: str) -> None:
+    """Check that a module uses no name that this NumPy does not have.
+
+    Args:
+        metric: Metric that needs the module.
+        module: The module.
+        fix: What to do otherwise.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it does.
     """
-    from lvis import eval as evaluation
-
-    if is_new_numpy() and 'np.float)' in inspect.getsource(evaluation):
+    used = [
+        node.attr
+        for node in ast.walk(ast.parse(inspect.getsource(import_module(module))))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == 'np'
+    ]
+    lost = [name for name in used if not hasattr(np, name)]
+    if lost:
         raise ValueError(
-            'val_evaluator: lvis 0.5.3 of the package index needs numpy < 1.24, there '
-            f'is {np.__version__}; pip install '
-            'git+https://github.com/lvis-dataset/lvis-api.git'
+            f'val_evaluator: {metric} needs {module}, which uses np.{lost[0]}, and '
+            f'numpy {np.__version__} has none; {fix}'
         )
 
 

@@ -1,12 +1,14 @@
 """Metrics that would fail at the first validation are refused when a run starts."""
 
 import json
+import linecache
 import sys
-from types import ModuleType, SimpleNamespace
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
-from mmdet.evaluation import CocoMetric, LVISMetric
+from mmdet.evaluation import CityScapesMetric, CocoMetric, LVISMetric
 from mmengine.evaluator import Evaluator
 from runners import make_runner
 
@@ -101,17 +103,23 @@ def test_fast_recall_needs_an_old_numpy(tmp_path):
         check(found)
 
 
-def test_lvis_of_the_package_index_is_named(monkeypatch, tmp_path):
-    package, module = ModuleType('lvis'), ModuleType('lvis.eval')
-    package.eval = module
-    monkeypatch.setitem(sys.modules, 'lvis', package)
-    found = LVISMetric.__new__(LVISMetric)
-    source = 'sums.astype(dtype=np.float)'
-    monkeypatch.setattr(evaluation.inspect, 'getsource', lambda module: source)
-    monkeypatch.setattr(evaluation, 'is_new_numpy', lambda: True)
-    with pytest.raises(ValueError, match='lvis 0.5.3 of the package index needs numpy'):
+@pytest.mark.parametrize(
+    'kind, lost', [(LVISMetric, 'float'), (CityScapesMetric, 'in1d')]
+)
+def test_package_that_is_too_old_for_numpy_is_named(monkeypatch, tmp_path, kind, lost):
+    """Names that are gone, but for those in comments and longer ones."""
+    module, _ = evaluation.BEHIND_METRICS[kind.__name__]
+    file = tmp_path / f'old_{lost}.py'
+    file.write_text(f'import numpy as np\n\ndef f(x):\n    return np.{lost}(x)\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, module, import_module(file.stem))
+    monkeypatch.delattr(evaluation.np, lost, raising=False)
+    found = kind.__new__(kind)
+    found.tmp_dir = None
+    with pytest.raises(ValueError, match=rf'needs {module}, which uses np\.{lost},'):
         check(found)
-    source = 'sums.astype(dtype=float)'
+    file.write_text(f'import numpy as np\n\n# np.{lost}\nnp.float32, np.isin\n')
+    linecache.checkcache()
     check(found)
 
 
