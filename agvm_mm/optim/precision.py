@@ -1,9 +1,10 @@
-"""Parts of a model that cannot run in bfloat16."""
+"""What mixed precision does not go together with."""
 
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 OPERATORS = (
@@ -15,6 +16,26 @@ OPERATORS = (
 """Python modules whose layers call operators of mmcv 2.1.0, which have no bfloat16."""
 BEFORE_NMS = ('mmdet.models.dense_heads.',)
 """Python modules whose layers predict what goes through mmcv's NMS in training."""
+
+
+def check_fused_momentum(optim_wrapper: OptimWrapper) -> None:
+    """Check that no update that a loss scaler skips spoils the momentum.
+
+    torch 2.13 fills the momentum of a fused SGD in the first step, which the scaler
+    skips if a gradient is infinite; the second one then takes what was in that memory.
+
+    Raises:
+        TypeError: If it may.
+    """
+    scaler = getattr(optim_wrapper, 'loss_scaler', None)
+    groups = optim_wrapper.optimizer.param_groups
+    fused = any(group.get('fused') and group.get('momentum') for group in groups)
+    if fused and scaler is not None and scaler.is_enabled():
+        raise TypeError(
+            'optimizer.fused=True with momentum and a loss scale: torch takes memory '
+            'that nothing has written for the momentum if the first update is skipped, '
+            'as it often is in float16; remove fused'
+        )
 
 
 def keep_float32(model: nn.Module) -> None:

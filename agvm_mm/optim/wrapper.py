@@ -13,7 +13,7 @@ from agvm_mm.engine import ConditionalClipping, backward_passes_left
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import assign_modules
 from agvm_mm.optim.agvm import AGVM, MicroBatch, parameters_by_module
-from agvm_mm.optim.precision import keep_float32
+from agvm_mm.optim.precision import check_fused_momentum, keep_float32
 from agvm_mm.sharding.state import gather_state, is_divided, load_state
 from agvm_mm.validation import check_number, suggests_arguments
 
@@ -229,6 +229,7 @@ class AGVMAmpOptimWrapper(AGVMOptimWrapper, AmpOptimWrapper):
 
     def make_agvm(self, model: nn.Module, **kwargs: bool) -> AGVM:
         """See :meth:`AGVMOptimWrapper.make_agvm`."""
+        check_fused_momentum(self)
         if self.cast_dtype is torch.bfloat16:
             keep_float32(model)
         return super().make_agvm(model, **kwargs)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from agvm_mm.engine import is_endless
 from agvm_mm.training.batch import BatchSize, divide_total
@@ -450,10 +450,19 @@ def has_uneven_ranks(dataloader: UpdateDataLoader) -> bool:
     """Return whether some ranks have more images in an epoch than others.
 
     Raises:
-        ValueError: If they also have more updates.
+        ValueError: If they also have more updates, or may have.
     """
     if dataloader.endless:
         return False
+    batch_sampler = dataloader.plan.batch_sampler
+    drops = getattr(batch_sampler, 'drop_last', False)
+    if drops and get_world_size() > 1 and type(batch_sampler) is not BatchSampler:
+        kind = type(batch_sampler).__name__
+        raise ValueError(
+            f'train_dataloader.batch_sampler: {kind} with drop_last=True may drop more '
+            'batches on one rank than on another, which would wait for it; use '
+            'drop_last=False'
+        )
     images, updates = zip(
         *all_gather_object((len(dataloader.plan.sampler), len(dataloader))),
         strict=True,

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from agvm_mm import engine
 from agvm_mm.estimators import check_static_graph
 from agvm_mm.optim.agvm import check_trains_no_others, trainable
+from agvm_mm.optim.precision import check_fused_momentum
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.sharding.state import check_has_ranks
 from agvm_mm.training.batch import check_update_settings
@@ -124,6 +125,7 @@ class LargeBatchMixin:
         self._reduced = self._reduced or set(trainable(runner.model.parameters()))
         wrapper = runner.optim_wrapper
         check_one_optimizer(name, wrapper)
+        check_fused_momentum(wrapper)
         kind = type(wrapper)
         if kind.update_params is not OptimWrapper.update_params:
             raise TypeError(

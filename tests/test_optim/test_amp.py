@@ -112,6 +112,16 @@ def test_overflow_changes_neither_mu_nor_parameters():
     assert wrapper.agvm.num_updates == 3
 
 
+@needs_scaler
+def test_fused_momentum_with_a_loss_scale_is_refused(monkeypatch):
+    for settings in (dict(fused=True, momentum=0.0), dict(fused=False)):
+        monkeypatch.setitem(OPTIMIZERS, 'tried', OPTIMIZERS['SGD'] | settings)
+        make('tried')
+    monkeypatch.setitem(OPTIMIZERS, 'tried', OPTIMIZERS['SGD'] | dict(fused=True))
+    with pytest.raises(TypeError, match='fused=True with momentum and a loss scale'):
+        make('tried')
+
+
 @pytest.mark.parametrize('estimator', ['halves', 'replicas'])
 def test_norms_of_half_precision_gradients_do_not_overflow(estimator):
     # The squares of these gradients are above 65504, the largest number in float16.

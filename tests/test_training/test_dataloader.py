@@ -24,6 +24,7 @@ from torch.utils.data import (
 from agvm_mm.training.dataloader import (
     UpdateDataLoader,
     build_update_dataloader,
+    has_uneven_ranks,
 )
 from agvm_mm.training.loops import LargeBatchTrainLoop
 
@@ -520,3 +521,25 @@ def test_new_workers_draw_other_augmentations_in_each_epoch(tmp_path):
     assert len({value for batch in seen for value in batch}) == 24
     resumed = make(tmp_path, load_from=str(tmp_path / 'epoch_1.pth'), resume=True)
     assert resumed.model.seen == seen[2:]
+
+
+class GroupingBatchSampler(BatchSampler):
+    """Batch sampler that may leave out more than the last images."""
+
+
+@pytest.mark.parametrize('ranks', [1, 2])
+@pytest.mark.parametrize('kind', [BatchSampler, GroupingBatchSampler])
+def test_batches_that_only_one_rank_may_leave_out(monkeypatch, ranks, kind):
+    for drop_last in (False, True):
+        loader = DataLoader(
+            ImageDataset(8), batch_sampler=kind(range(8), 2, drop_last=drop_last)
+        )
+        updates = UpdateDataLoader(loader, 4, 0)
+        with monkeypatch.context() as patched:
+            name = 'agvm_mm.training.dataloader.get_world_size'
+            patched.setattr(name, lambda: ranks)
+            if ranks == 2 and kind is GroupingBatchSampler and drop_last:
+                with pytest.raises(ValueError, match='with drop_last=True may drop'):
+                    has_uneven_ranks(updates)
+            else:
+                assert not has_uneven_ranks(updates)
