@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
-from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import (
     DATA_SAMPLERS,
     DATASETS,
@@ -44,6 +44,7 @@ from agvm_mm.training.batch import (
     describe_scaling,
 )
 from agvm_mm.training.loops import ADVICE, LargeBatchMixin, check_ends
+from agvm_mm.training.normalizers import MODES, Normalizers
 from agvm_mm.training.variance_sync import (
     WARMUP,
     VarianceSyncHook,
@@ -142,21 +143,23 @@ class Plan:
             name: sum(parameter.numel() for parameter in parameters)
             for name, parameters in by_module.items()
         }
-        lr, scaling = float(cfg.optim_wrapper.optimizer.lr), cfg.get('auto_scale_lr')
+        optim_wrapper = build_wrapper(cfg, model)
+        optimizer = optim_wrapper.optimizer
+        self.optimizer = type(optimizer).__name__
+        lr, scaling = float(optimizer.defaults['lr']), cfg.get('auto_scale_lr')
         settings = scaling, lr, self.total, max_iters, accumulation
         self.warnings = [text for text in [describe_scaling(*settings)] if text]
         if scaling and scaling.get('enable'):  # As MMEngine does.
             lr *= per_micro_batch / scaling.base_batch_size
         self.lr = planned_rates(cfg, lr, iterations, epoch, accumulation)
         self.warmup = end_of_warmup(self.lr)
-        self.optimizer = type_name(in_float32(cfg.optim_wrapper).optimizer.type)
         wrapper = type_name((cfg.get('model_wrapper_cfg') or {}).get('type'))
         self.divides_parameters = wrapper == 'FullyShardedModel'
         self.divides_moments = self.divides_parameters or uses_zero(cfg.optim_wrapper)
         self.precision = 'mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32'
         mu = modulator_settings(cfg.optim_wrapper)
         momentum = mu.pop('momentum')
-        self.hook = build_hook(cfg, model)
+        self.hook = build_hook(cfg, optim_wrapper, model)
         self.schedule, self.measurements = None, 0
         if is_wrapper(cfg, AGVMOptimWrapper) != (self.hook is not None):
             raise ValueError(
@@ -231,6 +234,7 @@ def check_loop(cfg: Config) -> None:
         total = settings['total_batch_size']
         counts = cfg.optim_wrapper.get('accumulative_counts', 1)
         check_update_settings(name, total, counts, cfg.get('auto_scale_lr'))
+        Normalizers(settings.get('normalizers', MODES[0]))
         if loop.counts_epochs:
             for key in ('batch_sampler', 'sampler'):
                 kind = (cfg.train_dataloader.get(key) or {}).get('type')
@@ -360,21 +364,33 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build_hook(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
-    """Build AGVM's hook, if there is one; it and the wrapper check their settings.
+def build_wrapper(cfg: Config, model: nn.Module) -> OptimWrapper:
+    """Build the optimizer wrapper of a config, which checks its settings.
 
     Raises:
         Exception: Any error that the run would raise.
+        TypeError: If there are several optimizers.
     """
     settings = in_float32(cfg.optim_wrapper)
     check_optimizer_type(settings.get('optimizer'))
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
+    check_one_optimizer('tools/plan.py', wrapper)
+    return wrapper
+
+
+def build_hook(
+    cfg: Config, wrapper: OptimWrapper, model: nn.Module
+) -> VarianceSyncHook | None:
+    """Build AGVM's hook, if there is one; it and the wrapper check their settings.
+
+    Raises:
+        Exception: Any error that the run would raise.
+    """
     hooks = variance_hooks(cfg)
     check_one_hook(len(hooks))
     if not hooks:
         return None
-    check_one_optimizer('VarianceSyncHook', wrapper)
     hook = HOOKS.build(hooks[0])
     if isinstance(wrapper, AGVMOptimWrapper):
         wrapper.make_agvm(model, act=hook.act)
