@@ -129,8 +129,12 @@ class Plan:
         self.total = cfg.train_cfg.get('total_batch_size', default)
         check_total_batch_size(self.total, gpus, self.images_per_gpu)
         self.micro_batches = self.total // per_micro_batch
+        loader = cfg.train_dataloader
+        owners = loader, loader.get('batch_sampler') or {}
+        drops = any(owner.get('drop_last') for owner in owners)
+        epoch = math.ceil(self.images / gpus) / self.images_per_gpu
+        epoch = math.floor(epoch) if drops else math.ceil(epoch)
         # Iterations of the loop: those of MMEngine's are micro-batches.
-        epoch = micro_batches_of_epoch(cfg, self.images, gpus, self.images_per_gpu)
         epoch = math.ceil(epoch / (self.micro_batches // accumulation))
         self.epoch = math.ceil(epoch / accumulation)
         max_iters = cfg.train_cfg.get('max_iters')
@@ -143,10 +147,10 @@ class Plan:
             name: sum(parameter.numel() for parameter in parameters)
             for name, parameters in by_module.items()
         }
-        optim_wrapper = build_wrapper(cfg, model)
-        optimizer = optim_wrapper.optimizer
-        self.optimizer = type(optimizer).__name__
-        lr, scaling = float(optimizer.defaults['lr']), cfg.get('auto_scale_lr')
+        optim_wrapper, self.hook = build_agvm(cfg, model)
+        self.optimizer = type(optim_wrapper.optimizer).__name__
+        lr = float(optim_wrapper.optimizer.defaults['lr'])
+        scaling = cfg.get('auto_scale_lr')
         settings = scaling, lr, self.total, max_iters, accumulation
         self.warnings = [text for text in [describe_scaling(*settings)] if text]
         if scaling and scaling.get('enable'):  # As MMEngine does.
@@ -159,7 +163,6 @@ class Plan:
         self.precision = 'mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32'
         mu = modulator_settings(cfg.optim_wrapper)
         momentum = mu.pop('momentum')
-        self.hook = build_hook(cfg, optim_wrapper, model)
         self.schedule, self.measurements = None, 0
         if is_wrapper(cfg, AGVMOptimWrapper) != (self.hook is not None):
             raise ValueError(
@@ -300,32 +303,10 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
-def micro_batches_of_epoch(
-    cfg: Config, images: int, gpus: int, images_per_gpu: int
-) -> int:
-    """Return the micro-batches of a rank in an epoch, or in as many images."""
-    loader = cfg.train_dataloader
-    owners = loader, loader.get('batch_sampler') or {}
-    drops = any(owner.get('drop_last') for owner in owners)
-    count = math.ceil(images / gpus) / images_per_gpu
-    return math.floor(count) if drops else math.ceil(count)
-
-
 def planned_rates(
     cfg: Config, lr: float, iterations: int, epoch: int, accumulation: int
 ) -> list[float]:
-    """Compute the learning rate at each update with the schedulers of the config.
-
-    Args:
-        cfg: The config.
-        lr: Learning rate before any schedule.
-        iterations: Iterations of the loop.
-        epoch: Iterations of an epoch.
-        accumulation: Iterations in one update.
-
-    Raises:
-        ValueError: If a schedule counts epochs that a large-batch loop does not have.
-    """
+    """Compute the learning rate at each update with the schedulers of the config."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     settings = cfg.get('param_scheduler') or []
     context = dict(optimizer=optimizer, epoch_length=epoch)
@@ -364,37 +345,25 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build_wrapper(cfg: Config, model: nn.Module) -> OptimWrapper:
-    """Build the optimizer wrapper of a config, which checks its settings.
+def build_agvm(
+    cfg: Config, model: nn.Module
+) -> tuple[OptimWrapper, VarianceSyncHook | None]:
+    """Build optimizer wrapper and AGVM's hook, if there is one; they check settings.
 
     Raises:
         Exception: Any error that the run would raise.
-        TypeError: If there are several optimizers.
     """
     settings = in_float32(cfg.optim_wrapper)
     check_optimizer_type(settings.get('optimizer'))
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
     check_one_optimizer('tools/plan.py', wrapper)
-    return wrapper
-
-
-def build_hook(
-    cfg: Config, wrapper: OptimWrapper, model: nn.Module
-) -> VarianceSyncHook | None:
-    """Build AGVM's hook, if there is one; it and the wrapper check their settings.
-
-    Raises:
-        Exception: Any error that the run would raise.
-    """
     hooks = variance_hooks(cfg)
     check_one_hook(len(hooks))
-    if not hooks:
-        return None
-    hook = HOOKS.build(hooks[0])
-    if isinstance(wrapper, AGVMOptimWrapper):
+    hook = HOOKS.build(hooks[0]) if hooks else None
+    if hook is not None and isinstance(wrapper, AGVMOptimWrapper):
         wrapper.make_agvm(model, act=hook.act)
-    return hook
+    return wrapper, hook
 
 
 def modulator_settings(optim_wrapper: ConfigDict) -> dict[str, Any]:
