@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
-from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import (
     DATA_SAMPLERS,
     DATASETS,
@@ -44,6 +44,7 @@ from agvm_mm.training.batch import (
     describe_scaling,
 )
 from agvm_mm.training.loops import ADVICE, LargeBatchMixin, check_ends
+from agvm_mm.training.normalizers import MODES, Normalizers
 from agvm_mm.training.variance_sync import (
     WARMUP,
     VarianceSyncHook,
@@ -128,8 +129,12 @@ class Plan:
         self.total = cfg.train_cfg.get('total_batch_size', default)
         check_total_batch_size(self.total, gpus, self.images_per_gpu)
         self.micro_batches = self.total // per_micro_batch
+        loader = cfg.train_dataloader
+        owners = loader, loader.get('batch_sampler') or {}
+        drops = any(owner.get('drop_last') for owner in owners)
+        epoch = math.ceil(self.images / gpus) / self.images_per_gpu
+        epoch = math.floor(epoch) if drops else math.ceil(epoch)
         # Iterations of the loop: those of MMEngine's are micro-batches.
-        epoch = micro_batches_of_epoch(cfg, self.images, gpus, self.images_per_gpu)
         epoch = math.ceil(epoch / (self.micro_batches // accumulation))
         self.epoch = math.ceil(epoch / accumulation)
         max_iters = cfg.train_cfg.get('max_iters')
@@ -142,21 +147,22 @@ class Plan:
             name: sum(parameter.numel() for parameter in parameters)
             for name, parameters in by_module.items()
         }
-        lr, scaling = float(cfg.optim_wrapper.optimizer.lr), cfg.get('auto_scale_lr')
+        optim_wrapper, self.hook = build_agvm(cfg, model)
+        self.optimizer = type(optim_wrapper.optimizer).__name__
+        lr = float(optim_wrapper.optimizer.defaults['lr'])
+        scaling = cfg.get('auto_scale_lr')
         settings = scaling, lr, self.total, max_iters, accumulation
         self.warnings = [text for text in [describe_scaling(*settings)] if text]
         if scaling and scaling.get('enable'):  # As MMEngine does.
             lr *= per_micro_batch / scaling.base_batch_size
         self.lr = planned_rates(cfg, lr, iterations, epoch, accumulation)
         self.warmup = end_of_warmup(self.lr)
-        self.optimizer = type_name(in_float32(cfg.optim_wrapper).optimizer.type)
         wrapper = type_name((cfg.get('model_wrapper_cfg') or {}).get('type'))
         self.divides_parameters = wrapper == 'FullyShardedModel'
         self.divides_moments = self.divides_parameters or uses_zero(cfg.optim_wrapper)
         self.precision = 'mixed' if is_wrapper(cfg, AmpOptimWrapper) else 'float32'
         mu = modulator_settings(cfg.optim_wrapper)
         momentum = mu.pop('momentum')
-        self.hook = build_hook(cfg, model)
         self.schedule, self.measurements = None, 0
         if is_wrapper(cfg, AGVMOptimWrapper) != (self.hook is not None):
             raise ValueError(
@@ -231,6 +237,7 @@ def check_loop(cfg: Config) -> None:
         total = settings['total_batch_size']
         counts = cfg.optim_wrapper.get('accumulative_counts', 1)
         check_update_settings(name, total, counts, cfg.get('auto_scale_lr'))
+        Normalizers(settings.get('normalizers', MODES[0]))
         if loop.counts_epochs:
             for key in ('batch_sampler', 'sampler'):
                 kind = (cfg.train_dataloader.get(key) or {}).get('type')
@@ -296,32 +303,10 @@ def build_model(cfg: Config) -> nn.Module:
     return model
 
 
-def micro_batches_of_epoch(
-    cfg: Config, images: int, gpus: int, images_per_gpu: int
-) -> int:
-    """Return the micro-batches of a rank in an epoch, or in as many images."""
-    loader = cfg.train_dataloader
-    owners = loader, loader.get('batch_sampler') or {}
-    drops = any(owner.get('drop_last') for owner in owners)
-    count = math.ceil(images / gpus) / images_per_gpu
-    return math.floor(count) if drops else math.ceil(count)
-
-
 def planned_rates(
     cfg: Config, lr: float, iterations: int, epoch: int, accumulation: int
 ) -> list[float]:
-    """Compute the learning rate at each update with the schedulers of the config.
-
-    Args:
-        cfg: The config.
-        lr: Learning rate before any schedule.
-        iterations: Iterations of the loop.
-        epoch: Iterations of an epoch.
-        accumulation: Iterations in one update.
-
-    Raises:
-        ValueError: If a schedule counts epochs that a large-batch loop does not have.
-    """
+    """Compute the learning rate at each update with the schedulers of the config."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     settings = cfg.get('param_scheduler') or []
     context = dict(optimizer=optimizer, epoch_length=epoch)
@@ -360,8 +345,10 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build_hook(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
-    """Build AGVM's hook, if there is one; it and the wrapper check their settings.
+def build_agvm(
+    cfg: Config, model: nn.Module
+) -> tuple[OptimWrapper, VarianceSyncHook | None]:
+    """Build optimizer wrapper and AGVM's hook, if there is one; they check settings.
 
     Raises:
         Exception: Any error that the run would raise.
@@ -370,15 +357,13 @@ def build_hook(cfg: Config, model: nn.Module) -> VarianceSyncHook | None:
     check_optimizer_type(settings.get('optimizer'))
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
+    check_one_optimizer('tools/plan.py', wrapper)
     hooks = variance_hooks(cfg)
     check_one_hook(len(hooks))
-    if not hooks:
-        return None
-    check_one_optimizer('VarianceSyncHook', wrapper)
-    hook = HOOKS.build(hooks[0])
-    if isinstance(wrapper, AGVMOptimWrapper):
+    hook = HOOKS.build(hooks[0]) if hooks else None
+    if hook is not None and isinstance(wrapper, AGVMOptimWrapper):
         wrapper.make_agvm(model, act=hook.act)
-    return hook
+    return wrapper, hook
 
 
 def modulator_settings(optim_wrapper: ConfigDict) -> dict[str, Any]:

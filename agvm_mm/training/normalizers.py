@@ -120,18 +120,16 @@ class Normalizers:
         saved, updates = hub.runtime_info.get(STATE) or ({}, 0)
         if set(saved) != set(found.per_image):
             saved, updates = found.per_image, 0
-        share = max(SHARE, 1 / (updates + 1))
+        share = 1.0 if self.mode == 'update' else max(SHARE, 1 / (updates + 1))
         corrects = self.mode == 'update' and found.is_one
-        counts = not corrects and (self.mode == 'update' or share > SHARE)
+        counts = share > SHARE and not corrects
         batches: Any = window.micro_batches()
+        used = dict(saved)
         if corrects:
             used = {key: each or found.per_image[key] for key, each in saved.items()}
         elif counts:
             batches = list(batches)
-            own = self._count(runner, batches, window.sizes)
-            used = own if self.mode == 'update' else mix(saved, own, share)
-        else:
-            used = saved
+            used = mix(saved, self._count(runner, batches, window.sizes), share)
         self._warn_of_clamps(runner, used, min(window.sizes))
         plan = Plan(found, used)
         modules = {name: model.get_submodule(name) for name in found.modules}
@@ -140,8 +138,8 @@ class Normalizers:
             plan.end()
         own = plan.means(device_of(model))
         if corrects:
-            self.correction, used = correction(used, own), own
-        elif not counts:
+            self.correction = correction(used, own)
+        if not counts:
             used = mix(saved, own, share)
         hub.update_info(STATE, (used, updates + 1))
 

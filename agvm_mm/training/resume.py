@@ -18,6 +18,7 @@ from agvm_mm.engine import (
     checkpoint_to_resume,
     is_resuming,
 )
+from agvm_mm.optim.wrapper import check_gathers
 from agvm_mm.training.batch import batch_size_of, counts_updates
 from agvm_mm.training.loading import (
     allow_runner_checkpoints,
@@ -168,9 +169,11 @@ class ResumeHook(Hook):
         """Check the batch, and bring schedules to where the run has got.
 
         Raises:
+            TypeError: If the state of the run cannot be saved.
             ValueError: If the checkpoint has another batch size, or schedules without
                 their state follow a metric.
         """
+        check_gathers(runner.optim_wrapper)
         if self.compares:
             self._check_batch(runner)
         compare_versions(runner)

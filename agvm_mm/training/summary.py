@@ -4,7 +4,7 @@ import math
 
 from mmengine.dataset import DefaultSampler
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -64,7 +64,7 @@ def describe_run(
         f'  precision {describe_precision(wrapper)}',
         f'  lr        {describe_learning_rate(wrapper.optimizer)}',
         *(
-            f'            {describe_scheduler(scheduler, iterations)}'
+            f'            {describe_scheduler(scheduler, iterations, loop)}'
             for scheduler in runner.param_schedulers or []
         ),
     ]
@@ -137,13 +137,18 @@ def describe_learning_rate(optimizer: Optimizer) -> str:
     return f'{" to ".join(ends)} ({type(optimizer).__name__})'
 
 
-def describe_scheduler(scheduler: ParamScheduler, iterations: int) -> str:
+def describe_scheduler(
+    scheduler: ParamScheduler, iterations: int, loop: BaseLoop
+) -> str:
     """Describe kind, unit and range of a schedule; ``iterations`` make one update."""
+    limit = loop.max_epochs if scheduler.by_epoch else loop.max_iters
     unit, size = ('epoch', 1) if scheduler.by_epoch else ('update', iterations)
     text = f'{type(scheduler).__name__} from {unit} {scheduler.begin // size:,}'
     # MMEngine's default end is about 10^9.
     if scheduler.end < 10**9:
         text += f' to {scheduler.end // size:,}'
+        if scheduler.end > limit + 1:  # That of the exponential warm-up is one more.
+            text += f' (the run ends at {limit // size:,})'
     if hasattr(scheduler, 'milestones'):
         steps = sorted(scheduler.milestones.elements())
         text += f' at {", ".join(f"{step // size:,}" for step in steps)}'

@@ -193,15 +193,7 @@ def follows_metric(scheduler: ParamScheduler) -> bool:
 
 
 def check_counts_iterations(loop: str, schedulers: Sequence[ParamScheduler]) -> None:
-    """Check that the schedules of a loop without epochs step.
-
-    Args:
-        loop: Name of the loop.
-        schedulers: Those of the run.
-
-    Raises:
-        ValueError: If one of them counts epochs.
-    """
+    """Raise a ValueError if a schedule of a loop without epochs never steps."""
     for scheduler in schedulers:
         if scheduler.by_epoch and not follows_metric(scheduler):
             raise ValueError(

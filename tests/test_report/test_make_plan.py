@@ -315,6 +315,7 @@ REJECTED = [
     ('model.backbone.type', 'ResNot', 'ResNot'),
     ('optim_wrapper.accumulative_counts', 4, 'remove optim_wrapper.accumulative'),
     ('auto_scale_lr', dict(enable=True, base_batch_size=16), 'does not know total'),
+    ('train_cfg.normalizers', 'batch', "one of 'micro_batch', 'average', 'update'"),
     ('train_cfg.total_batchsize', 4, "Did you mean 'total_batch_size'"),
     ('train_cfg.type', 'LargeBatchTrainLop', "Did you mean 'LargeBatchTrainLoop'"),
     ('train_dataloader.dataset.ann_file', 'mine.json', 'give it by --images N'),
@@ -343,6 +344,13 @@ def test_mixed_precision_is_planned_without_a_gpu():
         },
     )
     assert 'precision   mixed\n' in plan.describe(made)
+
+
+def test_rate_is_that_of_the_optimizer_by_default():
+    cfg = cli.load_config(str(AGVM_512))
+    cfg.optim_wrapper.optimizer = dict(type='AdamW')
+    made = plan.Plan(cfg, 8, None, None)
+    assert max(made.lr) == pytest.approx(1e-3) and made.optimizer == 'AdamW'
 
 
 def test_hook_is_found_in_either_place_and_only_once():

@@ -39,6 +39,7 @@ def train(
     work_dir,
     engine,
     *,
+    kind='AGVMOptimWrapper',
     optimizer=ADAMW,
     save=ATOMIC,
     hook=None,
@@ -53,11 +54,13 @@ def train(
         wrapper = dict(type='FullyShardedModel', units=UNITS)
     if engine == 'zero':
         optimizer = as_zero(optimizer)
-    hook = dict(type='VarianceSyncHook', interval=1, begin=0) | (hook or {})
+    hooks = [dict(type='VarianceSyncHook', interval=1, begin=0) | (hook or {}), *extra]
+    if kind == 'OptimWrapper':
+        hooks.pop(0)
     runner = make_runner(
         work_dir,
         dict(
-            type='AGVMOptimWrapper',
+            type=kind,
             optimizer=optimizer,
             paramwise_cfg=dict(bias_decay_mult=0.0),
         ),
@@ -66,7 +69,7 @@ def train(
         train_cfg=dict(
             type='LargeBatchIterTrainLoop', max_iters=UPDATES, total_batch_size=16
         ),
-        hooks=[hook, *extra],
+        hooks=hooks,
         checkpoint=dict(type=save, interval=SAVED, by_epoch=False),
         param_scheduler=[dict(type='PolyLR', power=1, end=8, by_epoch=False)],
         launcher=launcher,
@@ -159,6 +162,8 @@ def refusals(folder):
         overlap=message('overlap', optimizer=dict(SGD, overlap_with_ddp=True)),
         hook=message('hook', save='CheckpointHook'),
         sharded_hook=message('sharded_hook', 'fsdp', save='CheckpointHook'),
+        plain=message('plain', kind='OptimWrapper'),
+        sharded_plain=message('sharded_plain', 'fsdp', kind='OptimWrapper'),
         both=message('both', 'fsdp', optimizer=as_zero(SGD)),
         fused=message('fused', 'fsdp', optimizer=SGD | dict(fused=True)),
         ema=message('ema', 'fsdp', extra=[dict(type='EMAHook')]),
@@ -177,6 +182,8 @@ def test_refusals(tmp_path):
         assert 'Adagrad' in found['adagrad']
         for name in ('hook', 'sharded_hook'):
             assert found[name].startswith('TypeError: CheckpointHook saves from rank 0')
+        for name in ('plain', 'sharded_plain'):
+            assert 'OptimWrapper cannot save a state that is divided' in found[name]
         assert 'divides whole parameters; use its optimizer_type' in found['both']
         assert 'SGD(fused=True) cannot step slices' in found['fused']
         assert 'EMAHook copies the model as a whole' in found['ema']

@@ -35,7 +35,8 @@ def schedules(by_epoch):
         ]
     return [
         dict(warmup, by_epoch=False, begin=0, end=4),
-        dict(type='MultiStepLR', milestones=[8], gamma=0.1, by_epoch=False),
+        # Longer than the run, as that of a base config for a smaller batch.
+        dict(type='MultiStepLR', milestones=[8], gamma=0.1, by_epoch=False, end=90),
     ]
 
 
@@ -121,6 +122,8 @@ def test_plain_sgd_is_equal_on_every_layout(tmp_path):
     assert counts in results[2, 4]['iterations']['log']
     assert 'LinearLR from update 0 to 3' in block
     assert 'MultiStepLR from epoch 0 to 4 at 3' in block
+    schedule = 'MultiStepLR from update 0 to 90 (the run ends at 10) at 8'
+    assert schedule in results[2, 4]['iterations']['log']
 
 
 def test_endless_sampler_is_shared_by_the_ranks(tmp_path):
