@@ -238,18 +238,20 @@ def rank_update(names):
         for name in names:
             for mode in ('micro_batch', 'update', 'average'):
                 model = MMDistributedDataParallel(build(name), device_ids=None)
-                own = annotated_images(name, 8)[dist.get_rank() :: 2]
+                ranks = dist.get_world_size()
+                own = annotated_images(name, 4 * ranks)[dist.get_rank() :: ranks]
                 results[name, mode] = run(model, mode, own, [2, 1, 1])[0]
     return results
 
 
-def test_ranks_are_one_batch():
-    names = ['RetinaNet', 'FCOS']
-    results = run_on_ranks(rank_update, 2, names)
+@pytest.mark.parametrize('ranks', [2, pytest.param(4, marks=pytest.mark.evidence)])
+def test_ranks_are_one_batch(ranks):
+    names, count = ['RetinaNet', 'FCOS'], 4 * ranks
+    results = run_on_ranks(rank_update, ranks, names)
     with float64_and_first_boxes():
         for name in names:
-            model, images = build(name), annotated_images(name, 8)
-            expected, _ = run(model, 'micro_batch', images, [8])
+            model, images = build(name), annotated_images(name, count)
+            expected, _ = run(model, 'micro_batch', images, [count])
             for found in results:
                 assert apart(found[name, 'micro_batch'], expected) > 1e-3
                 assert apart(found[name, 'update'], expected) < 1e-7
