@@ -141,7 +141,8 @@ class Normalizers:
             self.correction = correction(used, own)
         if not counts:
             used = mix(saved, own, share)
-        hub.update_info(STATE, (used, updates + 1))
+        if all(map(math.isfinite, used.values())):  # Others would stay in it.
+            hub.update_info(STATE, (used, updates + 1))
 
     def _warn_of_clamps(
         self, runner: Runner, used: Mapping[str, float], images: int

@@ -200,6 +200,28 @@ def test_first_update_without_objects(name, mode, float64):
         assert apart(found, expected) < (1.0 if is_mean else 1e-7)
 
 
+@pytest.mark.parametrize('mode', ['average', 'update'])
+def test_update_that_is_not_finite_leaves_no_trace(mode, float64):
+    """As after an overflow in float16, whose step the loss scaler skips."""
+    model, images = build('FCOS'), annotated_images('FCOS', 8)
+    weights, head = copy.deepcopy(model.state_dict()), model.bbox_head
+    gradients = []
+    for overflows in (False, True):
+        runner, normalizers = make_runner(model), Normalizers(mode)
+        normalizers.prepare(runner)
+        one_update(runner, normalizers, images[:4], [2, 2])
+        if overflows:
+            targets = head.centerness_target
+            with mock.patch.object(
+                head, 'centerness_target', lambda each, of=targets: of(each) * np.nan
+            ):
+                _, log = one_update(runner, normalizers, images[:4], [2, 2])
+            assert not log['loss_bbox'].isfinite()
+            model.load_state_dict(weights)
+        gradients.append(one_update(runner, normalizers, images[4:], [2, 2])[0])
+    assert apart(*gradients) == 0
+
+
 def test_warns_where_a_head_may_clamp(float64, caplog):
     model, images = build('FCOS'), annotated_images('FCOS', 8)
     images[1:] = without_objects(images[1:])
