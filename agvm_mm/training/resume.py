@@ -86,7 +86,7 @@ class ResumeHook(Hook):
         path, folders = path_and_folders(runner)
         pointer = folders[0] / 'last_checkpoint'
         if path is None:
-            if newest_resumable(folders, len(built)) is None:
+            if newest_resumable(folders) is None:
                 return  # The first start of a run that always has `resume`.
             problem = f'there is no {pointer}, which names the checkpoint'
         elif not path:
