@@ -142,7 +142,9 @@ class Normalizers:
         if not counts:
             used = mix(saved, own, share)
         if all(map(math.isfinite, used.values())):  # Others would stay in it.
-            hub.update_info(STATE, (used, updates + 1))
+            # An average begins with its own updates.
+            number = updates + 1 if self.mode == 'average' else 0
+            hub.update_info(STATE, (used, number))
 
     def _warn_of_clamps(
         self, runner: Runner, used: Mapping[str, float], images: int

@@ -184,6 +184,19 @@ def test_average_follows_earlier_updates(float64):
     assert (updates, counted.call_count) == (11, 9)
 
 
+def test_average_of_a_resumed_run_begins_with_its_updates(float64):
+    """The checkpoint of a run with 'update' has the normalizers of one update."""
+    model, images = build('RetinaNet'), annotated_images('RetinaNet', 4)
+    runner = make_runner(model)
+    for mode, own in ('update', without_objects(images)), ('average', images):
+        normalizers = Normalizers(mode)
+        normalizers.prepare(runner)
+        for _ in range(10 if mode == 'update' else 1):
+            found, _ = one_update(runner, normalizers, own, [2, 2])
+    expected, _ = run(model, 'average', images, [4])
+    assert apart(found, expected) < 1e-7
+
+
 @pytest.mark.parametrize('mode', ['average', 'update'])
 @pytest.mark.parametrize('name', ['RetinaNet', 'FCOS', 'Semantic FPN'])
 def test_first_update_without_objects(name, mode, float64):
