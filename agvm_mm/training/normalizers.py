@@ -76,6 +76,7 @@ class Normalizers:
             TypeError: If the model is divided or compiled, or cannot be examined.
         """
         if self.mode == 'micro_batch':
+            runner.message_hub.runtime_info.pop(STATE, None)
             return
         setting = f'normalizers={self.mode!r}'
         if isinstance(runner.model, FullyShardedModel) or runner.cfg.get('compile'):

@@ -184,15 +184,19 @@ def test_average_follows_earlier_updates(float64):
     assert (updates, counted.call_count) == (11, 9)
 
 
-def test_average_of_a_resumed_run_begins_with_its_updates(float64):
+@pytest.mark.parametrize('before', [['update'], ['average', 'micro_batch']])
+def test_average_of_a_resumed_run_begins_with_its_updates(before, float64):
     """The checkpoint of a run with 'update' has the normalizers of one update."""
     model, images = build('RetinaNet'), annotated_images('RetinaNet', 4)
-    runner = make_runner(model)
-    for mode, own in ('update', without_objects(images)), ('average', images):
+    runner, others = make_runner(model), without_objects(images)
+    for mode in before:
         normalizers = Normalizers(mode)
         normalizers.prepare(runner)
-        for _ in range(10 if mode == 'update' else 1):
-            found, _ = one_update(runner, normalizers, own, [2, 2])
+        for _ in range(10):
+            one_update(runner, normalizers, others, [2, 2])
+    normalizers = Normalizers('average')
+    normalizers.prepare(runner)
+    found, _ = one_update(runner, normalizers, images, [2, 2])
     expected, _ = run(model, 'average', images, [4])
     assert apart(found, expected) < 1e-7
 
