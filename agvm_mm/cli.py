@@ -226,10 +226,9 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     """
     if resume is None:
         return
-    if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
-        # Others have weights only, or MMEngine did not get to name the latest.
-        if newest_resumable([Path(cfg.work_dir)]) is None:
-            return
+    named = resume != 'auto' or find_latest_checkpoint(cfg.work_dir) is not None
+    if not named and newest_resumable([Path(cfg.work_dir)]) is None:
+        return
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
 
