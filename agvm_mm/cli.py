@@ -30,6 +30,7 @@ from agvm_mm.training.preemption import (
     end_at_once,
     protect_workers,
 )
+from agvm_mm.training.resume import newest_resumable
 from agvm_mm.validation import (
     check_optimizer_type,
     did_you_mean,
@@ -225,9 +226,9 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     """
     if resume is None:
         return
-    if resume == 'auto' and not list(Path(cfg.work_dir).glob('*.pth')):
-        if find_latest_checkpoint(cfg.work_dir) is None:
-            return
+    named = resume != 'auto' or find_latest_checkpoint(cfg.work_dir) is not None
+    if not named and newest_resumable([Path(cfg.work_dir)]) is None:
+        return
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
 

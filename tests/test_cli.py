@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmcv.ops import SyncBatchNorm as MMSyncBN
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
@@ -60,13 +61,19 @@ def test_work_dir(
     [(None, (False, 'x')), ('auto', (True, None)), ('a.pth', (True, 'a.pth'))],
 )
 def test_resume(tmp_path: Path, argument: str | None, expected: tuple):
-    (tmp_path / 'epoch_1.pth').touch()
+    # MMEngine names the latest in a file, which may be lost.
+    parts = ('state_dict', 'meta', 'message_hub', 'optimizer')
+    torch.save(dict.fromkeys(parts, {}), tmp_path / 'epoch_1.pth')
     cfg = config(resume=False, load_from='x', work_dir=str(tmp_path))
     cli.set_resume(cfg, argument)
     assert (cfg.resume, cfg.load_from) == expected
 
 
-def test_resume_without_any_checkpoint_is_a_new_run(tmp_path: Path):
+@pytest.mark.parametrize('others', [[], ['best_mAP_epoch_1.pth', 'pretrained.pth']])
+def test_resume_without_any_checkpoint_is_a_new_run(tmp_path: Path, others: list[str]):
+    for name in others:  # With weights only, as `save_best` writes them.
+        weights = dict(state_dict={}, meta={}, message_hub={})
+        torch.save(weights, tmp_path / name)
     cfg = config(resume=False, load_from='x', work_dir=str(tmp_path))
     cli.set_resume(cfg, 'auto')
     assert (cfg.resume, cfg.load_from) == (False, 'x')

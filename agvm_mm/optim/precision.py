@@ -22,8 +22,7 @@ def check_fused_momentum(optim_wrapper: OptimWrapper) -> None:
     """Check that no update that a loss scaler skips spoils the momentum.
 
     torch (2.13, 2.15) fills the momentum of a fused SGD in the first step, which the
-    scaler skips if a gradient is infinite; the second one then takes what was in that
-    memory.
+    scaler skips if a gradient is infinite; the second takes what was in that memory.
 
     Raises:
         TypeError: If it may.

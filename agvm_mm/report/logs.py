@@ -23,7 +23,8 @@ def find_logs(path: str | Path) -> list[Path]:
     """Return the JSON logs of a run, the oldest first. A resumed run has several.
 
     Args:
-        path: A log, which is returned alone, or a work folder.
+        path: A log, which is returned alone, or a work folder. One of several runs is
+            none: their logs would be joined.
 
     Raises:
         FileNotFoundError: If the folder has none.
@@ -31,10 +32,12 @@ def find_logs(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    logs = path.glob('**/vis_data/scalars.json')
+    logs = path.glob('*/vis_data/scalars.json')
     found = sorted(logs, key=lambda log: (log.stat().st_mtime_ns, log))
     if not found:
-        raise FileNotFoundError(f'{path} has no vis_data/scalars.json: not a run?')
+        raise FileNotFoundError(
+            f'{path} has no */vis_data/scalars.json: not the work folder of a run?'
+        )
     return found
 
 

@@ -39,6 +39,7 @@ from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.report import forecast
 from agvm_mm.training.batch import (
+    check_epoch,
     check_total_batch_size,
     check_update_settings,
     describe_scaling,
@@ -129,6 +130,8 @@ class Plan:
         self.total = cfg.train_cfg.get('total_batch_size', default)
         check_total_batch_size(self.total, gpus, self.images_per_gpu)
         self.micro_batches = self.total // per_micro_batch
+        if 'total_batch_size' in cfg.train_cfg and not endless_samplers(cfg):
+            check_epoch(self.total, math.ceil(self.images / gpus) * gpus)
         loader = cfg.train_dataloader
         owners = loader, loader.get('batch_sampler') or {}
         drops = any(owner.get('drop_last') for owner in owners)
@@ -238,11 +241,15 @@ def check_loop(cfg: Config) -> None:
         counts = cfg.optim_wrapper.get('accumulative_counts', 1)
         check_update_settings(name, total, counts, cfg.get('auto_scale_lr'))
         Normalizers(settings.get('normalizers', MODES[0]))
-        if loop.counts_epochs:
-            for key in ('batch_sampler', 'sampler'):
-                kind = (cfg.train_dataloader.get(key) or {}).get('type')
-                sampler = resolve_type(kind, DATA_SAMPLERS)
-                check_ends(name, sampler, engine.is_endless(sampler))
+        for sampler in endless_samplers(cfg) if loop.counts_epochs else ():
+            check_ends(name, sampler, endless=True)
+
+
+def endless_samplers(cfg: Config) -> list[type]:
+    """Return the samplers of a config that never end an epoch."""
+    owners = map(cfg.train_dataloader.get, ('batch_sampler', 'sampler'))
+    kinds = (resolve_type((each or {}).get('type'), DATA_SAMPLERS) for each in owners)
+    return [each for each in kinds if engine.is_endless(each)]
 
 
 def training_images(cfg: Config) -> int:

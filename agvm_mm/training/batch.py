@@ -70,13 +70,18 @@ def divide_total(total: int, dataloader: DataLoader) -> BatchSize:
     check_total_batch_size(total, ranks, images)
     batch_sampler = dataloader.batch_sampler
     if not is_endless(batch_sampler):
-        epoch = len(getattr(batch_sampler, 'sampler', dataloader.sampler)) * ranks
-        if epoch < total:
-            raise ValueError(
-                f'total_batch_size={total}, but an epoch has only {epoch} images; '
-                'lower total_batch_size'
-            )
+        sampler = getattr(batch_sampler, 'sampler', dataloader.sampler)
+        check_epoch(total, len(sampler) * ranks)
     return BatchSize(ranks, images, total // (ranks * images))
+
+
+def check_epoch(total: int, images: int) -> None:
+    """Raise a ValueError if an update has more images than an epoch."""
+    if images < total:
+        raise ValueError(
+            f'total_batch_size={total}, but an epoch has only {images} images; '
+            'lower total_batch_size'
+        )
 
 
 def counts_updates(runner: Runner) -> bool:

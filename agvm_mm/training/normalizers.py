@@ -76,6 +76,7 @@ class Normalizers:
             TypeError: If the model is divided or compiled, or cannot be examined.
         """
         if self.mode == 'micro_batch':
+            runner.message_hub.runtime_info.pop(STATE, None)
             return
         setting = f'normalizers={self.mode!r}'
         if isinstance(runner.model, FullyShardedModel) or runner.cfg.get('compile'):
@@ -141,7 +142,10 @@ class Normalizers:
             self.correction = correction(used, own)
         if not counts:
             used = mix(saved, own, share)
-        hub.update_info(STATE, (used, updates + 1))
+        if all(map(math.isfinite, used.values())):  # Others would stay in it.
+            # An average begins with its own updates.
+            number = updates + 1 if self.mode == 'average' else 0
+            hub.update_info(STATE, (used, number))
 
     def _warn_of_clamps(
         self, runner: Runner, used: Mapping[str, float], images: int

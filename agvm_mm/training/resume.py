@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -86,7 +86,7 @@ class ResumeHook(Hook):
         path, folders = path_and_folders(runner)
         pointer = folders[0] / 'last_checkpoint'
         if path is None:
-            if newest_resumable(folders, len(built)) is None:
+            if newest_resumable(folders) is None:
                 return  # The first start of a run that always has `resume`.
             problem = f'there is no {pointer}, which names the checkpoint'
         elif not path:
@@ -103,15 +103,23 @@ class ResumeHook(Hook):
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check that a checkpoint to resume is complete.
+        """Check that a checkpoint to resume has all that the run continues.
 
         Raises:
-            ValueError: If it lacks state, without which the run would start over.
+            ValueError: If it lacks state, without which the run would start over, or
+                has averages in place of its weights.
         """
         # A runner that only evaluates has a config there.
         trains = isinstance(runner.optim_wrapper, BaseOptimWrapper)
         if not (self.compares and trains and is_resuming(runner)):
             return
+        averages = any(isinstance(hook, EMAHook) for hook in runner.hooks)
+        if 'ema_state_dict' in checkpoint and not averages:
+            self.allow(
+                'resuming from averages of EMAHook in place of the weights',
+                refusal='the weights of the checkpoint are averages of EMAHook, which '
+                'this run does not have.',
+            )
         schedulers = len(self._fresh)
         missing = missing_parts(checkpoint, schedulers=schedulers)
         if not missing:

@@ -19,6 +19,7 @@ from agvm_mm.method.modules import has_sync_bn
 from agvm_mm.optim.agvm import AGVM
 from agvm_mm.training.batch import BatchSize, describe_scaling
 from agvm_mm.training.normalizers import describe_losses
+from agvm_mm.training.resume import base_learning_rates
 
 
 def describe_run(
@@ -130,9 +131,7 @@ def describe_precision(optim_wrapper: OptimWrapper) -> str:
 
 def describe_learning_rate(optimizer: Optimizer) -> str:
     """Describe the learning rate before any schedule, or the range of several."""
-    rates = sorted(
-        {float(g.get('initial_lr', g['lr'])) for g in optimizer.param_groups}
-    )
+    rates = base_learning_rates(optimizer.param_groups)
     ends = dict.fromkeys((f'{rates[0]:g}', f'{rates[-1]:g}'))
     return f'{" to ".join(ends)} ({type(optimizer).__name__})'
 

@@ -32,7 +32,7 @@ def test_log_without_noise_scales_is_an_error(tmp_path: Path):
     write_log(tmp_path, {'step': 2, 'lr': 0.1})
     with pytest.raises(ValueError, match="no 'agvm/noise_scale_<module>' in its log"):
         forecast.noise_of_run(tmp_path)
-    with pytest.raises(FileNotFoundError, match='not a run'):
+    with pytest.raises(FileNotFoundError, match='folder of a run'):
         forecast.noise_of_run(tmp_path / 'nowhere')
 
 

@@ -46,6 +46,17 @@ def test_folder_without_log_is_an_error(tmp_path: Path):
         logs.find_logs(tmp_path)
 
 
+def test_runs_in_a_common_folder_are_not_joined(tmp_path: Path):
+    write_aged_log(tmp_path / 'one', 1, [2, 4, 6])
+    write_aged_log(tmp_path / 'other', 2, [2, 4])
+    write_aged_log(tmp_path / 'one', 3, [8, 10])  # resumed
+    with pytest.raises(FileNotFoundError, match='folder of a run'):
+        logs.read_run(tmp_path)
+    assert [each['age'] for each in logs.read_run(tmp_path / 'one')] == [1] * 3 + [
+        3
+    ] * 2
+
+
 def test_log_of_resumed_run_is_joined(tmp_path: Path):
     write_aged_log(tmp_path, 1, range(2, 11, 2))
     write_aged_log(tmp_path, 2, [8, 10, 12])  # resumed after update 6

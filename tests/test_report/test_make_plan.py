@@ -304,6 +304,32 @@ def test_impossible_plan_is_an_error(gpus: int, option: str, value: Any, message
         make(AGVM_512, gpus, **{option: value})
 
 
+@pytest.mark.parametrize('sampler', ['DefaultSampler', 'InfiniteSampler'])
+def test_update_of_more_images_than_an_epoch_is_planned_as_it_runs(
+    sampler: str, tmp_path: Path
+):
+    loop, optimizer = BY_UPDATES | dict(max_iters=1), dict(type='SGD', lr=0.05)
+    cfg = cli.load_config(STOCK)
+    cfg.merge_from_dict(dict(train_cfg=loop | dict(_delete_=True), param_scheduler=[]))
+    cfg.train_dataloader.sampler.type = sampler
+    runner = make_runner(
+        tmp_path,
+        dict(type='OptimWrapper', optimizer=optimizer),
+        images=20,
+        batch_size=8,
+        train_cfg=loop,
+        sampler=sampler,
+    )
+    outcomes = []
+    for start in (runner.train, lambda: plan.Plan(cfg, 1, 8, 20)):
+        try:
+            outcomes.append(bool(start()))
+        except ValueError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+    assert (outcomes[0] is True) is (sampler == 'InfiniteSampler')
+
+
 REJECTED = [
     ('default_hooks.agvm.estimator', 'halfs', "Did you mean 'halves'"),
     ('default_hooks.agvm.intervall', 5, "Did you mean 'interval'"),

@@ -1,12 +1,14 @@
 """replicas.py: gradients of a toy model, one process and two ranks, rescaling."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from ranks import run_on_ranks
+from runners import make_runner
 from torch.utils.data import DataLoader, TensorDataset
 from toy import ToyDetector, make_images
 
@@ -128,6 +130,27 @@ def test_model_with_its_own_train_step_and_a_module_without_gradient():
     setup.anchor = 'mask_head'
     with pytest.raises(ValueError, match="no loss reaches the anchor 'mask_head'"):
         replicas.measure(setup)
+
+
+@pytest.mark.parametrize('buffers', [False, True])
+def test_weights_are_those_that_are_trained(buffers: bool, tmp_path: Path):
+    ema = dict(type='EMAHook', momentum=0.5, update_buffers=buffers)
+    runner = make_runner(
+        tmp_path,
+        dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
+        images=16,
+        batch_size=4,
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        checkpoint=dict(type='CheckpointHook', interval=1),
+        hooks=[ema],
+    )
+    runner.train()
+    found = ToyDetector()
+    replicas.load_weights(found, str(tmp_path / 'epoch_1.pth'))
+    averages = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['state_dict']
+    for name, weight in runner.model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weight)
+        assert not torch.equal(averages[name], weight)
 
 
 def test_gradient_that_is_not_finite_is_refused():

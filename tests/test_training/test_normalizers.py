@@ -184,6 +184,23 @@ def test_average_follows_earlier_updates(float64):
     assert (updates, counted.call_count) == (11, 9)
 
 
+@pytest.mark.parametrize('before', [['update'], ['average', 'micro_batch']])
+def test_average_of_a_resumed_run_begins_with_its_updates(before, float64):
+    """The checkpoint of a run with 'update' has the normalizers of one update."""
+    model, images = build('RetinaNet'), annotated_images('RetinaNet', 4)
+    runner, others = make_runner(model), without_objects(images)
+    for mode in before:
+        normalizers = Normalizers(mode)
+        normalizers.prepare(runner)
+        for _ in range(10):
+            one_update(runner, normalizers, others, [2, 2])
+    normalizers = Normalizers('average')
+    normalizers.prepare(runner)
+    found, _ = one_update(runner, normalizers, images, [2, 2])
+    expected, _ = run(model, 'average', images, [4])
+    assert apart(found, expected) < 1e-7
+
+
 @pytest.mark.parametrize('mode', ['average', 'update'])
 @pytest.mark.parametrize('name', ['RetinaNet', 'FCOS', 'Semantic FPN'])
 def test_first_update_without_objects(name, mode, float64):
@@ -198,6 +215,28 @@ def test_first_update_without_objects(name, mode, float64):
         # RetinaNet counts one object for each image without.
         is_mean = (name, mode) == ('RetinaNet', 'average')
         assert apart(found, expected) < (1.0 if is_mean else 1e-7)
+
+
+@pytest.mark.parametrize('mode', ['average', 'update'])
+def test_update_that_is_not_finite_leaves_no_trace(mode, float64):
+    """As after an overflow in float16, whose step the loss scaler skips."""
+    model, images = build('FCOS'), annotated_images('FCOS', 8)
+    weights, head = copy.deepcopy(model.state_dict()), model.bbox_head
+    gradients = []
+    for overflows in (False, True):
+        runner, normalizers = make_runner(model), Normalizers(mode)
+        normalizers.prepare(runner)
+        one_update(runner, normalizers, images[:4], [2, 2])
+        if overflows:
+            targets = head.centerness_target
+            with mock.patch.object(
+                head, 'centerness_target', lambda each, of=targets: of(each) * np.nan
+            ):
+                _, log = one_update(runner, normalizers, images[:4], [2, 2])
+            assert not log['loss_bbox'].isfinite()
+            model.load_state_dict(weights)
+        gradients.append(one_update(runner, normalizers, images[4:], [2, 2])[0])
+    assert apart(*gradients) == 0
 
 
 def test_warns_where_a_head_may_clamp(float64, caplog):

@@ -54,6 +54,7 @@ def run(
     schedules=SCHEDULES,
     saved=None,
     allow=False,
+    hooks=(),
     **kwargs,
 ):
     """Train, 4 updates of 8 images in an epoch; return what RecordHook saw."""
@@ -71,6 +72,7 @@ def run(
         hooks=[
             *([agvm] if is_agvm else []),
             dict(type='RecordHook', priority='LOW'),
+            *hooks,
         ],
         checkpoint=dict(type='AtomicCheckpointHook') | (saved or {}),
         param_scheduler=copy.deepcopy(schedules),
@@ -184,6 +186,16 @@ def test_schedule_that_was_added_is_refused_or_continued(tmp_path):
         resume(tmp_path, PLAIN)
     found = resume(tmp_path, PLAIN, allow=True)
     assert [seen[3] for seen in found] == [seen[3] for seen in expected[8:]]
+
+
+@pytest.mark.parametrize('wrapper', [AGVM, PLAIN], ids=['agvm', 'plain'])
+def test_averages_are_not_trained_without_being_asked(tmp_path, wrapper):
+    ema = dict(type='EMAHook', momentum=0.5)
+    run(tmp_path, wrapper, saved=dict(interval=1), hooks=[ema])
+    resume(tmp_path, wrapper, hooks=[ema])
+    with pytest.raises(ValueError, match='weights of the checkpoint are averages of'):
+        resume(tmp_path, wrapper)
+    resume(tmp_path, wrapper, allow=True)
 
 
 def test_other_total_batch_is_refused_without_optimizer_state(tmp_path):

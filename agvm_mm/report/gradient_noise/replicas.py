@@ -147,7 +147,10 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
     # MMEngine prints where it loads from.
     with redirect_stdout(io.StringIO()):
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    weights = checkpoint.get('state_dict', checkpoint)
+    # EMAHook saves its averages as the weights, and those that are trained here.
+    trained = dict(checkpoint.get('ema_state_dict', {}))
+    trained.pop('steps', None)
+    weights = trained or checkpoint.get('state_dict', checkpoint)
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
     try:
         model.load_state_dict(weights)
