@@ -21,8 +21,9 @@ BEFORE_NMS = ('mmdet.models.dense_heads.',)
 def check_fused_momentum(optim_wrapper: OptimWrapper) -> None:
     """Check that no update that a loss scaler skips spoils the momentum.
 
-    torch (2.13, 2.15) fills the momentum of a fused SGD in the first step, which the scaler
-    skips if a gradient is infinite; the second one then takes what was in that memory.
+    torch (2.13, 2.15) fills the momentum of a fused SGD in the first step, which the
+    scaler skips if a gradient is infinite; the second one then takes what was in that
+    memory.
 
     Raises:
         TypeError: If it may.
