@@ -175,12 +175,10 @@ class DDPGradients(GradientSource):
         """
         rows, preconditioner = self._estimator.rows, self._estimator.preconditioner
         parameters, views, offset = [], [], 0
-        for parameter, gradient in zip(
-            bucket.parameters(), bucket.gradients(), strict=True
-        ):
-            # torch 2.13 gives a wrong part of the bucket as the gradient of a complex
-            # parameter.
-            like = as_real(parameter) if parameter.is_complex() else gradient
+        for parameter in bucket.parameters():
+            # In the memory format of its parameter, while bucket.gradients() of torch
+            # 2.13 has another one, and of a complex one a wrong part of the bucket.
+            like = torch.empty_like(as_real(parameter), device='meta')
             # One that was frozen after DDP was built is in no module.
             if rows.of(parameter) is not None and preconditioner.has(parameter):
                 start = flat.storage_offset() + offset
