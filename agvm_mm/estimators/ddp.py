@@ -59,17 +59,20 @@ def check_compression(
         ) from error
 
 
+def average(tensor: Tensor, group: dist.ProcessGroup) -> Future:
+    """Reduce a tensor to its mean over the ranks, in place, as DDP does."""
+    operation = dist.ReduceOp.AVG
+    if dist.get_backend(group) != 'nccl':
+        tensor.div_(group.size())
+        operation = dist.ReduceOp.SUM
+    work = dist.all_reduce(tensor, op=operation, group=group, async_op=True)
+    return work.get_future()
+
+
 # DDP inspects the names and annotations of a hook's arguments.
 def mean_hook(group, bucket):
-    """Reduce a bucket to its mean over the ranks, in place, as DDP does."""
-    buffer = bucket.buffer()
-    if dist.get_backend(group) == 'nccl':
-        operation = dist.ReduceOp.AVG
-    else:
-        buffer.div_(dist.get_world_size(group))
-        operation = dist.ReduceOp.SUM
-    work = dist.all_reduce(buffer, op=operation, group=group, async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])
+    """Reduce a bucket to its mean over the ranks."""
+    return average(bucket.buffer(), group).then(lambda future: future.value()[0])
 
 
 class DDPGradients(GradientSource):
@@ -136,7 +139,6 @@ class DDPGradients(GradientSource):
             return self._reduce_mean(self.group, bucket)
         second = estimator.second(flat)
         mean_future = self._reduce_mean(self.group, bucket)
-        work = dist.all_reduce(second, group=self.group, async_op=True)
 
         def measure(future: Future) -> Tensor:
             # On GPUs the stream of this callback waits, not the host.
@@ -144,14 +146,14 @@ class DDPGradients(GradientSource):
             if second.is_cuda:
                 # The callback runs on a stream of its own.
                 second.record_stream(torch.cuda.current_stream())
-            compared = estimator.compared(second, mean)
+            compared = estimator.compared(second)
             parameters, means = self.gradients_in(bucket, mean)
             estimator.measure(parameters, self.gradients_in(bucket, compared)[1], means)
             return mean
 
         # torch.futures.collect_all would hide the streams from DDP, and the norms could
         # be read before they are complete.
-        return work.get_future().then(measure)
+        return average(second, self.group).then(measure)
 
     def measure_rest(self) -> None:
         """Measure the mean as a whole if no bucket was."""
@@ -173,12 +175,10 @@ class DDPGradients(GradientSource):
         """
         rows, preconditioner = self._estimator.rows, self._estimator.preconditioner
         parameters, views, offset = [], [], 0
-        for parameter, gradient in zip(
-            bucket.parameters(), bucket.gradients(), strict=True
-        ):
-            # torch 2.13 gives a wrong part of the bucket as the gradient of a complex
-            # parameter.
-            like = as_real(parameter) if parameter.is_complex() else gradient
+        for parameter in bucket.parameters():
+            # In the memory format of its parameter, while bucket.gradients() of torch
+            # 2.13 has another one, and of a complex one a wrong part of the bucket.
+            like = torch.empty_like(as_real(parameter), device='meta')
             # One that was frozen after DDP was built is in no module.
             if rows.of(parameter) is not None and preconditioner.has(parameter):
                 start = flat.storage_offset() + offset

@@ -81,9 +81,9 @@ class MicroBatchReplicas(VarianceEstimator):
 
     During a measured update each replica leaves its own gradient in
     ``parameter.grad``. The sum so far is kept aside, in the order in which autograd
-    would have added it, and put back at the end. (A tensor hook could read the gradient
-    of a pass without that copy, but it sees only a part of it where a shared head runs
-    under activation checkpointing.)
+    would have added the replicas, and put back at the end. (A tensor hook could read
+    the gradient of a pass without that copy, but it sees only a part of it where a
+    shared head runs under activation checkpointing.)
     """
 
     def start(

@@ -130,9 +130,11 @@ class AdamPreconditioner(Preconditioner):
 
     v is the optimizer's ``exp_avg_sq`` from before this update, 0 at the first one.
     Each of two halves updates v with its own gradient. Replicas share v as it is, so
-    their mean is rescaled like each of them. With ``amsgrad`` the largest v so far,
-    ``max_exp_avg_sq``, takes the place of v. There is no first moment and no bias
-    correction.
+    their mean is rescaled like each of them. Divided by eps alone, an element whose v
+    is 0 would outweigh all others, and the first update all later ones: there such
+    elements do not count, and a parameter without v counts as it is. With ``amsgrad``
+    the largest v so far, ``max_exp_avg_sq``, takes the place of v. There is no first
+    moment and no bias correction.
 
     Args:
         optimizer: An Adam or AdamW; that inside of ZeRO-1, which steps the parameters
@@ -157,12 +159,16 @@ class AdamPreconditioner(Preconditioner):
         self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
     ) -> Iterator[tuple[list[int], list[Tensor]]]:
         for rows, settings, (own, moments, largest) in self._groups(
-            parameters, [gradients]
+            parameters, [gradients], missing=1.0
         ):
             _, eps, amsgrad = settings
             scales = torch._foreach_sqrt(largest if amsgrad else moments)
+            # 1 where v is above 0.
+            counts = torch._foreach_clamp_max(scales, 1)
+            torch._foreach_ceil_(counts)
             torch._foreach_add_(scales, eps)
-            yield rows, torch._foreach_div(widened(own), scales)
+            torch._foreach_div_(counts, scales)
+            yield rows, torch._foreach_mul(widened(own), counts)
 
     def _halves(
         self,
@@ -198,13 +204,17 @@ class AdamPreconditioner(Preconditioner):
             yield 2, rows, directions[0]
 
     def _groups(
-        self, parameters: Sequence[nn.Parameter], lists: Lists
+        self,
+        parameters: Sequence[nn.Parameter],
+        lists: Lists,
+        missing: float = 0.0,
     ) -> Iterator[tuple[list[int], tuple, list[list[Tensor]]]]:
         """Yield slices of gradients that are rescaled together.
 
         Args:
             parameters: Parameters.
             lists: Gradients of the parameters.
+            missing: v of a parameter that has none. Defaults to 0.
 
         Yields:
             Rows of the slices in ``parameters``; beta2, eps and amsgrad of their group;
@@ -219,7 +229,8 @@ class AdamPreconditioner(Preconditioner):
         for settings, rows in by_settings.items():
             names = ['exp_avg_sq', 'max_exp_avg_sq' if settings[2] else 'exp_avg_sq']
             states = [
-                [self._moment(parameters[i], name) for i in rows] for name in names
+                [self._moment(parameters[i], name, missing) for i in rows]
+                for name in names
             ]
             gradients = [[as_real(tensors[row]) for row in rows] for tensors in lists]
             for places, slices in groups_of_slices([*gradients, *states]):
@@ -227,12 +238,12 @@ class AdamPreconditioner(Preconditioner):
                 moments, largest = widened(moments), widened(largest)
                 yield [rows[i] for i in places], settings, [*own, moments, largest]
 
-    def _moment(self, parameter: nn.Parameter, name: str) -> Tensor:
+    def _moment(self, parameter: nn.Parameter, name: str, missing: float) -> Tensor:
         moment = self._optimizer.state.get(parameter, {}).get(name)
         if moment is not None:
             return as_real(local(moment))
         like = as_real(local(parameter))
-        return like.new_zeros(()).expand_as(like)
+        return like.new_full((), missing).expand_as(like)
 
 
 def groups_of_slices(

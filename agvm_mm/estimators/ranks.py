@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -87,20 +88,19 @@ class RankEstimator(VarianceEstimator):
 
     @abstractmethod
     def second(self, flat: Tensor) -> Tensor:
-        """Return the tensor to sum over the ranks besides the mean; a new one.
+        """Return the tensor to average over the ranks besides the gradient; a new one.
 
         Args:
             flat: Gradients of this rank.
         """
 
-    @abstractmethod
-    def compared(self, second: Tensor, mean: Tensor) -> Tensor:
-        """Return the tensor to compare with the mean.
+    def compared(self, second: Tensor) -> Tensor:
+        """Return what is compared with the mean gradient.
 
         Args:
-            second: The sum; may be overwritten.
-            mean: Mean of the gradients over the ranks.
+            second: The average; may be overwritten.
         """
+        return second
 
     @abstractmethod
     def measure(
@@ -139,8 +139,8 @@ class RankEstimator(VarianceEstimator):
 class RankHalves(RankEstimator):
     """Compares the first half of the ranks with the second.
 
-    A measured update reduces a second, signed copy of the gradient in addition to the
-    mean. With an odd number of ranks the second half has one more.
+    A measured update reduces the gradient once more, with zeros in place of that of the
+    second half. With an odd number of ranks the second half has one more.
     """
 
     columns = 3
@@ -152,15 +152,10 @@ class RankHalves(RankEstimator):
         return first / self.ranks, 1 - first / self.ranks
 
     def second(self, flat: Tensor) -> Tensor:
-        first = self.ranks // 2
-        is_first = dist.get_rank(self.source.group) < first
-        # The sum over the ranks is d = G_A - G_B.
-        return flat * (1 / first if is_first else -1 / (self.ranks - first))
-
-    def compared(self, second: Tensor, mean: Tensor) -> Tensor:
-        # G is a G_A + b G_B, so a G_A is a (G + b d).
-        a, b = self.shares
-        return second.mul_(a * b).add_(mean, alpha=a)
+        # The mean over the ranks is a G_A. It is reduced as G = a G_A + b G_B is, so
+        # that their difference is 0 to the last bit where G_B is.
+        is_first = dist.get_rank(self.source.group) < self.ranks // 2
+        return flat.clone() if is_first else torch.zeros_like(flat)
 
     def measure(
         self,
@@ -192,9 +187,9 @@ class RankReplicas(RankEstimator):
 
     def second(self, flat: Tensor) -> Tensor:
         (wide,) = widened([flat])
-        return wide.square().div_(self.ranks)
+        return wide.square()
 
-    def compared(self, second: Tensor, mean: Tensor) -> Tensor:
+    def compared(self, second: Tensor) -> Tensor:
         # All replicas share v, so only the mean of their squares counts.
         return second.sqrt_()
 

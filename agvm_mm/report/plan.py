@@ -49,7 +49,7 @@ from agvm_mm.training.normalizers import MODES, Normalizers
 from agvm_mm.training.variance_sync import (
     WARMUP,
     VarianceSyncHook,
-    check_begin_is_reached,
+    check_measures,
     check_one_hook,
 )
 from agvm_mm.training.warmup import (
@@ -195,8 +195,8 @@ class Plan:
 
     def _plan_measurements(self, hook: VarianceSyncHook, momentum: float) -> None:
         begin = self.warmup if hook.begin == WARMUP else hook.begin
-        check_begin_is_reached(begin, self.updates)
         self.schedule = hook.make_schedule(begin)
+        check_measures(self.schedule, self.updates)
         self.measurements = sum(map(self.schedule.is_measured, range(self.updates)))
         if not hook.act:
             return

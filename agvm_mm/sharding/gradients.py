@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from agvm_mm.estimators.ranks import GradientSource, RankEstimator
 
 
+def average(mean: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> None:
+    """Reduce a tensor, which is overwritten, to the slice of its mean, as DDP does."""
+    operation = dist.ReduceOp.AVG
+    if dist.get_backend(group) != 'nccl':
+        tensor.div_(group.size())
+        operation = dist.ReduceOp.SUM
+    dist.reduce_scatter_tensor(mean, tensor, op=operation, group=group)
+
+
 class UnitReduction:
     """Reduce-scatter of one unit; torch does not export its base class.
 
@@ -59,19 +68,14 @@ class UnitReduction:
         if measuring and estimator.reduces_more:
             second = estimator.second(flat)
             compared = torch.empty_like(output_tensor, dtype=second.dtype)
-            dist.reduce_scatter_tensor(compared, second, group=group)
+            average(compared, second, group)
+            compared = estimator.compared(compared)
         elif measuring:  # Norms of this rank's gradient over the slices of all ranks.
             wide = torch.promote_types(flat.dtype, torch.float32)
             by_rank = flat.view(group.size(), -1)
             compared = torch.linalg.vector_norm(by_rank, dim=0, dtype=wide)
             compared /= group.size() ** 0.5
-        operation = dist.ReduceOp.AVG
-        if dist.get_backend(group) != 'nccl':
-            flat.div_(group.size())
-            operation = dist.ReduceOp.SUM
-        dist.reduce_scatter_tensor(output_tensor, flat, op=operation, group=group)
-        if measuring and estimator.reduces_more:
-            compared = estimator.compared(compared, output_tensor)
+        average(output_tensor, flat, group)
         if measuring:
             estimator.kept[self.name] = output_tensor, compared
 

@@ -129,7 +129,7 @@ class VarianceSyncHook(Hook):
             TypeError: If AGVM does not support the optimizer, its wrapper or the
                 wrapper of the model.
             ValueError: If the runner has several of these hooks, the model has no such
-                modules, or the run ends before AGVM begins.
+                modules, or the run has no update to measure.
         """
         hooks = [hook for hook in runner.hooks if isinstance(hook, VarianceSyncHook)]
         check_one_hook(len(hooks))
@@ -163,7 +163,7 @@ class VarianceSyncHook(Hook):
                 accumulation=counts,
             )
             self.schedule = self.make_schedule(end_of_warmup(rates))
-        check_begin_is_reached(self.schedule.begin, math.ceil(iterations / counts))
+        check_measures(self.schedule, math.ceil(iterations / counts))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check that the checkpoint to resume belongs to this training.
@@ -385,21 +385,18 @@ def explain_rejected(
     )
 
 
-def check_begin_is_reached(begin: int, updates: int) -> None:
-    """Check that a run does not end before AGVM begins.
-
-    Args:
-        begin: First update at which AGVM acts.
-        updates: Updates of the run.
+def check_measures(schedule: MeasurementSchedule, updates: int) -> None:
+    """Check that a run of so many updates measures one of them.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If it does not.
     """
-    if begin >= updates:
+    if not any(map(schedule.is_measured, range(updates))):
         raise ValueError(
-            f'VarianceSyncHook: begin={begin}, but the run ends after {updates} '
-            'updates, so AGVM would never act; lower begin (the default is the end of '
-            'the warm-up) or train longer'
+            f'VarianceSyncHook: begin={schedule.begin}, end={schedule.end} and '
+            f'interval={schedule.interval} measure none of the {updates} updates of '
+            'the run, so AGVM would never act; lower begin (the default is the end of '
+            'the warm-up) or interval, or train longer'
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from mmengine.model import BaseModel
 from ranks import run_on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from toy import OPTIMIZERS, ToyDetector, make_wrapper
@@ -273,3 +274,74 @@ def test_compressed_mean_and_second_hook():
         r'torch.bfloat16 \(Invalid scalar type\); try fp16_compress_hook',
         cannot_add,
     )
+
+
+class HeadOfOneRank(BaseModel):
+    """Network in float32 whose head has a gradient on rank 0 only."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = torch.nn.Linear(6, 8)
+        self.head = torch.nn.Linear(8, 50)
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        features = self.backbone(inputs)
+        own = float(dist.get_rank() == 0)
+        loss = features.square().mean() + own * (self.head(features) - 1).square().sum()
+        return dict(loss=loss)
+
+
+def head_of_one_rank(optimizer):
+    network = HeadOfOneRank()
+    model = DistributedDataParallel(network)
+    wrapper = make_wrapper(network, optimizer, estimator='halves', attach_to=model)
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    loss = model(torch.randn(4, 6, generator=generator))['loss']
+    wrapper.update_params(loss)
+    return wrapper.agvm.variances['head']
+
+
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_half_without_gradient_is_zero_to_the_last_bit(optimizer):
+    """Adam's first update rescales any rounding error to the size of a gradient."""
+    # 1/3 is not a number of the computer.
+    assert run_on_ranks(head_of_one_rank, 3, optimizer) == [1, 1, 1]
+
+
+class ConvolutionsInFloat64(BaseModel):
+    """Network of two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = torch.nn.Conv2d(3, 6, 3)
+        self.head = torch.nn.Conv2d(6, 4, 3)
+        self.double()
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return dict(loss=(self.head(self.backbone(inputs)) - 1).square().mean())
+
+
+def variances_in_memory_format(memory_format):
+    found = []
+    for estimator in ESTIMATORS:
+        network = ConvolutionsInFloat64().to(memory_format=memory_format)
+        model = DistributedDataParallel(network)
+        wrapper = make_wrapper(network, 'AdamW', estimator=estimator, attach_to=model)
+        generator = torch.Generator().manual_seed(dist.get_rank())
+        for _ in range(3):
+            images = torch.randn(2, 3, 6, 6, generator=generator).double()
+            wrapper.update_params(model(images)['loss'])
+            found.append(wrapper.agvm.variances)
+    return found
+
+
+def test_adam_rescales_gradients_in_channels_last():
+    """Each element by its own v, in whatever order a bucket has them."""
+    expected, found = (
+        run_on_ranks(variances_in_memory_format, 2, memory_format)[0]
+        for memory_format in (torch.contiguous_format, torch.channels_last)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)

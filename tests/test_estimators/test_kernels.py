@@ -144,6 +144,7 @@ def buckets_of(parameters):
 def test_kernels_under_ddp(model, monkeypatch, kind, optimizer, most):
     reduced = SimpleNamespace(get_future=lambda: done(None))
     monkeypatch.setattr(ddp.dist, 'get_rank', lambda group: 0)
+    monkeypatch.setattr(ddp.dist, 'get_backend', lambda group: 'nccl')
     monkeypatch.setattr(ddp.dist, 'all_reduce', lambda *_, **__: reduced)
     group = SimpleNamespace(size=lambda: 4)
     wrapped = SimpleNamespace(process_group=group, register_comm_hook=lambda *_: None)

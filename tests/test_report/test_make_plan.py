@@ -295,7 +295,7 @@ def test_images_of_coco_are_known_without_the_data():
         (8, 'train_cfg.total_batch_size', 64, 'total_batch_size=64 is not a multiple'),
         (7, 'train_cfg.total_batch_size', 512, '= 112; the nearest multiples are 448'),
         (1, 'train_cfg.total_batch_size', 16, 'one rank and accumulative_counts=1'),
-        (8, 'train_cfg.max_epochs', 2, 'begin=560, but the run ends after 460'),
+        (8, 'train_cfg.max_epochs', 2, 'begin=560, .* none of the 460 updates'),
         (8, 'default_hooks.agvm', None, 'go together'),
     ],
 )

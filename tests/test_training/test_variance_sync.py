@@ -516,9 +516,22 @@ def test_begin_that_is_not_reached_is_refused(tmp_path, begin, schedules, act):
         runner = run_measuring(tmp_path, AGVM, [hook], param_scheduler=schedules)
         assert runner.optim_wrapper.agvm.schedule.begin == 0
         return
-    message = f'begin={begin}, but the run ends after 6 updates'
+    message = f'begin={begin}, end=None and interval=10 measure none of the 6 updates'
     with pytest.raises(ValueError, match=message):
         run_measuring(tmp_path, AGVM, [hook], param_scheduler=schedules)
+
+
+@pytest.mark.parametrize('begin, end, interval', [(1, 5, 6), (1, 3, 4), (3, None, 8)])
+def test_run_without_an_update_to_measure_is_refused(tmp_path, begin, end, interval):
+    hook = dict(type='VarianceSyncHook', begin=begin, end=end, interval=interval)
+    last = 5 if end is None else end
+    assert all(update % interval for update in range(begin, last + 1))
+    message = f'begin={begin}, end={end} and interval={interval} measure none of the 6'
+    with pytest.raises(ValueError, match=message):
+        run_measuring(tmp_path, AGVM, [hook])
+    hook['interval'] = last
+    agvm = run_measuring(tmp_path, AGVM, [hook]).optim_wrapper.agvm
+    assert agvm.num_measurements == 1
 
 
 @pytest.mark.parametrize('loop', ['large batch', 'tools'])
