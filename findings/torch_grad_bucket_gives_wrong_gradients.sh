@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# torch 2.13.0: GradBucket.gradients() gives a DDP communication hook wrong views of the
-# gradients of complex parameters.
+# torch 2.13.0: GradBucket.gradients() gives a DDP communication hook wrong gradients of
+# parameters that are complex, or in channels_last.
 #
 # DDP stores a complex gradient as pairs of reals, so the buffer of the bucket is real and
 # twice as long as the parameters. gradients() cuts it by the shapes and offsets of the
 # complex parameters: each view has half of the numbers, and all but the first begin in the
-# gradient of another parameter. No error and no warning; a hook that works on buffer() is
-# right. Seen with two weights of 3 numbers, one rank, gloo: a buffer of 12 reals with views
-# at 0 and 3, of 3 reals each; right are 0 and 6, of 6.
+# gradient of another parameter. DDP stores the gradient of a dense parameter in the memory
+# format of that, while the views of gradients() are contiguous: in channels_last their
+# numbers are in another order. No error and no warning; a hook that works on buffer() is
+# right. Seen with one rank, gloo. Two complex weights of 3 numbers: a buffer of 12 reals with
+# views at 0 and 3, of 3 reals each; right are 0 and 6, of 6. A convolution of 2 channels and
+# 2 x 2 pixels whose gradient is 0 to 7: 0, 4, 1, 5, 2, 6, 3, 7.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -44,10 +47,25 @@ def hook(state, bucket):
     return future
 
 
+def channels_last(state, bucket):
+    seen.append([view.flatten().tolist() for view in bucket.gradients()])
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
 model = nn.parallel.DistributedDataParallel(Model())
 model.register_comm_hook(None, hook)
 model(torch.arange(1.0, 4)).backward()
 print(f'torch {torch.__version__}: {seen[0]}')
 assert seen[0] == ('torch.float32', 12, [(0, 3), (3, 3)]), 'the behavior has changed'
+
+layer = nn.Conv2d(2, 1, 2, bias=False).to(memory_format=torch.channels_last)
+model = nn.parallel.DistributedDataParallel(layer)
+model.register_comm_hook(None, channels_last)
+model(torch.arange(8.0).reshape(1, 2, 2, 2)).sum().backward()
+print(f'in channels_last: {seen[1]}, right is {layer.weight.grad.flatten().tolist()}')
+assert layer.weight.grad.flatten().tolist() == list(range(8))
+assert seen[1] == [[0, 4, 1, 5, 2, 6, 3, 7]], 'the behavior has changed'
 PYTHON
 venv/bin/python bucket.py
