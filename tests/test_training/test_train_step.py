@@ -367,7 +367,7 @@ class Faulty(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        raise torch.OutOfMemoryError('out of memory')
+        raise torch.cuda.OutOfMemoryError('out of memory')
 
 
 def fail_in_the_backbone(outer, call, data, optim_wrapper):
@@ -380,7 +380,7 @@ def fail_in_the_backbone(outer, call, data, optim_wrapper):
         loss = outer.roi_head['bbox_head'](features).square().mean()
     try:
         optim_wrapper.update_params(loss)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         return None
 
 
