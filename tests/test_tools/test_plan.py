@@ -112,7 +112,7 @@ def test_hours_alone_need_no_noise_scales(capsys: pytest.CaptureFixture):
 
 
 WRONG_SOURCES = [
-    (['--log', 'nowhere'], 1, 'nowhere has no vis_data/scalars.json'),
+    (['--log', 'nowhere'], 1, 'nowhere has no */vis_data/scalars.json'),
     (['--log', AGVM_512], 1, 'line 1 is not JSON'),
     (['--noise', AGVM_512], 1, 'is not a file of tools/noise_scale.py --json'),
     (['--log', 'a', '--noise', 'b'], 2, 'not allowed with argument --log'),

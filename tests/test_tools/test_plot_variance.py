@@ -36,4 +36,4 @@ def test_unknown_format_is_rejected(
 
 def test_folder_that_is_no_run_is_rejected(capsys: pytest.CaptureFixture):
     assert run_script(SCRIPT, 'nowhere') == 2
-    assert 'nowhere has no vis_data/scalars.json' in capsys.readouterr().err
+    assert 'nowhere has no */vis_data/scalars.json' in capsys.readouterr().err
