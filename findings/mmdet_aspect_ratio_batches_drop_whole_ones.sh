@@ -2,7 +2,7 @@
 # mmdet 3.3.0: AspectRatioBatchSampler with drop_last=True also drops a whole batch, by chance,
 # so ranks of one training make different numbers of iterations.
 #
-# It makes batches of wide images and of tall ones, and batches of what is left of both. The
+# It makes batches of wide images and of tall ones, and batches of the rest of both. The
 # last of these is dropped even if it is whole. Of four images in batches of two, three wide
 # and one tall ones make one batch, while len() is 2; four wide ones make two. Two ranks with
 # these images part after one iteration, and the second waits for the first. With random

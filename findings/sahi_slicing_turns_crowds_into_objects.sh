@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # sahi 0.12.8: slice_coco writes iscrowd=0 for crowds, which then count as missed objects.
 #
-# A crowd of COCO is a group of objects with one mask, and what is found in it, or not, is
+# A crowd of COCO is a group of objects with one mask, and objects found in it, or not, are
 # left out of the evaluation. sahi does not read iscrowd, so a set that it has cut has objects
 # in place of crowds. A detector that finds all of the four objects, and nothing in the four
 # crowds, has a mAP of 1 by pycocotools with the original annotations and of 0.5 with those of

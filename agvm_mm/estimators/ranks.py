@@ -95,7 +95,7 @@ class RankEstimator(VarianceEstimator):
         """
 
     def compared(self, second: Tensor) -> Tensor:
-        """Return what is compared with the mean gradient.
+        """Return the tensor to compare with the mean gradient.
 
         Args:
             second: The average; may be overwritten.
