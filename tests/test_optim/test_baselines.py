@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -79,18 +80,24 @@ def numpy_lars(updates, *, weight_decay):
     return weights
 
 
-@pytest.mark.parametrize(('period', 'decay'), [(3, 0.1), (2, 0.0), (1, 0.5), (4, 1.0)])
-@pytest.mark.parametrize('weight_decay', [0.0, 0.1])
-def test_pmd_lamb_equals_numpy(period, decay, weight_decay):
-    actual = run_torch(
-        'PMDLAMB', 12, period=period, moment_decay=decay, weight_decay=weight_decay
-    )
-    expected = numpy_lamb(
-        12, period=period, moment_decay=decay, weight_decay=weight_decay
-    )
-    for a, b in zip(actual, expected, strict=True):
-        # The package adds eps = 1e-6 to |u| as well.
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+def test_pmd_lamb_equals_numpy(subtests):
+    for (period, decay), weight_decay in product(
+        [(3, 0.1), (2, 0.0), (1, 0.5), (4, 1.0)], [0.0, 0.1]
+    ):
+        with subtests.test(period=period, decay=decay):
+            actual = run_torch(
+                'PMDLAMB',
+                12,
+                period=period,
+                moment_decay=decay,
+                weight_decay=weight_decay,
+            )
+            expected = numpy_lamb(
+                12, period=period, moment_decay=decay, weight_decay=weight_decay
+            )
+            for a, b in zip(actual, expected, strict=True):
+                # The package adds eps = 1e-6 to |u| as well.
+                np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 @pytest.mark.parametrize('weight_decay', [0.0, 0.1])

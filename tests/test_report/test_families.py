@@ -40,12 +40,13 @@ def documented():
 DOCUMENTED = documented()
 
 
-@pytest.mark.parametrize('model', KINDS)
-def test_update_is_the_documented_one(model):
-    config, cell = DOCUMENTED[model]
-    update = families.one_update(config)
-    assert (update.outcome, update.reason) == ('equal', '')
-    assert zoo_page.update_cell(update) == cell
+def test_update_is_the_documented_one(subtests):
+    for model in KINDS:
+        with subtests.test(model=model):
+            config, cell = DOCUMENTED[model]
+            update = families.one_update(config)
+            assert (update.outcome, update.reason) == ('equal', '')
+            assert zoo_page.update_cell(update) == cell
 
 
 def test_page_has_no_fault():

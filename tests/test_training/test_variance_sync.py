@@ -265,26 +265,29 @@ def test_compression_without_ranks_is_refused(tmp_path):
         runner.train()
 
 
-@pytest.mark.parametrize(
-    'setting, error, message',
-    [
-        (dict(interval=0), ValueError, 'interval must be at least 1, got 0'),
-        (dict(begin=-5), ValueError, 'begin must be'),
-        (
-            dict(begin='warm-up'),
-            ValueError,
-            "begin must be one of 'warmup', got 'warm-up'",
-        ),
-        (dict(begin=1.5), TypeError, 'begin must be a whole number'),
-        (dict(act=1), TypeError, 'act must be True or False'),
-        (dict(begin=5, end=3), ValueError, 'end must be at least 5'),
-        (dict(estimator='halfs'), ValueError, "Did you mean 'halves'"),
-        (dict(comm_hook='powersgd'), ValueError, 'comm_hook must be one of'),
-    ],
-)
-def test_bad_settings_are_refused(setting, error, message):
-    with pytest.raises(error, match=message):
-        VarianceSyncHook(**setting)
+BAD_SETTINGS = [
+    (dict(interval=0), ValueError, 'interval must be at least 1, got 0'),
+    (dict(begin=-5), ValueError, 'begin must be'),
+    (
+        dict(begin='warm-up'),
+        ValueError,
+        "begin must be one of 'warmup', got 'warm-up'",
+    ),
+    (dict(begin=1.5), TypeError, 'begin must be a whole number'),
+    (dict(act=1), TypeError, 'act must be True or False'),
+    (dict(begin=5, end=3), ValueError, 'end must be at least 5'),
+    (dict(estimator='halfs'), ValueError, "Did you mean 'halves'"),
+    (dict(comm_hook='powersgd'), ValueError, 'comm_hook must be one of'),
+]
+
+
+def test_bad_settings_are_refused(subtests):
+    for setting, error, message in BAD_SETTINGS:
+        with (
+            subtests.test(setting=setting, error=error),
+            pytest.raises(error, match=message),
+        ):
+            VarianceSyncHook(**setting)
 
 
 def images_of(mode, **kwargs):
