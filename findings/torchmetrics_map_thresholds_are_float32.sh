@@ -27,9 +27,9 @@ import torch
 try:
     import torchvision  # noqa: F401
 except RuntimeError:  # This torch has no CUDA: name the operators that the import looks for.
-    library = torch.library.Library('torchvision', 'FRAGMENT')
+    operators = torch.library.Library('torchvision', 'FRAGMENT')
     for name in ('nms', 'qnms'):
-        library.define(f'{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor')
+        operators.define(f'{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor')
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval

@@ -15,7 +15,11 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from agvm_mm.estimators.ranks import GradientSource, RankEstimator
+from agvm_mm.estimators.ranks import (
+    GradientSource,
+    RankEstimator,
+    mean_operation,
+)
 from agvm_mm.estimators.reductions import as_real
 
 
@@ -60,11 +64,8 @@ def check_compression(
 
 
 def average(tensor: Tensor, group: dist.ProcessGroup) -> Future:
-    """Reduce a tensor to its mean over the ranks, in place, as DDP does."""
-    operation = dist.ReduceOp.AVG
-    if dist.get_backend(group) != 'nccl':
-        tensor.div_(group.size())
-        operation = dist.ReduceOp.SUM
+    """Reduce a tensor to its mean over the ranks, in place."""
+    operation = mean_operation(tensor, group)
     work = dist.all_reduce(tensor, op=operation, group=group, async_op=True)
     return work.get_future()
 

@@ -18,6 +18,17 @@ from agvm_mm.estimators.preconditioner import Preconditioner
 from agvm_mm.estimators.reductions import widened
 
 
+def mean_operation(tensor: Tensor, group: dist.ProcessGroup) -> dist.ReduceOp:
+    """Return the operation that reduces a tensor to its mean over the ranks, as in DDP.
+
+    A backend that can only add gets the tensor divided, in place.
+    """
+    if dist.get_backend(group) == 'nccl':
+        return dist.ReduceOp.AVG
+    tensor.div_(group.size())
+    return dist.ReduceOp.SUM
+
+
 class GradientSource(ABC):
     """Reduces the gradients of a model over ranks.
 

@@ -12,15 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from agvm_mm.estimators.ranks import GradientSource, RankEstimator
+from agvm_mm.estimators.ranks import (
+    GradientSource,
+    RankEstimator,
+    mean_operation,
+)
 
 
 def average(mean: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> None:
-    """Reduce a tensor, which is overwritten, to the slice of its mean, as DDP does."""
-    operation = dist.ReduceOp.AVG
-    if dist.get_backend(group) != 'nccl':
-        tensor.div_(group.size())
-        operation = dist.ReduceOp.SUM
+    """Reduce a tensor, which is overwritten, to the slice of its mean."""
+    operation = mean_operation(tensor, group)
     dist.reduce_scatter_tensor(mean, tensor, op=operation, group=group)
 
 
