@@ -1,11 +1,13 @@
 """Files that are written as a whole or not at all, checkpoints first of all."""
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
@@ -56,26 +58,29 @@ def _remove(path: Path) -> None:
 
 
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's backend for local files, which here are written as a whole."""
+    """MMEngine's backend for local files, which here are written as a whole.
+
+    Args:
+        held (dict, optional): Entries of a checkpoint that are not in the bytes to
+            write. They go into the file straight from where they are.
+    """
+
+    def __init__(self, held: dict | None = None) -> None:
+        self.held = held
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file."""
+        """Write bytes to a file, those of a checkpoint together with what is held."""
         # Only the main process saves checkpoints.
         with replaced_when_whole(Path(filepath), sole_writer=True) as partial:
-            partial.write_bytes(obj)
+            if self.held:
+                rest = torch.load(io.BytesIO(obj), weights_only=False)
+                torch.save({**rest, **self.held}, partial)
+                self.held.clear()
+            else:
+                partial.write_bytes(obj)
 
 
 register_backend('agvm_atomic', AtomicLocalBackend, force=True)
-
-
-@contextmanager
-def whole_state(runner: Runner) -> Iterator[None]:
-    """Gather the divided state on rank 0, which alone saves it."""
-    with ExitStack() as stack:
-        for owner in (runner.model, runner.optim_wrapper):
-            if hasattr(owner, 'gathered'):
-                stack.enter_context(owner.gathered())
-        yield
 
 
 @HOOKS.register_module()
@@ -94,6 +99,10 @@ class AtomicCheckpointHook(CheckpointHook):
         ...     checkpoint=dict(type='AtomicCheckpointHook', max_keep_ckpts=1)
         ... )
     """
+
+    # What is held for a local file during a save; None for other storages.
+    _held: dict | None = None
+    _saves = False
 
     def before_run(self, runner: Runner) -> None:
         """Have a :class:`.ResumeHook` check the checkpoint to resume."""
@@ -114,8 +123,30 @@ class AtomicCheckpointHook(CheckpointHook):
         named = (self.backend_args or self.file_client_args or {}).get('backend')
         if named in ('local', 'disk') or (named is None and '://' not in out_dir):
             self.file_client_args = None
-            self.backend_args = dict(backend='agvm_atomic')
+            self._held = {}
+            self.backend_args = dict(backend='agvm_atomic', held=self._held)
         super().before_train(runner)
+
+    @contextmanager
+    def _saving(self, runner: Runner) -> Iterator[None]:
+        """Gather the divided state on rank 0, which alone saves it."""
+        with ExitStack() as stack:
+            for owner in (runner.model, runner.optim_wrapper):
+                if hasattr(owner, 'gathered'):
+                    stack.enter_context(owner.gathered())
+            self._saves = True
+            try:
+                yield
+            finally:
+                self._saves = False
+                (self._held or {}).clear()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Hold the tensors for the local file; MMEngine would copy them as bytes."""
+        # Others call Runner.save_checkpoint, too, and may write somewhere else.
+        if self._saves and self._held is not None:
+            for key in checkpoint.keys() - {'meta', 'message_hub', 'param_schedulers'}:
+                self._held[key] = checkpoint.pop(key)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint, name it in ``last_checkpoint``, then remove the oldest."""
@@ -128,7 +159,7 @@ class AtomicCheckpointHook(CheckpointHook):
             hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self.last_ckpt = self._path(step)
         hub.update_info('last_ckpt', self.last_ckpt)
-        with whole_state(runner):
+        with self._saving(runner):
             runner.save_checkpoint(
                 self.out_dir,
                 self.filename_tmpl.format(step),
@@ -153,7 +184,7 @@ class AtomicCheckpointHook(CheckpointHook):
         before, self.best_paths = self.best_paths, [None] * len(self.save_best)
         try:
             # It finds none to remove.
-            with whole_state(runner):
+            with self._saving(runner):
                 super()._save_best_checkpoint(runner, metrics)
         finally:
             pairs = list(zip(before, self.best_paths, strict=True))

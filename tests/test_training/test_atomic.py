@@ -10,7 +10,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import FileClient, LocalBackend, get_file_backend
 from mmengine.fileio.backends import registry_utils
 from mmengine.hooks import Hook
-from mmengine.registry import METRICS
+from mmengine.registry import HOOKS, METRICS
 from runners import make_runner
 from test_loading import AGVM, runner
 from test_resume import assert_same
@@ -221,7 +221,46 @@ def test_local_files_are_whole_however_they_are_asked_for(tmp_path, options):
     trained.train()
     hook = next(h for h in trained.hooks if isinstance(h, AtomicCheckpointHook))
     assert isinstance(hook.file_backend, AtomicLocalBackend)
-    assert hook.backend_args == dict(backend='agvm_atomic')
+    assert hook.backend_args == dict(backend='agvm_atomic', held={})
+
+
+@HOOKS.register_module(force=True)
+class LateHook(Hook):
+    """Add to a checkpoint after the hook that saves, and save one elsewhere."""
+
+    priority = 'LOWEST'
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint['late'] = torch.ones(3)
+
+    def after_train_epoch(self, runner):
+        runner.save_checkpoint(runner.work_dir, 'other.pth')
+
+
+def test_tensors_go_straight_into_the_file(tmp_path, monkeypatch):
+    sizes = []
+    put = AtomicLocalBackend.put
+
+    def measured_put(self, obj, filepath):
+        sizes.append(len(obj))
+        put(self, obj, filepath)
+
+    monkeypatch.setattr(AtomicLocalBackend, 'put', measured_put)
+    trained = runner(tmp_path, dict(type='AtomicCheckpointHook', interval=1))
+    # EMAHook adds another copy of the weights.
+    trained.register_custom_hooks([dict(type='EMAHook'), dict(type='LateHook')])
+    # Larger than anything else in the checkpoint.
+    trained.model.register_buffer('large', torch.rand(300_000))
+    trained.train()
+    assert sizes and max(sizes) < 300_000
+    # MMEngine wrote the last one by itself.
+    for name in ('epoch_1.pth', 'epoch_3.pth', 'other.pth'):
+        checkpoint = torch.load(tmp_path / name, weights_only=False)
+        # The Runner has no schedules.
+        entries = 'meta message_hub state_dict ema_state_dict optimizer late'.split()
+        assert checkpoint.keys() == set(entries)
+        assert torch.equal(checkpoint['state_dict']['large'], trained.model.large)
+        assert torch.equal(checkpoint['late'], torch.ones(3))
 
 
 @METRICS.register_module(force=True)
