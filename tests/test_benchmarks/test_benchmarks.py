@@ -14,6 +14,7 @@ import overhead
 import pytest
 import scaling
 import sharding
+import waiting
 from common.memory import CAN_FOLLOW_STORAGES
 from common.report import RESULTS
 
@@ -241,5 +242,14 @@ def test_layouts_differ_in_micro_batches_only(tmp_path, monkeypatch):
 
 def test_settings_of_normalizers_are_timed(capsys):
     normalizers.main(['--rounds', '1', '--micro-batches', '2'])
-    rows = [row for row in capsys.readouterr().out.splitlines() if row.count('(')]
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith('|') and '(' in line]
     assert [row.split()[1] for row in rows] == list(normalizers.TWINS)
+
+
+def test_saves_and_resumes_are_timed_in_turns(tmp_path):
+    counts = ['--rounds', '2', '--state', '2', '--updates', '3']
+    waiting.main([*counts, '--out', str(tmp_path)])
+    result = json.loads((tmp_path / 'waiting.json').read_text())
+    assert {len(found) for found in result['saves'].values()} == {2}
+    assert {len(found) for found in result['starts'].values()} == {2}
