@@ -120,11 +120,14 @@ class Plan:
         use_toolbox(cfg)
         check_loop(cfg)
         self.gpus = gpus
-        self.images = images or training_images(cfg)
-        self.images_per_gpu = images_per_gpu or cfg.train_dataloader.batch_size
+        loader = cfg.train_dataloader
+        self.images_per_gpu = images_per_gpu or loader.batch_size
         self.noise = noise
         self.images_per_second = images_per_second
         per_micro_batch = gpus * self.images_per_gpu
+        batches = loader.get('num_batch_per_epoch')  # MMEngine's Runner cuts epochs.
+        self.images = batches * per_micro_batch if batches else images
+        self.images = self.images or training_images(cfg)
         accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
         default = per_micro_batch * accumulation
         self.total = cfg.train_cfg.get('total_batch_size', default)
@@ -132,7 +135,6 @@ class Plan:
         self.micro_batches = self.total // per_micro_batch
         if 'total_batch_size' in cfg.train_cfg and not endless_samplers(cfg):
             check_epoch(self.total, math.ceil(self.images / gpus) * gpus)
-        loader = cfg.train_dataloader
         owners = loader, loader.get('batch_sampler') or {}
         drops = any(owner.get('drop_last') for owner in owners)
         epoch = math.ceil(self.images / gpus) / self.images_per_gpu

@@ -135,6 +135,8 @@ LARGE = dict(type='LargeBatchTrainLoop', max_epochs=4, total_batch_size=32)
         (BY_ITERATIONS, 1, {}, [dict(type='MultiStepLR', milestones=[1])]),
         (LARGE, 1, {}, [dict(type='PolyLR', convert_to_iter_based=True)]),
         (LARGE, 1, dict(drop_last=True), [dict(type='CosineAnnealingLR')]),
+        (LARGE, 1, dict(num_batch_per_epoch=9), [dict(type='CosineAnnealingLR')]),
+        (BY_EPOCHS, 1, dict(num_batch_per_epoch=9), [WARMUP, dict(type='PolyLR')]),
         (LARGE, 1, {}, [dict(type='ReduceOnPlateauLR', monitor='loss')]),
         (BY_UPDATES, 1, {}, [WARMUP, dict(type='PolyLR', by_epoch=False)]),
     ],
