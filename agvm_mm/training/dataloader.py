@@ -31,7 +31,7 @@ from agvm_mm.training.update import (
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
-PLACE = 'agvm_pass_and_updates'
+PLACE = 'agvm_pass_and_first_update'
 """In the message hub, which is part of a checkpoint."""
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
@@ -371,7 +371,7 @@ class EndlessUpdates:
     Args:
         dataloader: Its passes.
         done: Updates of the run before.
-        hub: Message hub of the run. It keeps the pass and the updates of it: a batch
+        hub: Message hub of the run. It keeps the pass and its first update: a batch
             sampler may yield fewer than its length.
     """
 
@@ -381,9 +381,10 @@ class EndlessUpdates:
         self._dataloader, self._hub = dataloader, hub
         self._iterator: Iterator[UpdateWindow] | None = None
         self._left_out = done
-        place = (0, done) if dataloader.endless else divmod(done, len(dataloader))
+        number = 0 if dataloader.endless else done // len(dataloader)
         saved = hub.runtime_info.get(PLACE) if done else None
-        self._number, self._done = saved or place
+        self._number, self._first = saved or (number, number * len(dataloader))
+        self._update = done
 
     def skip_iter(self, updates: int) -> None:
         """Do nothing: onedl-mmengine calls it in place of asking for items."""
@@ -400,18 +401,18 @@ class EndlessUpdates:
             self._start_pass()
         window = next(self._iterator, None)
         if window is None:
-            self._number, self._done = self._number + 1, 0
+            self._number, self._first = self._number + 1, self._update
             self._start_pass()
             window = next(self._iterator)
-        self._done += 1
-        self._hub.update_info(PLACE, (self._number, self._done))
+        self._update += 1
         return window
 
     def _start_pass(self) -> None:
         plan = self._dataloader.plan
         if hasattr(plan.sampler, 'set_epoch'):
             plan.sampler.set_epoch(self._number)
-        plan.number, plan.done = self._number, self._done
+        plan.number, plan.done = self._number, self._update - self._first
+        self._hub.update_info(PLACE, (self._number, self._first))
         self._iterator = iter(self._dataloader)
 
 

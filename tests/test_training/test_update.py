@@ -373,3 +373,17 @@ def test_resumed_run_counts_the_updates_that_passes_had(tmp_path, stop):
     resumed = make(load_from=path, resume=True)
     resumed.train()
     assert resumed.model.seen == whole.model.seen[8 * stop :]
+    # Nor is an update left out that was interrupted.
+    again = make(load_from=path, resume=True)
+    again.model.register_forward_hook(interrupt_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    again.model._forward_hooks.clear()
+    again.model.seen.clear()
+    again.train()
+    assert again.model.seen == resumed.model.seen[8:]
+
+
+def interrupt_at_the_second(model, args, output):
+    if len(model.seen) == 12:
+        raise KeyboardInterrupt
