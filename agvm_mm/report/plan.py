@@ -71,7 +71,7 @@ TRAIN_IMAGES = dict(coco=117_266, coco_unfiltered=118_287, ade20k=20_210)
 
 COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
 MOMENTS = dict(SGD=1, Adam=2, AdamW=2, BaselineLARS=1, BaselineLAMB=2, PMDLAMB=2)
-"""Moments that an optimizer keeps for each parameter."""
+"""Moments that an optimizer keeps for each parameter, with momentum, if it has any."""
 
 
 class Plan:
@@ -92,6 +92,7 @@ class Plan:
         epoch: Updates of an epoch.
         epochs: Epochs of the run.
         updates: Updates of the run.
+        moments: Moments of each parameter; None if not known.
         lr: Learning rate at each update.
         warmup: First update at which it is at its peak, within 1%.
         modules: Trainable parameters by module.
@@ -154,7 +155,12 @@ class Plan:
         }
         optim_wrapper, self.hook = build_agvm(cfg, model)
         self.optimizer = type(optim_wrapper.optimizer).__name__
-        lr = float(optim_wrapper.optimizer.defaults['lr'])
+        defaults = optim_wrapper.optimizer.defaults
+        self.moments = MOMENTS.get(self.optimizer)
+        if self.moments is not None:
+            self.moments += bool(defaults.get('amsgrad'))
+            self.moments *= defaults.get('momentum') != 0
+        lr = float(defaults['lr'])
         scaling = cfg.get('auto_scale_lr')
         settings = scaling, lr, self.total, max_iters, accumulation
         self.warnings = [text for text in [describe_scaling(*settings)] if text]
@@ -434,9 +440,9 @@ def describe(plan: Plan) -> str:
     size = 4 * sum(plan.modules.values())
     own = format_bytes(size / (plan.gpus if plan.divides_parameters else 1))
     moments = f'not known for {plan.optimizer}'
-    if plan.optimizer in MOMENTS:
+    if plan.moments is not None:
         ranks = plan.gpus if plan.divides_moments else 1
-        moments = format_bytes(size * MOMENTS[plan.optimizer] / ranks)
+        moments = format_bytes(size * plan.moments / ranks)
     lines = [
         f'batch       {plan.total:,} images = {plan.gpus:,} GPU(s) x '
         f'{plan.images_per_gpu:,} images x {plan.micro_batches:,} micro-batch(es)',
