@@ -27,7 +27,8 @@ def main() -> None:
     """Build a Runner from the config and test."""
     args = parse_args()
     cfg = cli.load_run_config(args)
-    cfg.load_from = args.checkpoint
+    # To resume, the training would have to be built.
+    cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show_dir:
         cli.draw_predictions(cfg, args.show_dir)
     if args.out:

@@ -32,8 +32,8 @@ def find_logs(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    logs = path.glob('*/vis_data/scalars.json')
-    found = sorted(logs, key=lambda log: (log.stat().st_mtime_ns, log))
+    # By their dated folders: a copy of the work folder has other times of its files.
+    found = sorted(path.glob('*/vis_data/scalars.json'))
     if not found:
         raise FileNotFoundError(
             f'{path} has no */vis_data/scalars.json: not the work folder of a run?'

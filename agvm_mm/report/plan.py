@@ -71,7 +71,7 @@ TRAIN_IMAGES = dict(coco=117_266, coco_unfiltered=118_287, ade20k=20_210)
 
 COCO_FILES = ('instances_train2017.json', 'panoptic_train2017.json')
 MOMENTS = dict(SGD=1, Adam=2, AdamW=2, BaselineLARS=1, BaselineLAMB=2, PMDLAMB=2)
-"""Moments that an optimizer keeps for each parameter."""
+"""Moments that an optimizer keeps for each parameter, with momentum, if it has any."""
 
 
 class Plan:
@@ -92,6 +92,7 @@ class Plan:
         epoch: Updates of an epoch.
         epochs: Epochs of the run.
         updates: Updates of the run.
+        moments: Moments of each parameter; None if not known.
         lr: Learning rate at each update.
         warmup: First update at which it is at its peak, within 1%.
         modules: Trainable parameters by module.
@@ -120,11 +121,14 @@ class Plan:
         use_toolbox(cfg)
         check_loop(cfg)
         self.gpus = gpus
-        self.images = images or training_images(cfg)
-        self.images_per_gpu = images_per_gpu or cfg.train_dataloader.batch_size
+        loader = cfg.train_dataloader
+        self.images_per_gpu = images_per_gpu or loader.batch_size
         self.noise = noise
         self.images_per_second = images_per_second
         per_micro_batch = gpus * self.images_per_gpu
+        batches = loader.get('num_batch_per_epoch')  # MMEngine's Runner cuts epochs.
+        self.images = batches * per_micro_batch if batches else images
+        self.images = self.images or training_images(cfg)
         accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
         default = per_micro_batch * accumulation
         self.total = cfg.train_cfg.get('total_batch_size', default)
@@ -132,7 +136,6 @@ class Plan:
         self.micro_batches = self.total // per_micro_batch
         if 'total_batch_size' in cfg.train_cfg and not endless_samplers(cfg):
             check_epoch(self.total, math.ceil(self.images / gpus) * gpus)
-        loader = cfg.train_dataloader
         owners = loader, loader.get('batch_sampler') or {}
         drops = any(owner.get('drop_last') for owner in owners)
         epoch = math.ceil(self.images / gpus) / self.images_per_gpu
@@ -152,7 +155,12 @@ class Plan:
         }
         optim_wrapper, self.hook = build_agvm(cfg, model)
         self.optimizer = type(optim_wrapper.optimizer).__name__
-        lr = float(optim_wrapper.optimizer.defaults['lr'])
+        defaults = optim_wrapper.optimizer.defaults
+        self.moments = MOMENTS.get(self.optimizer)
+        if self.moments is not None:
+            self.moments += bool(defaults.get('amsgrad'))
+            self.moments *= defaults.get('momentum') != 0
+        lr = float(defaults['lr'])
         scaling = cfg.get('auto_scale_lr')
         settings = scaling, lr, self.total, max_iters, accumulation
         self.warnings = [text for text in [describe_scaling(*settings)] if text]
@@ -432,9 +440,9 @@ def describe(plan: Plan) -> str:
     size = 4 * sum(plan.modules.values())
     own = format_bytes(size / (plan.gpus if plan.divides_parameters else 1))
     moments = f'not known for {plan.optimizer}'
-    if plan.optimizer in MOMENTS:
+    if plan.moments is not None:
         ranks = plan.gpus if plan.divides_moments else 1
-        moments = format_bytes(size * MOMENTS[plan.optimizer] / ranks)
+        moments = format_bytes(size * plan.moments / ranks)
     lines = [
         f'batch       {plan.total:,} images = {plan.gpus:,} GPU(s) x '
         f'{plan.images_per_gpu:,} images x {plan.micro_batches:,} micro-batch(es)',

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.logging import MessageHub
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
@@ -30,6 +31,8 @@ from agvm_mm.training.update import (
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
+PLACE = 'agvm_pass_and_first_update'
+"""In the message hub, which is part of a checkpoint."""
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
@@ -368,15 +371,20 @@ class EndlessUpdates:
     Args:
         dataloader: Its passes.
         done: Updates of the run before.
+        hub: Message hub of the run. It keeps the pass and its first update: a batch
+            sampler may yield fewer than its length.
     """
 
-    def __init__(self, dataloader: UpdateDataLoader, done: int) -> None:
-        self._dataloader = dataloader
+    def __init__(
+        self, dataloader: UpdateDataLoader, done: int, hub: MessageHub
+    ) -> None:
+        self._dataloader, self._hub = dataloader, hub
         self._iterator: Iterator[UpdateWindow] | None = None
         self._left_out = done
-        self._number, self._done = 0, done
-        if not dataloader.endless:
-            self._number, self._done = divmod(done, len(dataloader))
+        number = 0 if dataloader.endless else done // len(dataloader)
+        saved = hub.runtime_info.get(PLACE) if done else None
+        self._number, self._first = saved or (number, number * len(dataloader))
+        self._update = done
 
     def skip_iter(self, updates: int) -> None:
         """Do nothing: onedl-mmengine calls it in place of asking for items."""
@@ -393,16 +401,18 @@ class EndlessUpdates:
             self._start_pass()
         window = next(self._iterator, None)
         if window is None:
-            self._number += 1
+            self._number, self._first = self._number + 1, self._update
             self._start_pass()
             window = next(self._iterator)
+        self._update += 1
         return window
 
     def _start_pass(self) -> None:
         plan = self._dataloader.plan
         if hasattr(plan.sampler, 'set_epoch'):
             plan.sampler.set_epoch(self._number)
-        plan.number, plan.done, self._done = self._number, self._done, 0
+        plan.number, plan.done = self._number, self._update - self._first
+        self._hub.update_info(PLACE, (self._number, self._first))
         self._iterator = iter(self._dataloader)
 
 

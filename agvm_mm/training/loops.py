@@ -300,5 +300,6 @@ class LargeBatchIterTrainLoop(LargeBatchMixin, IterBasedTrainLoop):
 
     def run(self) -> nn.Module:
         """Launch training; see :meth:`LargeBatchMixin.run`."""
-        self.dataloader_iterator = EndlessUpdates(self.dataloader, self.iter)
+        hub = self.runner.message_hub
+        self.dataloader_iterator = EndlessUpdates(self.dataloader, self.iter, hub)
         return super().run()

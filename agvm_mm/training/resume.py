@@ -26,6 +26,7 @@ from agvm_mm.training.loading import (
     read_outline,
 )
 from agvm_mm.training.warmup import follows_metric, step_schedules
+from agvm_mm.validation import check_flag
 
 STORED = {
     'images of an update': 'agvm_total_batch_size',
@@ -213,7 +214,11 @@ def resume_hook(
     """Return the :class:`ResumeHook` of a run, which the first call registers.
 
     A true argument sets the attribute of the hook.
+
+    Raises:
+        TypeError: If ``allow_mismatch`` is not True or False.
     """
+    check_flag('allow_resume_mismatch', allow_mismatch)
     hook = next((each for each in runner.hooks if isinstance(each, ResumeHook)), None)
     if hook is None:
         hook = ResumeHook()

@@ -15,6 +15,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from agvm_mm.estimators.reductions import widened
 from agvm_mm.optim.agvm import MicroBatch
 from agvm_mm.optim.wrapper import AGVMOptimWrapper
 
@@ -198,10 +199,13 @@ class Update(OptimWrapper):
         syncs = self.should_sync() or not hasattr(self._model, 'no_sync')
         with nullcontext() if syncs else self._model.no_sync():
             values = self._model.train_step(data_batch, optim_wrapper=self)
-        # Without the graph, which would stay in memory until the update ends.
+        # Without the graph, which would stay in memory until the update ends, and wide
+        # enough for the sum over its images.
         self._values.append(
             {
-                name: value.detach() if isinstance(value, Tensor) else value
+                name: widened([value.detach()])[0]
+                if isinstance(value, Tensor)
+                else value
                 for name, value in (values or {}).items()
             }
         )

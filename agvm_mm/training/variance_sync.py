@@ -459,6 +459,10 @@ def check_fully_sharded(runner: Runner) -> None:
         'FullyShardedModel: SGD(fused=True) cannot step slices; remove fused': (
             fused and isinstance(optimizer, SGD)
         ),
+        'FullyShardedModel: with norm_type=inf of clip_grad each rank takes the norm '
+        'of its own slices for the log; use norm_type=2': math.isinf(
+            float((wrapper.clip_grad_kwargs or {}).get('norm_type', 2))
+        ),
     }
     for problem, found in problems.items():
         if found:

@@ -32,13 +32,14 @@ def test_curves_and_learning_rate_steps_are_read(tmp_path: Path):
 
 
 def test_latest_log_of_a_folder_is_found(tmp_path: Path):
-    first = write_log(tmp_path, *RECORDS)
-    other = write_log(tmp_path, name='20260102_000000')
-    os.utime(other, (0, 0))
-    assert logs.find_logs(tmp_path)[-1] == first
-    os.utime(other)
-    assert logs.find_logs(tmp_path)[-1] == other
-    assert logs.find_logs(other)[-1] == other
+    first = write_log(tmp_path, {'step': 1, 'lr': 0.1}, {'step': 2, 'lr': 0.1})
+    other = write_log(tmp_path, {'step': 3, 'lr': 0.1}, name='20260102_000000')
+    # A copy may be written in any order.
+    for age in (0, 2**32):
+        os.utime(other, (age, age))
+        assert logs.find_logs(tmp_path) == [first, other]
+        assert [record['step'] for record in logs.read_run(tmp_path)] == [1, 2, 3]
+    assert logs.find_logs(other) == [other]
 
 
 def test_folder_without_log_is_an_error(tmp_path: Path):

@@ -66,6 +66,7 @@ ZERO = {
     'optim_wrapper.optimizer.type': 'ZeroRedundancyOptimizer',
     'optim_wrapper.optimizer.optimizer_type': 'AdamW',
 }
+PLAIN_SGD = dict(_delete_=True, type='SGD', lr=0.1)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,9 @@ ZERO = {
         ({}, 1, 2),
         (ZERO, 1, 0.5),
         ({'model_wrapper_cfg.type': 'FullyShardedModel'}, 0.25, 0.5),
+        ({'optim_wrapper.optimizer.amsgrad': True}, 1, 3),
+        ({'optim_wrapper.optimizer': PLAIN_SGD}, 1, 0),
+        ({'optim_wrapper.optimizer': PLAIN_SGD | dict(momentum=0.9)}, 1, 1),
     ],
 )
 def test_memory_that_ranks_divide(options, held, moments):
@@ -135,6 +139,8 @@ LARGE = dict(type='LargeBatchTrainLoop', max_epochs=4, total_batch_size=32)
         (BY_ITERATIONS, 1, {}, [dict(type='MultiStepLR', milestones=[1])]),
         (LARGE, 1, {}, [dict(type='PolyLR', convert_to_iter_based=True)]),
         (LARGE, 1, dict(drop_last=True), [dict(type='CosineAnnealingLR')]),
+        (LARGE, 1, dict(num_batch_per_epoch=9), [dict(type='CosineAnnealingLR')]),
+        (BY_EPOCHS, 1, dict(num_batch_per_epoch=9), [WARMUP, dict(type='PolyLR')]),
         (LARGE, 1, {}, [dict(type='ReduceOnPlateauLR', monitor='loss')]),
         (BY_UPDATES, 1, {}, [WARMUP, dict(type='PolyLR', by_epoch=False)]),
     ],

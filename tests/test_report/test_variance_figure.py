@@ -65,7 +65,7 @@ def test_every_module_is_drawn():
         if line.get_label() in ('backbone', 'head')
     ]
     assert all(len(set(look)) == 2 for look in zip(*looks, strict=True))
-    assert noise.get_xlabel() == 'optimizer update'
+    assert noise.get_xlabel() == 'iteration'  # Of a loop of MMEngine.
     assert [text.get_text() for text in noise.texts] == ['not resolved']
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]

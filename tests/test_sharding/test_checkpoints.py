@@ -43,6 +43,7 @@ def train(
     optimizer=ADAMW,
     save=ATOMIC,
     hook=None,
+    clip_grad=None,
     extra=(),
     cfg=None,
     launcher='pytorch',
@@ -62,6 +63,7 @@ def train(
         dict(
             type=kind,
             optimizer=optimizer,
+            clip_grad=clip_grad,
             paramwise_cfg=dict(bias_decay_mult=0.0),
         ),
         images=48,
@@ -166,6 +168,7 @@ def refusals(folder):
         sharded_plain=message('sharded_plain', 'fsdp', kind='OptimWrapper'),
         both=message('both', 'fsdp', optimizer=as_zero(SGD)),
         fused=message('fused', 'fsdp', optimizer=SGD | dict(fused=True)),
+        clip=message('clip', 'fsdp', clip_grad=dict(max_norm=1, norm_type='inf')),
         ema=message('ema', 'fsdp', extra=[dict(type='EMAHook')]),
         unused=message('unused', 'fsdp', cfg=dict(find_unused_parameters=True)),
         comm=message('comm', 'fsdp', hook=dict(comm_hook='bf16_compress_hook')),
@@ -186,6 +189,7 @@ def test_refusals(tmp_path):
             assert 'OptimWrapper cannot save a state that is divided' in found[name]
         assert 'divides whole parameters; use its optimizer_type' in found['both']
         assert 'SGD(fused=True) cannot step slices' in found['fused']
+        assert 'norm_type=inf of clip_grad' in found['clip']
         assert 'EMAHook copies the model as a whole' in found['ema']
         assert 'find_unused_parameters=True' in found['unused']
         assert "comm_hook='bf16_compress_hook' is a hook of Dist" in found['comm']

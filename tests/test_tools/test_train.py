@@ -138,6 +138,9 @@ def test_one_process_trains_resumes_and_tests(data: Path, tmp_path: Path):
     name = 'rpn_head.rpn_conv.weight'
     assert not torch.equal(first['state_dict'][name], second['state_dict'][name])
 
+    # A config that always resumes; the training data are on another machine.
+    more = {'default_hooks.visualization.interval': 1, 'resume': True}
+    more['train_dataloader.dataset.ann_file'] = 'elsewhere.json'
     run_script(
         'test.py',
         AGVM,
@@ -148,7 +151,7 @@ def test_one_process_trains_resumes_and_tests(data: Path, tmp_path: Path):
         tmp_path / 'predictions.pkl',
         '--show-dir',
         'pictures',
-        *detector_options(data, **{'default_hooks.visualization.interval': 1}),
+        *detector_options(data, **more),
     )
     assert 'coco/bbox_mAP: ' in read_log(tmp_path / 'test')
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0

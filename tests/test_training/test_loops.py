@@ -205,6 +205,24 @@ def test_auto_scale_lr_of_mmengine_is_refused(tmp_path):
     assert runner.iter == 3
 
 
+@pytest.mark.parametrize('place', ['loop', 'hook'])
+def test_flag_in_words_is_refused(tmp_path, place):
+    # As --cfg-options train_cfg.allow_resume_mismatch=no
+    flag = dict(allow_resume_mismatch='no')
+    hook = dict(type='VarianceSyncHook', begin=0, interval=1)
+    runner = make_runner(
+        tmp_path,
+        dict(PLAIN, type='AGVMOptimWrapper'),
+        images=8,
+        batch_size=4,
+        train_cfg=dict(type='LargeBatchTrainLoop', max_epochs=1, total_batch_size=8)
+        | (flag if place == 'loop' else {}),
+        hooks=[hook | (flag if place == 'hook' else {})],
+    )
+    with pytest.raises(TypeError, match="mismatch must be True or False, got 'no'"):
+        runner.train()
+
+
 def test_accumulating_twice_is_refused(tmp_path):
     runner = make_runner(
         tmp_path,

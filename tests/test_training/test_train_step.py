@@ -443,6 +443,18 @@ def test_logged_value_is_the_mean_of_those_that_have_it(tmp_path):
     assert hub.get_scalar('train/acc').current() == 80
 
 
+def test_logged_value_of_half_precision_is_summed_in_float32(tmp_path):
+    def behavior(outer, call, data, optim_wrapper):
+        values = plain_step(outer, call, data, optim_wrapper)
+        large = torch.tensor(30000.0, dtype=torch.float16)
+        fine = torch.tensor(1 + call / 128, dtype=torch.bfloat16)
+        return values | dict(loss_large=large, fine=fine)
+
+    hub = train(tmp_path, behavior).message_hub
+    assert hub.get_scalar('train/loss_large').current() == 30000
+    assert hub.get_scalar('train/fine').current() == 1 + (0 + 1 + 2 + 3) / 4 / 128
+
+
 def test_data_time_is_that_of_all_micro_batches(tmp_path):
     clock = [0]
 

@@ -10,7 +10,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import DATA_SAMPLERS, HOOKS, MODEL_WRAPPERS, MODELS
 from ranks import run_on_ranks
 from runners import ImageDataset, make_runner
-from torch.utils.data import RandomSampler
+from torch.utils.data import BatchSampler, RandomSampler
 from toy import ToyDetector
 
 from agvm_mm.training.loading import allow_runner_checkpoints
@@ -335,3 +335,55 @@ def test_resumed_run_sees_the_same_images(tmp_path, train_cfg, sampler, stop):
     assert resumed.model.seen == whole.model.seen[8 * stop :]
     for p, q in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@DATA_SAMPLERS.register_module(force=True)
+class ShortBatchSampler(BatchSampler):
+    """Batch sampler that yields fewer batches than its length."""
+
+    def __init__(self, sampler, batch_size):
+        super().__init__(sampler, batch_size, drop_last=False)
+
+    def __iter__(self):
+        yield from [*super().__iter__()][:-2]
+
+
+@pytest.mark.parametrize('stop', [3, 5])
+def test_resumed_run_counts_the_updates_that_passes_had(tmp_path, stop):
+    def make(**kwargs):
+        return make_runner(
+            tmp_path,
+            PLAIN,
+            images=24,
+            batch_size=4,
+            train_cfg=dict(
+                type='LargeBatchIterTrainLoop', max_iters=8, total_batch_size=8
+            ),
+            model='ImagesModel',
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
+            loader=dict(batch_sampler=dict(type='ShortBatchSampler')),
+            **kwargs,
+        )
+
+    whole = make()
+    whole.train()
+    # Passes of 2 updates; the length gives 3.
+    assert len(set(whole.model.seen[:16])) == 16 > len(set(whole.model.seen[8:24]))
+    path = str(tmp_path / f'iter_{stop}.pth')
+    resumed = make(load_from=path, resume=True)
+    resumed.train()
+    assert resumed.model.seen == whole.model.seen[8 * stop :]
+    # Nor is an update left out that was interrupted.
+    again = make(load_from=path, resume=True)
+    again.model.register_forward_hook(interrupt_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    again.model._forward_hooks.clear()
+    again.model.seen.clear()
+    again.train()
+    assert again.model.seen == resumed.model.seen[8:]
+
+
+def interrupt_at_the_second(model, args, output):
+    if len(model.seen) == 12:
+        raise KeyboardInterrupt

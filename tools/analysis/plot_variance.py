@@ -4,7 +4,8 @@
 
 Reads the JSON logs of a run with VarianceSyncHook. Noise scales are in images, on a
 logarithmic axis, with a line at the batch of the run, which the logs of MMEngine's own
-loops do not contain. They are gaps where they are not resolved.
+loops do not contain: those count iterations, several of which may be an update. Noise
+scales are gaps where they are not resolved.
 """
 
 import argparse

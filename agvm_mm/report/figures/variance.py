@@ -82,7 +82,9 @@ def plot_run(records: Sequence[Record], *, title: str | None = None) -> Figure:
         if key == NOISE_KEY:
             _finish_noise_panel(panel, of_key, batch)
     panels[0].set_ylim(bottom=0)
-    panels[-1].set_xlabel('optimizer update')
+    # In MMEngine's own loops an update may be several iterations, which logs count.
+    counts_updates = any('batch_size' in record for record in records)
+    panels[-1].set_xlabel('optimizer update' if counts_updates else 'iteration')
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     looks = {
         'whole network' if name == ALL else name: style | dict(markersize=5)
