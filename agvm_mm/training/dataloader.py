@@ -382,8 +382,11 @@ class EndlessUpdates:
         self._iterator: Iterator[UpdateWindow] | None = None
         self._left_out = done
         number = 0 if dataloader.endless else done // len(dataloader)
-        saved = hub.runtime_info.get(PLACE) if done else None
-        self._number, self._first = saved or (number, number * len(dataloader))
+        place = hub.runtime_info.get(PLACE)
+        # That of a checkpoint is old if MMEngine's loop went on with the run.
+        if not done or not place or done - place[1] > len(dataloader):
+            place = number, number * len(dataloader)
+        self._number, self._first = place
         self._update = done
 
     def skip_iter(self, updates: int) -> None:

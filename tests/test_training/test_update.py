@@ -13,6 +13,7 @@ from runners import ImageDataset, make_runner
 from torch.utils.data import BatchSampler, RandomSampler
 from toy import ToyDetector
 
+from agvm_mm.training.dataloader import PLACE
 from agvm_mm.training.loading import allow_runner_checkpoints
 
 SGD = dict(type='SGD', lr=0.05, momentum=0.9)
@@ -382,6 +383,38 @@ def test_resumed_run_counts_the_updates_that_passes_had(tmp_path, stop):
     again.model.seen.clear()
     again.train()
     assert again.model.seen == resumed.model.seen[8:]
+
+
+@pytest.mark.parametrize('stale', [True, False])
+def test_place_before_another_loop_went_on_is_not_used(tmp_path, stale):
+    def make(**kwargs):
+        return make_runner(
+            tmp_path,
+            PLAIN,
+            images=24,
+            batch_size=4,
+            train_cfg=dict(
+                type='LargeBatchIterTrainLoop', max_iters=8, total_batch_size=8
+            ),
+            model='ImagesModel',
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
+            **kwargs,
+        )
+
+    whole = make()
+    whole.train()
+    path = tmp_path / 'iter_5.pth'
+    checkpoint = torch.load(path, weights_only=False)
+    info = checkpoint['message_hub']['runtime_info']
+    assert info[PLACE] == (1, 3)
+    if stale:
+        info[PLACE] = (0, 0)
+    else:
+        del info[PLACE]
+    torch.save(checkpoint, path)
+    resumed = make(load_from=str(path), resume=True)
+    resumed.train()
+    assert resumed.model.seen == whole.model.seen[40:]
 
 
 def interrupt_at_the_second(model, args, output):
