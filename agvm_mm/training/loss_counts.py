@@ -38,6 +38,8 @@ REDUCED = 'reduce_mean'
 TOLERANCE = 1e-5
 """Largest relative difference of equal numbers. Heads count in float32."""
 
+EPSILON = torch.finfo(torch.float32).eps
+
 RANDOM = nn.Dropout, nn.Dropout2d, nn.MultiheadAttention
 """Modules that draw random numbers."""
 
@@ -125,7 +127,8 @@ def _scale(
     used = visit(name, own)
     if used is own:
         return None
-    factor = own / used
+    # The toolboxes divide by a sum with this number, also by 0.
+    factor = (own + EPSILON) / used
     return output * (factor.to(output.dtype) if isinstance(factor, Tensor) else factor)
 
 
