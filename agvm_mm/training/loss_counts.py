@@ -225,15 +225,15 @@ def kept_generators() -> Iterator[None]:
 
 
 class _Recording:
-    """Records normalizers by name, and multiplies some of them."""
+    """Records normalizers by name, and multiplies reduced ones."""
 
-    def __init__(self, *, reduced: float = 1.0, modules: float = 1.0) -> None:
-        self._reduced, self._modules = reduced, modules
+    def __init__(self, reduced: float = 1.0) -> None:
+        self._reduced = reduced
         self.found: dict[str, list[float]] = defaultdict(list)
 
     def __call__(self, name: str, own: Any) -> Any:
         self.found[name].append(float(own))
-        return own * (self._reduced if name == REDUCED else self._modules)
+        return own * self._reduced if name == REDUCED else own
 
 
 class _Probe:
