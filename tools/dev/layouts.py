@@ -14,9 +14,10 @@ float64 where the model runs in it. docs/layouts.md has the table.
 import argparse
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -64,7 +65,7 @@ CONFIGS = {
     'UperNet': 'mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
     'SegFormer': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
 }
-FLOAT32 = 'YOLOX', 'RTMDet', 'RTMDet-Ins', 'Mask2Former', 'MaskFormer'
+FLOAT32 = 'ATSS', 'GFL', 'YOLOX', 'RTMDet', 'RTMDet-Ins', 'Mask2Former', 'MaskFormer'
 """Models that write float64 numbers into float32 tensors, or sample float32 masks."""
 FLOAT64_BOXES = 'DETR', 'Deformable DETR', 'DINO'
 """Models that compare annotated boxes with predictions of the same type."""
@@ -153,17 +154,32 @@ def nms_in_float32(boxes: Tensor, scores: Tensor, *args: object) -> tuple:
     return kept.to(boxes), rows
 
 
+def first_row(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let a function draw the same row for each object of a micro-batch."""
+
+    def drawn(*args: Any, **kwargs: Any) -> Tensor:
+        torch.manual_seed(0)
+        rows = draw(*args, **kwargs)
+        return rows[:1].expand_as(rows).clone()
+
+    return drawn
+
+
 @contextmanager
 def same_samples(dtype: torch.dtype) -> Iterator[None]:
     """Context with a default type of numbers, in which samplers take the first boxes.
 
-    What a sampler draws depends on the images before.
+    What is drawn depends on the images before. So do points of masks (Mask2Former)
+    and noise of boxes (DINO), which are the same for each object here.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with (
             mock.patch('torch.randperm', lambda n, **_: torch.arange(n)),
+            mock.patch('torch.rand', first_row(torch.rand)),
+            mock.patch('torch.rand_like', first_row(torch.rand_like)),
+            mock.patch('torch.randint_like', first_row(torch.randint_like)),
             mock.patch.object(rpn_head, 'batched_nms', nms_in_float32),
         ):
             yield
@@ -219,13 +235,19 @@ def measure(name: str, layouts: Iterable[tuple[int, str]]) -> list[tuple[float, 
         for index, sample in enumerate(images['data_samples']):
             sample.gt_sem_seg.data[:, : size * index // (2 * IMAGES)] = 255
     dtype = torch.float32 if name in FLOAT32 else torch.float64
+    if name == 'MaskFormer':
+        # Fewer regions than queries. The images have all classes.
+        things = cfg.model.panoptic_head.num_things_classes
+        for index, sample in enumerate(images['data_samples']):
+            sample.gt_sem_seg.sem_seg.clamp_(max=things + index % 8)
     if name in FLOAT64_BOXES:
         for sample in images['data_samples']:
             sample.gt_instances.bboxes = sample.gt_instances.bboxes.double()
     with same_samples(dtype):
         model.to(dtype)
-        whole = gradient(model, images, IMAGES)
-        parts = [gradient(model, images, *layout) for layout in layouts]
+        # Copies, as CondInst keeps tensors of a pass.
+        whole = gradient(copy.deepcopy(model), images, IMAGES)
+        parts = [gradient(copy.deepcopy(model), images, *each) for each in layouts]
     return [
         (difference(each, whole, 'backbone'), difference(each, whole)) for each in parts
     ]
