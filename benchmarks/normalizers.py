@@ -4,7 +4,8 @@
 
 The digits twins train on random images of 128 x 128 pixels with 1 and 8 objects, in
 micro-batches of two, on one core. Data loading is not timed. Other programs hardly
-affect CPU time.
+affect CPU time. The last column is an update with a second forward pass: what a pass
+that counts costs at least.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from mmengine.registry import MODELS
 
 from agvm_mm.report.plan import use_toolbox
 from agvm_mm.training.dataloader import UpdateWindow
-from agvm_mm.training.normalizers import MODES, Normalizers
+from agvm_mm.training.normalizers import MODES, CountingWrapper, Normalizers
 from agvm_mm.training.random_images import random_batches
 from agvm_mm.training.update import Update
 from agvm_mm.validation import check_number
@@ -100,6 +101,16 @@ class Training:
         update.finish(self._normalizers.correction)
         return time.process_time() - start
 
+    def second_pass(self, micro_batches: int) -> float:
+        """Return the CPU time of forward passes without gradient in seconds."""
+        batches = [copy.deepcopy(self._batch) for _ in range(micro_batches)]
+        model, wrapper = self._runner.model, CountingWrapper(self._runner.optim_wrapper)
+        start = time.process_time()
+        with torch.no_grad():
+            for batch in batches:
+                model.train_step(batch, wrapper)
+        return time.process_time() - start
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all settings in turns and print the median ratios to the first."""
@@ -120,12 +131,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for training in trainings:
             for _ in range(9):  # 'average' counts these.
                 training.update(args.micro_batches)
-        ratios: list[list[float]] = [[] for _ in MODES]
+        ratios: list[list[float]] = [[] for _ in range(len(MODES) + 1)]
         for number in range(args.rounds):
             times = {}
             for index in range(len(trainings)):
                 turn = (index + number) % len(trainings)
                 times[turn] = trainings[turn].update(args.micro_batches)
+            times[len(trainings)] = times[0] + trainings[0].second_pass(
+                args.micro_batches
+            )
             for index, found in enumerate(ratios):
                 found.append(times[index + 1] / times[0])
         rows.append((name, ratios))
@@ -133,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for index, mode in enumerate(MODES):
         again = ' again' * (not index)
         columns.append((f'{mode}{again}', lambda row, i=index: spread(row[1][i])))
+    columns.append(('two forward passes', lambda row: spread(row[1][-1])))
     print(table(columns, rows), flush=True)
 
 

@@ -26,6 +26,7 @@ CONFIGS = {
     'RetinaNet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     'FCOS': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
     'ATSS': 'mmdet::atss/atss_r50_fpn_1x_coco.py',
+    'VFNet': 'mmdet::vfnet/vfnet_r50_fpn_1x_coco.py',
     'Faster R-CNN': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'Mask R-CNN': 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
     'YOLOX': 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
@@ -61,7 +62,7 @@ def small_config(name: str) -> ConfigDict:
         preprocessor.update(mean=[0.0] * 3, std=[255.0] * 3)
         model.neck.update(in_channels=[32, 64, 128], out_channels=16, num_csp_blocks=1)
         return model
-    if name in ('FCOS', 'ATSS'):
+    if name in ('FCOS', 'ATSS', 'VFNet'):
         model.bbox_head.norm_cfg = dict(type='GN', num_groups=4)
     model.backbone.update(depth=18, base_channels=8, frozen_stages=-1)
     model.neck.in_channels = [8, 16, 32, 64]
@@ -96,8 +97,9 @@ def small_model(name: str, **decode_head: Any) -> BaseModel:
     model = revert_sync_batchnorm(MODELS.build(cfg))
     model.init_weights()
     model.train().double()
-    if name == 'ATSS':  # Their targets have the type of the anchors.
-        generator = model.bbox_head.prior_generator
+    if name in ('ATSS', 'VFNet'):  # Their targets have the type of the anchors.
+        head = model.bbox_head
+        generator = getattr(head, 'atss_prior_generator', head.prior_generator)
         generator.grid_priors = partial(generator.grid_priors, dtype=torch.float64)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

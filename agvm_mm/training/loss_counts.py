@@ -38,6 +38,8 @@ REDUCED = 'reduce_mean'
 TOLERANCE = 1e-5
 """Largest relative difference of equal numbers. Heads count in float32."""
 
+EPSILON = torch.finfo(torch.float32).eps
+
 RANDOM = nn.Dropout, nn.Dropout2d, nn.MultiheadAttention
 """Modules that draw random numbers."""
 
@@ -125,7 +127,8 @@ def _scale(
     used = visit(name, own)
     if used is own:
         return None
-    factor = own / used
+    # The toolboxes divide by a sum with this number, also by 0.
+    factor = (own + EPSILON) / used
     return output * (factor.to(output.dtype) if isinstance(factor, Tensor) else factor)
 
 
@@ -222,15 +225,15 @@ def kept_generators() -> Iterator[None]:
 
 
 class _Recording:
-    """Records normalizers by name, and multiplies some of them."""
+    """Records normalizers by name, and multiplies reduced ones."""
 
-    def __init__(self, *, reduced: float = 1.0, modules: float = 1.0) -> None:
-        self._reduced, self._modules = reduced, modules
+    def __init__(self, reduced: float = 1.0) -> None:
+        self._reduced = reduced
         self.found: dict[str, list[float]] = defaultdict(list)
 
     def __call__(self, name: str, own: Any) -> Any:
         self.found[name].append(float(own))
-        return own * (self._reduced if name == REDUCED else self._modules)
+        return own * self._reduced if name == REDUCED else own
 
 
 class _Probe:

@@ -257,17 +257,23 @@ def test_warns_where_a_head_may_clamp(float64, caplog):
     )
 
 
-@pytest.mark.parametrize('name', ['RetinaNet', 'FCOS'])
-def test_micro_batches_without_objects(name, float64):
+@pytest.mark.parametrize(
+    ('name', 'size'), [('RetinaNet', 1), ('FCOS', 1), ('VFNet', 4)]
+)
+def test_micro_batches_without_objects(name, size, float64):
     """Of these FCOS does not call the loss of its boxes."""
-    model, images = build(name), annotated_images(name, 6)
+    model, images = build(name), annotated_images(name, 6 * size)
+    within = 1e-7
+    if name == 'VFNet':  # Its loss of these is divided by 0. It counts in float32.
+        model.bbox_head.sync_num_pos, within = False, 1e-6
     for index in (1, 3, 4):
-        images[index : index + 1] = without_objects(images[index : index + 1])
-    expected, _ = run(model, 'micro_batch', images, [6])
-    found, _ = run(model, 'update', images, [1] * 6)
-    plain, _ = run(model, 'micro_batch', images, [1] * 6)
+        part = slice(index * size, (index + 1) * size)
+        images[part] = without_objects(images[part])
+    expected, _ = run(model, 'micro_batch', images, [6 * size])
+    found, _ = run(model, 'update', images, [size] * 6)
+    plain, _ = run(model, 'micro_batch', images, [size] * 6)
     assert apart(plain, expected) > 1e-2
-    assert apart(found, expected) < 1e-7
+    assert apart(found, expected) < within
 
 
 def rank_update(names):
