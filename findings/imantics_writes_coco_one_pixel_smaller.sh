@@ -31,24 +31,21 @@ def scores(side):
     """Return width, pixels and area of a written square, and the mAPs of exact results."""
     image = Image(np.zeros((60, 500, 3), np.uint8))
     image.id = 1
-    results = []
+    results = dict(bbox=[], segm=[])
     for index in range(10):
         pixels = np.zeros((60, 500), np.uint8, order='F')
         pixels[10 : 10 + side, 50 * index : 50 * index + side] = 1
         image.add(Mask(pixels.astype(bool)), category=Category('square', id=1))
         result = dict(image_id=1, category_id=1, score=0.9)
-        results.append((dict(result, bbox=[50 * index, 10, side, side]), rle.encode(pixels), result))
+        results['bbox'].append(dict(result, bbox=[50 * index, 10, side, side]))
+        results['segm'].append(dict(result, segmentation=rle.encode(pixels)))
     means = []
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = json.loads(json.dumps(image.export(style='coco')))
         truth.createIndex()
         (first, *_) = truth.dataset['annotations']
-        found = dict(
-            bbox=[box for box, _, _ in results],
-            segm=[dict(result, segmentation=mask) for _, mask, result in results],
-        )
-        for kind, each in found.items():
+        for kind, each in results.items():
             evaluation = COCOeval(truth, truth.loadRes(each), kind)
             evaluation.evaluate()
             evaluation.accumulate()
