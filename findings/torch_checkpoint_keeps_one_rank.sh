@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# torch 2.13.0: torch.distributed.checkpoint keeps the value of one rank for each name, so what
-# differs between ranks, such as random numbers or the place in the data, is lost.
+# torch 2.13.0 and 2.15.0: torch.distributed.checkpoint keeps the value of one rank for each
+# name, so what differs between ranks, such as random numbers or the place in the data, is lost.
 #
 # Values that are not sharded are taken for equal on all ranks, plain tensors too: one rank,
 # not the same for all values, writes its own, and all ranks load that. Two ranks save a

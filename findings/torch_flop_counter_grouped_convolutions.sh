@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# torch 2.13.0: FlopCounterMode counts the backward pass of a convolution with G groups G + 1
-# times as long as the forward pass, where it is twice as long.
+# torch 2.13.0 and 2.15.0: FlopCounterMode counts the backward pass of a convolution with G
+# groups G + 1 times as long as the forward pass, where it is twice as long.
 #
 # The gradient of the weights costs as much as the forward pass. The counter takes it for one
 # of a convolution without groups, whose cost is G times that. Of a depthwise convolution of
