@@ -11,7 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q numpy==2.4.6 pycocotools==2.0.11 lxml xmljson
+"$folder/venv/bin/pip" install -q numpy==2.4.6 pycocotools==2.0.11 lxml==6.1.3 xmljson==0.2.1
 "$folder/venv/bin/pip" install -q --no-deps imantics==0.1.12 opencv-python-headless==5.0.0.93
 cd "$folder"
 cat > export.py <<'PYTHON'

@@ -13,8 +13,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q torch==2.13.0 numpy==2.4.6 opencv-python-headless==5.0.0.93 \
-    mmengine==0.10.7 pycocotools==2.0.11 scipy==1.17.1 shapely==2.2.0 six terminaltables \
-    tqdm 'setuptools<81'
+    mmengine==0.10.7 pycocotools==2.0.11 scipy==1.17.1 shapely==2.2.0 six==1.17.0 terminaltables==3.1.10 \
+    tqdm==4.70.1 setuptools==80.10.2
 "$folder/venv/bin/pip" install -q --no-deps mmcv-lite==2.1.0 mmdet==3.3.0
 cd "$folder"
 cat > turn.py <<'PYTHON'

@@ -12,7 +12,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q mmengine==0.10.7 torch==2.13.0 numpy==2.4.6 \
-    opencv-python-headless==5.0.0.93 'setuptools<81'
+    opencv-python-headless==5.0.0.93 setuptools==80.10.2
 cd "$folder"
 cat > average.py <<'PYTHON'
 import torch

@@ -13,7 +13,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q torch==2.13.0 numpy==2.4.6 opencv-python-headless==5.0.0.93 \
-    mmengine==0.10.7 prettytable==3.18.0 ftfy==6.3.1 regex scipy==1.17.1 'setuptools<81'
+    mmengine==0.10.7 prettytable==3.18.0 ftfy==6.3.1 regex==2026.11.19 scipy==1.17.1 setuptools==80.10.2
 # mmcv-lite is mmcv without its compiled operators, which the metric does not use.
 "$folder/venv/bin/pip" install -q --no-deps mmcv-lite==2.1.0 mmsegmentation==1.2.2
 cd "$folder"

@@ -11,7 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torch==2.13.0 numpy==2.4.6 pillow==13.0.0 pyyaml tqdm \
+"$folder/venv/bin/pip" install -q torch==2.13.0 numpy==2.4.6 pillow==13.0.0 pyyaml==6.0.4 tqdm==4.70.1 \
     huggingface-hub==2.4.0 safetensors==0.8.0
 # Installed without CUDA's torch, which torchvision's operators need; the losses use none.
 "$folder/venv/bin/pip" install -q --no-deps torchvision==0.28.0 timm==1.0.31 \

@@ -11,7 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q tensorboard==2.21.0 numpy==2.4.6 'setuptools<81'
+"$folder/venv/bin/pip" install -q tensorboard==2.21.0 numpy==2.4.6 setuptools==80.10.2
 cd "$folder"
 cat > points.py <<'PYTHON'
 import tensorboard

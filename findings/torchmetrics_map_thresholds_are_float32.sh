@@ -13,7 +13,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q torchmetrics==1.9.0 torch==2.13.0 numpy==2.4.6 \
-    pycocotools==2.0.11 pillow
+    pycocotools==2.0.11 pillow==13.0.0
 # Installed without CUDA's torch, which its operators need; boxes are converted in Python.
 "$folder/venv/bin/pip" install -q --no-deps torchvision==0.28.0
 cd "$folder"

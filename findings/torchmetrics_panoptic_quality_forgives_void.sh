@@ -11,7 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torchmetrics==1.9.0 torch==2.13.0 numpy==2.4.6 pillow
+"$folder/venv/bin/pip" install -q torchmetrics==1.9.0 torch==2.13.0 numpy==2.4.6 pillow==13.0.0
 "$folder/venv/bin/pip" install -q --no-deps panopticapi-lite==0.2.0
 cd "$folder"
 cat > quality.py <<'PYTHON'
