@@ -42,8 +42,10 @@ PACKAGES = {
 # Packages that are not named after their module.
 PACKAGE_OF = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'}
 # The usual build needs libraries of a desktop, such as libGL.
+# Both have the same files, so that of the two which is left must be installed again.
 HEADLESS = (
-    'pip uninstall opencv-python, then pip install --no-deps opencv-python-headless'
+    'pip uninstall opencv-python, then '
+    'pip install --force-reinstall --no-deps opencv-python-headless'
 )
 GPU_CHECK = (
     'to check training on them: python -m gpu_check in a clone of the repository'
@@ -140,7 +142,9 @@ def examine_import(
         repair: Fix if it is broken. Defaults to an installation of the package.
     """
     try:
-        importlib.import_module(module)
+        # A folder that an uninstallation left behind can be imported as well.
+        if importlib.import_module(module).__spec__.origin is None:
+            raise ImportError(f'{module} is a folder without a module')
     except Exception as error:
         found, missing = first_line(error), ''
         if isinstance(error, ModuleNotFoundError):

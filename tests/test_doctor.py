@@ -212,7 +212,17 @@ def test_opencv_without_a_desktop(monkeypatch):
     block(monkeypatch, 'cv2', error=ImportError('libGL.so.1: cannot open'))
     finding = examine_opencv()
     assert (finding.state, finding.found) == (doctor.PROBLEM, 'libGL.so.1: cannot open')
-    assert 'pip install --no-deps opencv-python-headless' in finding.fix
+    fix = 'pip install --force-reinstall --no-deps opencv-python-headless'
+    assert fix in finding.fix
+
+
+def test_folder_that_was_left_behind_is_no_package(monkeypatch, tmp_path):
+    """As cv2 after one of two builds of OpenCV was uninstalled."""
+    (tmp_path / 'left_behind').mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    finding = doctor.examine_import('opencv', 'left_behind', '', repair='again')
+    assert (finding.state, finding.fix) == (doctor.PROBLEM, 'again')
+    assert finding.found == 'left_behind is a folder without a module'
 
 
 def test_numpy_that_torch_cannot_use(monkeypatch):
