@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.dist import get_rank, get_world_size
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
 from agvm_mm import cli
 from agvm_mm.report.figures import plot_gradient_noise, save_figure
@@ -62,11 +63,10 @@ def run(args: argparse.Namespace) -> None:
             f'--images {args.images}: rounded down to {setup.images}, whole blocks of '
             f'{setup.block_size} x {setup.images_per_replica} images'
         )
-    with tqdm(
-        total=setup.images, unit='image', disable=not first, file=sys.stderr
-    ) as bar:
+    with Progress(console=Console(stderr=True), disable=not first) as bar:
+        images = bar.add_task(f'{setup.images:,} images', total=setup.images)
         per_step = setup.images_per_replica * get_world_size()
-        sums = measure(setup, lambda: bar.update(per_step))
+        sums = measure(setup, lambda: bar.advance(images, per_step))
     report = NoiseReport(sums, setup.anchor, setup.ratio_bounds)
     if not first:
         return
