@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from mmengine.dist import get_rank, get_world_size
 from rich.console import Console
 from rich.progress import Progress
@@ -44,7 +45,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--json', help='write the result to this file')
     parser.add_argument('--out', nargs='+', help='pictures to write')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    known = Figure().canvas.get_supported_filetypes()
+    for path in args.out or ():
+        if Path(path).suffix[1:].lower() not in known:
+            parser.error(f'--out {path}: the suffix must be one of {", ".join(known)}')
+    return args
 
 
 def run(args: argparse.Namespace) -> None:

@@ -153,6 +153,7 @@ def test_adamw_with_its_state_measures_what_it_steps_along(
         (['--images', 7], '--images 7 make 1 replica(s) of 4 images, and 1 rank(s)'),
         (['--images', 44], '--images 44, but the training set has 40 images'),
         (['--images', 0], 'argument --images: must be at least 1, got 0'),
+        (['--out', 'a.png', 'b.pmg'], '--out b.pmg: the suffix must be one of '),
     ],
 )
 def test_wrong_flags_are_refused_before_the_work(
