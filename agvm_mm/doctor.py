@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import mmengine
 import torch
+from mmengine.device import get_device
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.utils import digit_version
 from torch import distributed as dist
@@ -200,21 +201,24 @@ def examine_torchvision() -> Finding:
 
 
 def examine_mmcv() -> Finding:
-    """Run one of mmcv's compiled operators; an mmcv built without torch has none."""
-    fix = build_mmcv()
+    """Run one of mmcv's compiled operators where a run would.
+
+    An mmcv built without torch has none, and one built without CUDA none for GPUs.
+    """
+    fix, device = build_mmcv(), get_device()
     finding = examine_import('mmcv', 'mmcv.ops', '', repair=fix)
     if finding.state != OK:
         return finding
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
     nms = importlib.import_module('mmcv.ops').nms
     try:
-        _, kept = nms(boxes, torch.tensor([0.9, 0.8]), 0.5)
+        _, kept = nms(boxes.to(device), torch.tensor([0.9, 0.8]).to(device), 0.5)
         found, works = 'nms is wrong', kept.tolist() == [0]
     except Exception as error:
         found, works = first_line(error), False
     if not works:
         return Finding('mmcv', PROBLEM, f'{finding.found}, {found}', fix)
-    return Finding('mmcv', OK, f'{finding.found}, operators run')
+    return Finding('mmcv', OK, f'{finding.found}, operators run on {device}')
 
 
 def examine_toolbox(module: str) -> Finding:

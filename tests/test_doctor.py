@@ -304,6 +304,15 @@ def test_operator_with_wrong_result(monkeypatch):
     assert finding.state == doctor.PROBLEM and 'nms is wrong' in finding.found
 
 
+def test_operators_that_do_not_run_on_the_device_of_a_run(monkeypatch):
+    """As those of an mmcv that was built without CUDA, on a machine with GPUs."""
+    assert doctor.examine_mmcv().found.endswith('operators run on cpu')
+    monkeypatch.setattr(doctor, 'get_device', lambda: 'meta')
+    finding = doctor.examine_mmcv()
+    assert finding.state == doctor.PROBLEM and finding.fix == doctor.build_mmcv()
+    assert 'nms_impl: implementation for device meta not found' in finding.found
+
+
 def test_gpus_without_nccl_are_a_problem(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 8)
