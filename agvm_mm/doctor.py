@@ -165,6 +165,22 @@ def examine_import(
     return Finding(name, OK, version)
 
 
+def examine_twins() -> list[Finding]:
+    """Look for packages with the same files: those of the last one are left."""
+    owners = metadata.packages_distributions()
+    twins = {module: sorted({*owners.get(module, ())}) for module in (*PACKAGES, 'cv2')}
+    return [
+        Finding(
+            module,
+            WARNING,
+            f'{" and ".join(packages)} have the same files',
+            f'pip uninstall {" ".join(packages)}, then pip install --no-deps one',
+        )
+        for module, packages in twins.items()
+        if len(packages) > 1
+    ]
+
+
 def examine_numpy() -> Finding:
     """Convert a tensor to numpy, which a torch built for numpy 1 cannot do with 2."""
     version = metadata.version('numpy')
@@ -269,6 +285,7 @@ def examine_installation() -> list[Finding]:
     findings = [
         Finding('python', OK, platform.python_version()),
         Finding('torch', OK, torch.__version__),
+        *examine_twins(),
         examine_numpy(),
         examine_torchvision(),
         examine_import('opencv', 'cv2', 'opencv-python', repair=HEADLESS),

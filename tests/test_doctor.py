@@ -225,6 +225,21 @@ def test_folder_that_was_left_behind_is_no_package(monkeypatch, tmp_path):
     assert finding.found == 'left_behind is a folder without a module'
 
 
+def test_packages_with_the_same_files(monkeypatch):
+    assert not doctor.examine_twins()
+    owners = dict(
+        cv2=['opencv-python-headless', 'opencv-python', 'opencv-python'],
+        mmcv=['mmcv', 'mmcv'],
+        tests=['one', 'two'],
+    )
+    monkeypatch.setattr(doctor.metadata, 'packages_distributions', lambda: owners)
+    (found,) = doctor.examine_twins()
+    assert (found.name, found.state) == ('cv2', doctor.WARNING)
+    both = 'opencv-python and opencv-python-headless have the same files'
+    assert found.found == both
+    assert found.fix.startswith('pip uninstall opencv-python opencv-python-headless, ')
+
+
 def test_numpy_that_torch_cannot_use(monkeypatch):
     assert doctor.examine_numpy().state == doctor.OK
 
