@@ -47,7 +47,7 @@ def build_lars(
 ) -> Optimizer:
     """Build LARS (You et al., 2017, arXiv 1708.03888): SGD with layerwise trust ratios.
 
-        ratio    = trust_coefficient |w| / (|g| + weight_decay |w|)
+        ratio    = trust_coefficient |w| / (|g| + weight_decay |w|)   (1 where |w| is 0)
         buffer  <- momentum buffer + ratio (g + weight_decay w)
         w       <- w - lr buffer
 
@@ -92,9 +92,10 @@ def build_lamb(
         u  = m / (sqrt(v) + eps) + weight_decay w
         w <- w - lr min(|w|, 10) / |u| u              (ratio 1 where either is 0)
 
-    for each parameter tensor, without bias correction. The trust ratio includes weight
-    decay. Clipping inside pytorch-optimizer is off: only ``clip_grad`` of the optimizer
-    wrapper clips gradients. Returns a ``pytorch_optimizer.Lamb``.
+    for each parameter tensor, without bias correction, as in version 3 of the preprint.
+    The trust ratio includes weight decay. Clipping inside pytorch-optimizer is off:
+    only ``clip_grad`` of the optimizer wrapper clips gradients.
+    Returns a ``pytorch_optimizer.Lamb``.
 
     Args:
         params: Parameters or parameter groups.
