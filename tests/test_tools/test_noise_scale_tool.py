@@ -169,6 +169,18 @@ def test_wrong_flags_are_refused_before_the_work(
     assert message in capsys.readouterr().err
 
 
+def test_normalizers_of_an_update_are_not_measured(
+    data: Path, checkpoints: dict, capsys: pytest.CaptureFixture
+):
+    arguments = f'configs/{PLAIN}.py', checkpoints[PLAIN], '--images', 8
+    for mode in ('micro_batch', 'average'):
+        setting = f'train_cfg.normalizers={mode}'
+        assert run_script(SCRIPT, *arguments, *options(data), setting) == 0
+        printed = capsys.readouterr().out
+        note = "NOTE  train_cfg.normalizers='average' has no effect here"
+        assert (note in printed) == (mode == 'average')
+
+
 def test_anchor_is_that_of_the_config(
     data: Path, checkpoints: dict, capsys: pytest.CaptureFixture
 ):
