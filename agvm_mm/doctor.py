@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import mmengine
 import torch
+from mmengine.device import get_device
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.utils import digit_version
 from torch import distributed as dist
@@ -42,8 +43,10 @@ PACKAGES = {
 # Packages that are not named after their module.
 PACKAGE_OF = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'}
 # The usual build needs libraries of a desktop, such as libGL.
+# Both have the same files, so that of the two which is left must be installed again.
 HEADLESS = (
-    'pip uninstall opencv-python, then pip install --no-deps opencv-python-headless'
+    'pip uninstall opencv-python, then '
+    'pip install --force-reinstall --no-deps opencv-python-headless'
 )
 GPU_CHECK = (
     'to check training on them: python -m gpu_check in a clone of the repository'
@@ -140,7 +143,9 @@ def examine_import(
         repair: Fix if it is broken. Defaults to an installation of the package.
     """
     try:
-        importlib.import_module(module)
+        # A folder that an uninstallation left behind can be imported as well.
+        if importlib.import_module(module).__spec__.origin is None:
+            raise ImportError(f'{module} is a folder without a module')
     except Exception as error:
         found, missing = first_line(error), ''
         if isinstance(error, ModuleNotFoundError):
@@ -158,6 +163,22 @@ def examine_import(
         return Finding(name, PROBLEM, found, repair or again)
     version = getattr(sys.modules.get(name), '__version__', 'imports')
     return Finding(name, OK, version)
+
+
+def examine_twins() -> list[Finding]:
+    """Look for packages with the same files: those of the last one are left."""
+    owners = metadata.packages_distributions()
+    twins = {module: sorted({*owners.get(module, ())}) for module in (*PACKAGES, 'cv2')}
+    return [
+        Finding(
+            module,
+            WARNING,
+            f'{" and ".join(packages)} have the same files',
+            f'pip uninstall {" ".join(packages)}, then pip install --no-deps one',
+        )
+        for module, packages in twins.items()
+        if len(packages) > 1
+    ]
 
 
 def examine_numpy() -> Finding:
@@ -196,21 +217,24 @@ def examine_torchvision() -> Finding:
 
 
 def examine_mmcv() -> Finding:
-    """Run one of mmcv's compiled operators; an mmcv built without torch has none."""
-    fix = build_mmcv()
+    """Run one of mmcv's compiled operators where a run would.
+
+    An mmcv built without torch has none, and one built without CUDA none for GPUs.
+    """
+    fix, device = build_mmcv(), get_device()
     finding = examine_import('mmcv', 'mmcv.ops', '', repair=fix)
     if finding.state != OK:
         return finding
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
     nms = importlib.import_module('mmcv.ops').nms
     try:
-        _, kept = nms(boxes, torch.tensor([0.9, 0.8]), 0.5)
+        _, kept = nms(boxes.to(device), torch.tensor([0.9, 0.8]).to(device), 0.5)
         found, works = 'nms is wrong', kept.tolist() == [0]
     except Exception as error:
         found, works = first_line(error), False
     if not works:
         return Finding('mmcv', PROBLEM, f'{finding.found}, {found}', fix)
-    return Finding('mmcv', OK, f'{finding.found}, operators run')
+    return Finding('mmcv', OK, f'{finding.found}, operators run on {device}')
 
 
 def examine_toolbox(module: str) -> Finding:
@@ -261,6 +285,7 @@ def examine_installation() -> list[Finding]:
     findings = [
         Finding('python', OK, platform.python_version()),
         Finding('torch', OK, torch.__version__),
+        *examine_twins(),
         examine_numpy(),
         examine_torchvision(),
         examine_import('opencv', 'cv2', 'opencv-python', repair=HEADLESS),

@@ -212,7 +212,32 @@ def test_opencv_without_a_desktop(monkeypatch):
     block(monkeypatch, 'cv2', error=ImportError('libGL.so.1: cannot open'))
     finding = examine_opencv()
     assert (finding.state, finding.found) == (doctor.PROBLEM, 'libGL.so.1: cannot open')
-    assert 'pip install --no-deps opencv-python-headless' in finding.fix
+    fix = 'pip install --force-reinstall --no-deps opencv-python-headless'
+    assert fix in finding.fix
+
+
+def test_folder_that_was_left_behind_is_no_package(monkeypatch, tmp_path):
+    """As cv2 after one of two builds of OpenCV was uninstalled."""
+    (tmp_path / 'left_behind').mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    finding = doctor.examine_import('opencv', 'left_behind', '', repair='again')
+    assert (finding.state, finding.fix) == (doctor.PROBLEM, 'again')
+    assert finding.found == 'left_behind is a folder without a module'
+
+
+def test_packages_with_the_same_files(monkeypatch):
+    assert not doctor.examine_twins()
+    owners = dict(
+        cv2=['opencv-python-headless', 'opencv-python', 'opencv-python'],
+        mmcv=['mmcv', 'mmcv'],
+        tests=['one', 'two'],
+    )
+    monkeypatch.setattr(doctor.metadata, 'packages_distributions', lambda: owners)
+    (found,) = doctor.examine_twins()
+    assert (found.name, found.state) == ('cv2', doctor.WARNING)
+    both = 'opencv-python and opencv-python-headless have the same files'
+    assert found.found == both
+    assert found.fix.startswith('pip uninstall opencv-python opencv-python-headless, ')
 
 
 def test_numpy_that_torch_cannot_use(monkeypatch):
@@ -292,6 +317,15 @@ def test_operator_with_wrong_result(monkeypatch):
     )
     finding = doctor.examine_mmcv()
     assert finding.state == doctor.PROBLEM and 'nms is wrong' in finding.found
+
+
+def test_operators_that_do_not_run_on_the_device_of_a_run(monkeypatch):
+    """As those of an mmcv that was built without CUDA, on a machine with GPUs."""
+    assert doctor.examine_mmcv().found.endswith('operators run on cpu')
+    monkeypatch.setattr(doctor, 'get_device', lambda: 'meta')
+    finding = doctor.examine_mmcv()
+    assert finding.state == doctor.PROBLEM and finding.fix == doctor.build_mmcv()
+    assert 'nms_impl: implementation for device meta not found' in finding.found
 
 
 def test_gpus_without_nccl_are_a_problem(monkeypatch):

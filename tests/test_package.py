@@ -1,5 +1,6 @@
 """Metadata of the package, and the import without the toolboxes."""
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -55,6 +56,29 @@ def test_extras_hold_what_they_are_for():
     assert by_extra['all'] == set().union(*by_extra.values())
     # pip would build it without torch and so without operators.
     assert 'mmcv' not in by_extra['all']
+
+
+def test_imports_are_of_packages_that_every_user_has():
+    """Either toolbox suffices; what few users need is imported when it is used."""
+    owners = importlib.metadata.packages_distributions()
+
+    def required_by(module):
+        lines = importlib.metadata.requires(owners[module][0])
+        needed = [line for line in lines if 'extra' not in line]
+        return {re.match(r'[\w.-]+', line).group() for line in needed}
+
+    present = {'torch', *owners['mmengine']} | required_by('mmengine')
+    present |= required_by('mmdet') & required_by('mmseg')
+    own = {'agvm_mm', *sys.stdlib_module_names}
+    files = [*ROOT.glob('agvm_mm/**/*.py'), *ROOT.glob('tools/*.py')]
+    assert len(files) > 50
+    for path in [*files, *ROOT.glob('tools/analysis/*.py')]:
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in getattr(node, 'names', ())]
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            for name in {name.partition('.')[0] for name in names} - own:
+                assert present & set(owners[name]), (path.name, name)
 
 
 def test_python_versions_are_limited_to_supported_ones():

@@ -13,8 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from mmengine.dist import get_rank, get_world_size
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
 from agvm_mm import cli
 from agvm_mm.report.figures import plot_gradient_noise, save_figure
@@ -43,7 +45,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--json', help='write the result to this file')
     parser.add_argument('--out', nargs='+', help='pictures to write')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    known = Figure().canvas.get_supported_filetypes()
+    for path in args.out or ():
+        if Path(path).suffix[1:].lower() not in known:
+            parser.error(f'--out {path}: the suffix must be one of {", ".join(known)}')
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,11 +69,10 @@ def run(args: argparse.Namespace) -> None:
             f'--images {args.images}: rounded down to {setup.images}, whole blocks of '
             f'{setup.block_size} x {setup.images_per_replica} images'
         )
-    with tqdm(
-        total=setup.images, unit='image', disable=not first, file=sys.stderr
-    ) as bar:
+    with Progress(console=Console(stderr=True), disable=not first) as bar:
+        images = bar.add_task(f'{setup.images:,} images', total=setup.images)
         per_step = setup.images_per_replica * get_world_size()
-        sums = measure(setup, lambda: bar.update(per_step))
+        sums = measure(setup, lambda: bar.advance(images, per_step))
     report = NoiseReport(sums, setup.anchor, setup.ratio_bounds)
     if not first:
         return

@@ -11,6 +11,7 @@ its micro-batches twice; the loops load them one by one and keep none.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from types import ModuleType
 
 from mmengine.registry import OPTIMIZERS
@@ -47,7 +48,7 @@ def build_lars(
 ) -> Optimizer:
     """Build LARS (You et al., 2017, arXiv 1708.03888): SGD with layerwise trust ratios.
 
-        ratio    = trust_coefficient |w| / (|g| + weight_decay |w|)
+        ratio    = trust_coefficient |w| / (|g| + weight_decay |w|)   (1 where |w| is 0)
         buffer  <- momentum buffer + ratio (g + weight_decay w)
         w       <- w - lr buffer
 
@@ -92,9 +93,10 @@ def build_lamb(
         u  = m / (sqrt(v) + eps) + weight_decay w
         w <- w - lr min(|w|, 10) / |u| u              (ratio 1 where either is 0)
 
-    for each parameter tensor, without bias correction. The trust ratio includes weight
-    decay. Clipping inside pytorch-optimizer is off: only ``clip_grad`` of the optimizer
-    wrapper clips gradients. Returns a ``pytorch_optimizer.Lamb``.
+    for each parameter tensor, without bias correction, as in version 3 of the preprint.
+    The trust ratio includes weight decay. Clipping inside pytorch-optimizer is off:
+    only ``clip_grad`` of the optimizer wrapper clips gradients.
+    Returns a ``pytorch_optimizer.Lamb``.
 
     Args:
         params: Parameters or parameter groups.
@@ -161,21 +163,20 @@ def build_pmd_lamb(
     check_number('period', period, low=1, integer=True)
     check_number('moment_decay', moment_decay, low=0, high=1)
     optimizer = build_lamb(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
-    own = dict(period=period, moment_decay=moment_decay)
-    optimizer.defaults.update(own)
-    for group in optimizer.param_groups:
-        group.update(own)
-    optimizer.register_step_pre_hook(decay_moments)
+    # Not in the groups, whose settings a resumed run has from the checkpoint.
+    optimizer.register_step_pre_hook(partial(decay_moments, period, moment_decay))
     return optimizer
 
 
-def decay_moments(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+def decay_moments(
+    period: int, factor: float, optimizer: Optimizer, args: tuple, kwargs: dict
+) -> None:
     """Multiply the moments before an update at the end of a period, as a step hook."""
     for group in optimizer.param_groups:
         done = group.get('step', 0)
-        if not done or done % group['period']:
+        if not done or done % period:
             continue
         for parameter in group['params']:
             for moment in ('exp_avg', 'exp_avg_sq'):
                 if moment in optimizer.state[parameter]:
-                    optimizer.state[parameter][moment].mul_(group['moment_decay'])
+                    optimizer.state[parameter][moment].mul_(factor)

@@ -27,6 +27,7 @@ from zoo import (
     warmup_of,
 )
 
+from agvm_mm.cli import load_config
 from agvm_mm.optim.wrapper import AGVMOptimWrapper
 
 # (lr, warm-up, begin, clipping from, to) of the authors' released configs.
@@ -241,6 +242,38 @@ def test_mask_rcnn_is_that_of_the_release(leaf):
     assert model.rpn_head.loss_cls.use_sigmoid is False
     assert model.backbone.norm_cfg.type == 'SyncBN'
     assert model.test_cfg.rcnn.score_thr == 0.0
+
+
+STOCK = dict(
+    faster_rcnn='mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    mask_rcnn='mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    panoptic_fpn='mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py',
+    retinanet='mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+    cascade_mask_rcnn='mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+    upernet='mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
+    sem_fpn='mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py',
+)
+
+
+def plain(value):
+    """Return settings without the toolbox that MMEngine notes in inherited ones."""
+    if isinstance(value, dict):
+        return {key: plain(own) for key, own in value.items() if key != '_scope_'}
+    return [plain(own) for own in value] if isinstance(value, list | tuple) else value
+
+
+@for_each(ZOO)
+def test_data_and_metrics_are_those_of_the_toolbox(leaf):
+    ours, stock = load(leaf), load_config(STOCK[folder_of(leaf)])
+    assert plain(ours.model.data_preprocessor) == plain(stock.model.data_preprocessor)
+    for part in ('train', 'val', 'test'):
+        found, expected = (plain(cfg[f'{part}_dataloader']) for cfg in (ours, stock))
+        if part == 'train':
+            del found['batch_size'], expected['batch_size']
+        else:
+            name = f'{part}_evaluator'
+            assert plain(ours[name]) == plain(stock[name])
+        assert found == expected
 
 
 def own_bases(path):

@@ -141,12 +141,21 @@ def test_only_the_wrapper_clips_gradients(name):
         assert not torch.allclose(*weights)
 
 
-def test_resumed_pmd_lamb_is_bit_identical():
+@pytest.mark.parametrize(
+    'stop, before',
+    [
+        (5, dict(name='PMDLAMB', period=4)),
+        # The settings of the resumed run hold, and up to update 4 all are the same.
+        (4, dict(name='PMDLAMB', period=5)),
+        (4, dict(name='BaselineLAMB')),
+    ],
+)
+def test_resumed_pmd_lamb_is_bit_identical(stop, before):
     weights, gradients = make_problem(9)
 
-    def make():
+    def make(name='PMDLAMB', **kwargs):
         params = [torch.nn.Parameter(torch.from_numpy(w.copy())) for w in weights]
-        return params, build('PMDLAMB', params, period=4)
+        return params, build(name, params, **kwargs)
 
     def run(params, optimizer, updates):
         for update in updates:
@@ -154,18 +163,18 @@ def test_resumed_pmd_lamb_is_bit_identical():
                 param.grad = torch.from_numpy(gradient)
             optimizer.step()
 
-    whole, optimizer = make()
+    whole, optimizer = make(period=4)
     run(whole, optimizer, gradients)
 
-    half, optimizer = make()
-    run(half, optimizer, gradients[:5])
+    half, optimizer = make(**before)
+    run(half, optimizer, gradients[:stop])
     state = copy.deepcopy(optimizer.state_dict())
-    resumed, optimizer = make()
+    resumed, optimizer = make(period=4)
     with torch.no_grad():
         for new, old in zip(resumed, half, strict=True):
             new.copy_(old)
     optimizer.load_state_dict(state)
-    run(resumed, optimizer, gradients[5:])
+    run(resumed, optimizer, gradients[stop:])
     assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
 
 

@@ -153,6 +153,7 @@ def test_adamw_with_its_state_measures_what_it_steps_along(
         (['--images', 7], '--images 7 make 1 replica(s) of 4 images, and 1 rank(s)'),
         (['--images', 44], '--images 44, but the training set has 40 images'),
         (['--images', 0], 'argument --images: must be at least 1, got 0'),
+        (['--out', 'a.png', 'b.pmg'], '--out b.pmg: the suffix must be one of '),
     ],
 )
 def test_wrong_flags_are_refused_before_the_work(
@@ -166,6 +167,18 @@ def test_wrong_flags_are_refused_before_the_work(
     status = measure(SEGMENTER, checkpoints[SEGMENTER], data, *flags, *images)
     assert status in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_normalizers_of_an_update_are_not_measured(
+    data: Path, checkpoints: dict, capsys: pytest.CaptureFixture
+):
+    arguments = f'configs/{PLAIN}.py', checkpoints[PLAIN], '--images', 8
+    for mode in ('micro_batch', 'average'):
+        setting = f'train_cfg.normalizers={mode}'
+        assert run_script(SCRIPT, *arguments, *options(data), setting) == 0
+        printed = capsys.readouterr().out
+        note = "NOTE  train_cfg.normalizers='average' has no effect here"
+        assert (note in printed) == (mode == 'average')
 
 
 def test_anchor_is_that_of_the_config(

@@ -41,6 +41,7 @@ from agvm_mm.optim.wrapper import check_one_optimizer
 from agvm_mm.report.gradient_noise.intervals import GradientSums, divide_replicas
 from agvm_mm.report.plan import in_float32, modulator_settings, quiet
 from agvm_mm.training.loading import allow_runner_checkpoints
+from agvm_mm.training.normalizers import MODES
 from agvm_mm.validation import check_number, type_name
 
 # Elements of a parameter whose inner products are computed at a time in float64.
@@ -115,6 +116,12 @@ class Setup:
             self.notes.append(
                 'SyncBN couples the replicas of the ranks: noise scales are biased. '
                 'Measure on one process, where it becomes BN.'
+            )
+        mode = (cfg.get('train_cfg') or {}).get('normalizers', MODES[0])
+        if mode != MODES[0]:
+            self.notes.append(
+                f'train_cfg.normalizers={mode!r} has no effect here: the losses of a '
+                'replica are divided by its own counts, which noise scales depend on.'
             )
         self.batches = load_batches(cfg, replicas, size)
 
