@@ -261,7 +261,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     total.
 
     Raises:
-        ValueError: If ``auto_scale_lr.base_batch_size`` is missing.
+        ValueError: If ``auto_scale_lr.base_batch_size`` or the rate is missing.
     """
     settings = cfg.get('auto_scale_lr') or {}
     if 'base_batch_size' not in settings:
@@ -275,7 +275,14 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     if total is not None:
         factor = total / settings.base_batch_size
         settings.base_batch_size = total
-    cfg.optim_wrapper.optimizer.lr *= factor
+    if factor != 1:
+        optimizer = cfg.optim_wrapper.get('optimizer') or {}
+        if 'lr' not in optimizer:
+            raise ValueError(
+                '--auto-scale-lr scales optim_wrapper.optimizer.lr, which the config '
+                'does not set'
+            )
+        optimizer.lr *= factor
 
 
 def prepare_launcher(cfg: Config, launcher: str) -> None:
