@@ -1,5 +1,6 @@
 """Updates close themselves; random numbers depend on seed, rank and update."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -342,30 +343,31 @@ def test_resumed_run_sees_the_same_images(tmp_path, train_cfg, sampler, stop):
 class ShortBatchSampler(BatchSampler):
     """Batch sampler that yields fewer batches than its length."""
 
-    def __init__(self, sampler, batch_size):
+    def __init__(self, sampler, batch_size, fewer):
         super().__init__(sampler, batch_size, drop_last=False)
+        self.fewer = fewer
 
     def __iter__(self):
-        yield from [*super().__iter__()][:-2]
+        yield from [*super().__iter__()][: len(self) - self.fewer]
+
+
+def make_passes(work_dir, fewer, **kwargs):
+    return make_runner(
+        work_dir,
+        PLAIN,
+        images=24,
+        batch_size=4,
+        train_cfg=dict(type='LargeBatchIterTrainLoop', max_iters=8, total_batch_size=8),
+        model='ImagesModel',
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
+        loader=dict(batch_sampler=dict(type='ShortBatchSampler', fewer=fewer)),
+        **kwargs,
+    )
 
 
 @pytest.mark.parametrize('stop', [3, 5])
 def test_resumed_run_counts_the_updates_that_passes_had(tmp_path, stop):
-    def make(**kwargs):
-        return make_runner(
-            tmp_path,
-            PLAIN,
-            images=24,
-            batch_size=4,
-            train_cfg=dict(
-                type='LargeBatchIterTrainLoop', max_iters=8, total_batch_size=8
-            ),
-            model='ImagesModel',
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
-            loader=dict(batch_sampler=dict(type='ShortBatchSampler')),
-            **kwargs,
-        )
-
+    make = partial(make_passes, tmp_path, 2)
     whole = make()
     whole.train()
     # Passes of 2 updates; the length gives 3.
@@ -387,20 +389,7 @@ def test_resumed_run_counts_the_updates_that_passes_had(tmp_path, stop):
 
 @pytest.mark.parametrize('stale', [True, False])
 def test_place_before_another_loop_went_on_is_not_used(tmp_path, stale):
-    def make(**kwargs):
-        return make_runner(
-            tmp_path,
-            PLAIN,
-            images=24,
-            batch_size=4,
-            train_cfg=dict(
-                type='LargeBatchIterTrainLoop', max_iters=8, total_batch_size=8
-            ),
-            model='ImagesModel',
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
-            **kwargs,
-        )
-
+    make = partial(make_passes, tmp_path, 0)
     whole = make()
     whole.train()
     path = tmp_path / 'iter_5.pth'
