@@ -21,7 +21,7 @@ from mmengine.registry import MODELS
 
 from agvm_mm import cli
 from agvm_mm.report.forecast import noise_of_file, noise_of_run
-from agvm_mm.report.plan import Plan, describe
+from agvm_mm.report.plan import Plan, describe, quiet
 from agvm_mm.training.batch import BatchSize
 from agvm_mm.training.normalizers import describe_losses
 
@@ -90,14 +90,15 @@ def main() -> int:
             noise = noise_of_run(args.log)
         elif args.noise is not None:
             noise = noise_of_file(args.noise)
-        plan = Plan(
-            cfg,
-            args.gpus,
-            args.images_per_gpu,
-            args.images,
-            noise=noise,
-            images_per_second=args.images_per_second,
-        )
+        with quiet():  # Toolboxes print while they are imported.
+            plan = Plan(
+                cfg,
+                args.gpus,
+                args.images_per_gpu,
+                args.images,
+                noise=noise,
+                images_per_second=args.images_per_second,
+            )
     except Exception as error:
         # Any error that the run would raise.
         print(f'PROBLEM     {cli.message_of(error) or repr(error)}')
