@@ -61,11 +61,14 @@ def describe(result: dict) -> str:
     machine = result['environment']
     processors = Counter(run['processor'] for run in result['runs'])
     trained = ', '.join(f'{name} ({count} runs)' for name, count in processors.items())
+    cells = {(row['batch_size'], row['method']) for row in result['best']}
+    rates = {(r['run']['batch_size'], r['method'], r['lr']) for r in result['runs']}
+    searched = ' The first seed searched the rates.' * (len(rates) > len(cells))
     parts = [
         f'# {result["model"]} with {result["plain"]} on the digits',
         f'{result["metric"]} in percent after {result["epochs"]} epoch(s) of '
         f'{result["scenes"]} scenes of {IMAGE_SIZE} x {IMAGE_SIZE} pixels; '
-        f'{len(result["runs"])} runs. The first seed searched the rates.',
+        f'{len(result["runs"])} runs.{searched}',
         table(BEST_COLUMNS, result['best']),
     ]
     if result['pairs']:

@@ -2,8 +2,8 @@
 
     python benchmarks/plot_batch_sizes.py --out docs/images/batch_sizes.png
 
-Reads the result of ``accuracy.py`` for Semantic FPN with AdamW and its repetition on
-another processor. Nothing is trained.
+Reads the result of ``accuracy.py`` for Semantic FPN with AdamW, which has searched the
+rates, and its repetition at the best rates. Nothing is trained.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from agvm_mm import cli
 from agvm_mm.report.figures.style import (
     BLACK,
     GREEN,
-    SKY_BLUE,
     VERMILION,
     save_figure,
     set_up_panel,
@@ -29,30 +28,29 @@ RESULTS = Path(__file__).parent / 'results'
 STUDY = RESULTS / 'accuracy_sem-fpn_adamw.json'
 REPEATED = RESULTS / 'accuracy_sem-fpn_adamw_repeated.json'
 TITLE = 'Semantic FPN on the digits, one epoch, each method at its best learning rate'
-DODGE = 0.19
+DODGE = 0.25
 """Distance of two methods at the same batch, in distances of two batches."""
 
 
 LOOKS = {
     'adamw': ('AdamW alone', BLACK, '^'),
     'agvm-adamw': ('AGVM + AdamW', VERMILION, 's'),
-    'adamw-x2': ('AdamW, 2 x rate on neck and head', SKY_BLUE, 'D'),
     'adamw-x2 decode_head': ('AdamW, 2 x rate on the head', GREEN, 'o'),
 }
 """Label, color and marker of each method."""
 
 
-def plot_batch_sizes(study: Mapping, repeated: Sequence[dict] = ()) -> Figure:
+def plot_batch_sizes(result: Mapping, earlier: Sequence[dict] = ()) -> Figure:
     """Draw a marker for the mean over the seeds and a bar from lowest to highest.
 
     Args:
-        study: A result of ``accuracy.py``.
-        repeated: Rows of ``best`` of the same runs on another processor, drawn hollow.
+        result: A result of ``accuracy.py``.
+        earlier: Rows of ``best`` of earlier runs, drawn hollow.
 
     Raises:
-        ValueError: If the study has none of the methods.
+        ValueError: If the result has none of the methods.
     """
-    rows = [row for row in study['best'] if row['method'] in LOOKS]
+    rows = [row for row in result['best'] if row['method'] in LOOKS]
     if not rows:
         raise ValueError(f'there is nothing to draw: no run of {", ".join(LOOKS)}')
     batches = sorted({row['batch_size'] for row in rows})
@@ -62,7 +60,7 @@ def plot_batch_sizes(study: Mapping, repeated: Sequence[dict] = ()) -> Figure:
     panel.grid(visible=False, axis='x')
     for number, (method, look) in enumerate(LOOKS.items()):
         shift = DODGE * (number - (len(LOOKS) - 1) / 2)
-        for found, hollow in ((rows, False), (repeated, True)):
+        for found, hollow in ((rows, False), (earlier, True)):
             own = {
                 batches.index(row['batch_size']) + shift + hollow * DODGE / 4: row
                 for row in found
@@ -70,12 +68,12 @@ def plot_batch_sizes(study: Mapping, repeated: Sequence[dict] = ()) -> Figure:
             }
             if own:
                 _draw_rows(panel, own, *look, hollow=hollow)
-    images = study['scenes'] * study['epochs']
+    images = result['scenes'] * result['epochs']
     labels = [f'{batch:,}\n({images // batch} updates)' for batch in batches]
     panel.set_xticks(range(len(batches)), labels)
     panel.set_xlim(-0.5, len(batches) - 0.5)
     panel.set_xlabel('batch size (images)')
-    panel.set_ylabel(METRIC_NAMES[study['metric']])
+    panel.set_ylabel(METRIC_NAMES[result['metric']])
     figure.legend(loc='outside lower center', ncols=2, frameon=False)
     return figure
 
@@ -96,10 +94,11 @@ def _draw_rows(
         if not hollow:
             panel.annotate(
                 f'{row["mean"]:.1f}',
-                (place, row['highest']),
-                xytext=(0, 5),
+                (place, row['mean']),
+                xytext=(-7, 0),
                 textcoords='offset points',
-                ha='center',
+                ha='right',
+                va='center',
                 fontsize=9,
             )
     panel.plot(
@@ -111,7 +110,7 @@ def _draw_rows(
         markersize=6,
         markerfacecolor='white' if hollow else color,
         label=None if hollow else label,
-        gid=f'{"repeated" if hollow else "study"} {label}',
+        gid=f'{"earlier" if hollow else "result"} {label}',
     )
 
 
@@ -121,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cli.add_figure_flags(parser, out='batch_sizes.png')
     args = parser.parse_args(arguments)
     study, repeated = (json.loads(file.read_text()) for file in (STUDY, REPEATED))
-    figure = plot_batch_sizes(study, repeated['best'])
+    figure = plot_batch_sizes(repeated, study['best'])
     figure.suptitle(args.title or TITLE, fontsize=11)
     save_figure(figure, args.out)
     print(*args.out)

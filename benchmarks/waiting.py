@@ -192,7 +192,7 @@ def ratio(found: dict[str, list[float]], above: str, below: str) -> float:
     return median(a / b for a, b in pairs)
 
 
-def render(result: dict) -> str:
+def describe(result: dict) -> str:
     """Return the report of a result."""
     settings, saves, starts = result['settings'], result['saves'], result['starts']
     size = settings['state']
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     finally:
         shutil.rmtree(folder)
-    report.write(args.out, 'waiting', result, render(result))
+    report.write(args.out, 'waiting', result, describe(result))
 
 
 if __name__ == '__main__':

@@ -65,6 +65,7 @@ def check_report(path: Path):
         overhead=overhead,
         scaling=scaling,
         sharding=sharding,
+        waiting=waiting,
     )
     script = scripts[path.stem.split('_')[0]]
     report = script.describe(json.loads(path.read_text()))

@@ -31,9 +31,9 @@ def test_markers_are_at_the_means_and_bars_span_the_seeds():
         line.get_gid(): list(line.get_ydata()) for line in panel.lines if line.get_gid()
     }
     assert drawn == {
-        'study AdamW alone': [58.0, 62.0],
-        'study AGVM + AdamW': [63.0],
-        'repeated AdamW alone': [57.0],
+        'result AdamW alone': [58.0, 62.0],
+        'result AGVM + AdamW': [63.0],
+        'earlier AdamW alone': [57.0],
     }
     spans = sorted(list(line.get_ydata()) for line in panel.lines if not line.get_gid())
     assert spans == [[56.0, 59.0], [57.0, 60.0], [61.0, 64.0], [62.0, 65.0]]
