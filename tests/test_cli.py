@@ -106,18 +106,16 @@ def test_auto_scale_lr_is_left_to_mmengine():
     assert cfg.optim_wrapper.optimizer.lr == 0.1
 
 
-@pytest.mark.parametrize(
-    'wrapper', [dict(optimizer=dict(type='Adam')), dict(generator={}, critic={})]
-)
-def test_auto_scale_lr_names_a_missing_lr(wrapper):
-    cfg = config(auto_scale_lr=dict(enable=False, base_batch_size=16))
-    cfg.optim_wrapper = wrapper
-    # MMEngine scales what it finds.
-    cli.enable_auto_scale_lr(cfg)
-    assert cfg.auto_scale_lr.enable and cfg.optim_wrapper == wrapper
-    cfg.train_cfg = dict(total_batch_size=64)
-    with pytest.raises(ValueError, match=r'scales optim_wrapper\.optimizer\.lr'):
+def test_auto_scale_lr_names_a_missing_lr():
+    for wrapper in (dict(optimizer=dict(type='Adam')), dict(generator={}, critic={})):
+        cfg = config(auto_scale_lr=dict(enable=False, base_batch_size=16))
+        cfg.optim_wrapper = wrapper
+        # MMEngine scales what it finds.
         cli.enable_auto_scale_lr(cfg)
+        assert cfg.auto_scale_lr.enable and cfg.optim_wrapper == wrapper
+        cfg.train_cfg = dict(total_batch_size=64)
+        with pytest.raises(ValueError, match=r'scales optim_wrapper\.optimizer\.lr'):
+            cli.enable_auto_scale_lr(cfg)
 
 
 def test_auto_scale_lr_uses_the_total_batch_size():

@@ -69,23 +69,21 @@ ZERO = {
 PLAIN_SGD = dict(_delete_=True, type='SGD', lr=0.1)
 
 
-@pytest.mark.parametrize(
-    'options, held, moments',
-    [
+def test_memory_that_ranks_divide(subtests):
+    for options, held, moments in [
         ({}, 1, 2),
         (ZERO, 1, 0.5),
         ({'model_wrapper_cfg.type': 'FullyShardedModel'}, 0.25, 0.5),
         ({'optim_wrapper.optimizer.amsgrad': True}, 1, 3),
         ({'optim_wrapper.optimizer': PLAIN_SGD}, 1, 0),
         ({'optim_wrapper.optimizer': PLAIN_SGD | dict(momentum=0.9)}, 1, 1),
-    ],
-)
-def test_memory_that_ranks_divide(options, held, moments):
-    made = make(AGVM_10K, 4, 2560, **options)
-    size = 4 * sum(made.modules.values())
-    own, state = plan.format_bytes(held * size), plan.format_bytes(moments * size)
-    expected = f'parameters {own}, gradient {own}, moments {state}; plus activations'
-    assert expected in plan.describe(made)
+    ]:
+        with subtests.test(options=options):
+            made = make(AGVM_10K, 4, 2560, **options)
+            size = 4 * sum(made.modules.values())
+            own, state = (plan.format_bytes(n * size) for n in (held, moments))
+            expected = f'parameters {own}, gradient {own}, moments {state}; plus'
+            assert expected in plan.describe(made)
 
 
 def test_swin_that_counts_iterations():

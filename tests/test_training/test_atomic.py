@@ -175,15 +175,15 @@ def memory(monkeypatch, tmp_path):
         ('s3://bucket', dict(file_client_args=dict(backend='memory'))),
     ],
 )
-@pytest.mark.parametrize('keep', [-1, 1])
-def test_remote_folder_is_not_local(tmp_path, memory, out_dir, options, keep):
-    written = []
-    for kind in ('CheckpointHook', 'AtomicCheckpointHook'):
-        memory.clear()
-        hook = dict(type=kind, out_dir=out_dir, max_keep_ckpts=keep, interval=1)
-        runner(tmp_path / 'run', hook | options).train()
-        written.append(set(memory))
-    assert written[0] == written[1] and written[0]
+def test_remote_folder_is_not_local(tmp_path, memory, out_dir, options):
+    for keep in (-1, 1):
+        written = []
+        for kind in ('CheckpointHook', 'AtomicCheckpointHook'):
+            memory.clear()
+            hook = dict(type=kind, out_dir=out_dir, max_keep_ckpts=keep, interval=1)
+            runner(tmp_path / 'run', hook | options).train()
+            written.append(set(memory))
+        assert written[0] == written[1] and written[0]
     assert names(tmp_path) == ['run']
     assert not list(tmp_path.rglob('*.pth'))
     pointer = (tmp_path / 'run/last_checkpoint').read_text()
