@@ -7,6 +7,7 @@ runs need to their first update is compared with fresh starts. The data set need
 an image, in two workers; MMEngine's loop would load all images of the run so far.
 """
 
+import os
 import shutil
 import tempfile
 import threading
@@ -155,6 +156,8 @@ def measure_saves(folder: Path, size: int, rounds: int) -> dict[str, list[float]
     for number in range(rounds + 1):
         for kind, hook in hooks.items():
             runner.hooks[:] = [hook]
+            # What the other has left to the disk.
+            os.sync()
             start = time.perf_counter()
             save = hook._save_checkpoint_with_step
             memory = peak_memory(lambda save=save, n=number: save(runner, n, {}))
