@@ -79,15 +79,22 @@ class Stopwatch(Hook):
         runner.train_loop.stop_training = True
 
 
-def build(folder: Path, updates: int, **settings: object) -> Runner:
-    """Return a Runner of updates of 16 images."""
-    settings = dict(model=Parameters(50), seconds=0.0, workers=0, hooks=()) | settings
-    workers = settings['workers']
+def build(
+    folder: Path,
+    updates: int,
+    *,
+    numbers: int = 50,
+    seconds: float = 0.0,
+    workers: int = 0,
+    hooks: Sequence[Hook] = (),
+    resumed: str | None = None,
+) -> Runner:
+    """Return a Runner of updates of 16 images, which may resume a checkpoint."""
     return Runner(
-        settings['model'],
+        Parameters(numbers),
         str(folder),
         train_dataloader=dict(
-            dataset=Images(settings['seconds']),
+            dataset=Images(seconds),
             sampler=dict(type='InfiniteSampler'),
             batch_size=8,
             num_workers=workers,
@@ -104,10 +111,10 @@ def build(folder: Path, updates: int, **settings: object) -> Runner:
             logger=None,
             checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=updates),
         ),
-        custom_hooks=list(settings['hooks']),
+        custom_hooks=list(hooks),
         randomness=dict(seed=0),
-        resume=settings.get('resume', False),
-        load_from=settings.get('load_from'),
+        resume=resumed is not None,
+        load_from=resumed,
         log_level='ERROR',
         experiment_name=uuid.uuid4().hex,
     )
@@ -139,7 +146,7 @@ def peak_memory(function: Callable[[], None]) -> float:
 def measure_saves(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
     """Return the times and memory of saves of so many bytes by both hooks, in turns."""
     # Weights and the momentum.
-    runner = build(folder / 'run', 1, model=Parameters(size // 8))
+    runner = build(folder / 'run', 1, numbers=size // 8)
     runner.train()
     optimizer = runner.optim_wrapper.optimizer
     for parameter in runner.model.parameters():
@@ -182,7 +189,7 @@ def measure_starts(folder: Path, updates: int, rounds: int) -> dict[str, list[fl
                 seconds=IMAGE_S,
                 workers=2,
                 hooks=[watch],
-                **(dict(resume=True, load_from=path) if kind == 'resumed' else {}),
+                resumed=path if kind == 'resumed' else None,
             )
             runner.train()
             found[kind].append(watch.seconds)

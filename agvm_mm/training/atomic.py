@@ -69,7 +69,7 @@ class AtomicLocalBackend(LocalBackend):
         self.held = held
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file, those of a checkpoint together with what is held."""
+        """Write bytes to a file, those of a checkpoint with the held entries."""
         # Only the main process saves checkpoints.
         with replaced_when_whole(Path(filepath), sole_writer=True) as partial:
             if self.held:
@@ -100,7 +100,7 @@ class AtomicCheckpointHook(CheckpointHook):
         ... )
     """
 
-    # What is held for a local file during a save; None for other storages.
+    # Entries held for a local file during a save; None for other storages.
     _held: dict | None = None
     _saves = False
 

@@ -169,7 +169,7 @@ def first_row(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def same_samples(dtype: torch.dtype) -> Iterator[None]:
     """Context with a default type of numbers, in which samplers take the first boxes.
 
-    What is drawn depends on the images before. So do points of masks (Mask2Former)
+    Draws depend on the images before. So do points of masks (Mask2Former)
     and noise of boxes (DINO), which are the same for each object here.
     """
     before = torch.get_default_dtype()
