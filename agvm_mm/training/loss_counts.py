@@ -76,6 +76,10 @@ class Examination(NamedTuple):
         key = f'{name}#{index}' if name in self.calls else name
         return key if key in self.per_image else None
 
+    def modules_of(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the loss modules of a model by name."""
+        return {name: model.get_submodule(name) for name in self.modules}
+
 
 def loss_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model that take ``avg_factor``, by name."""

@@ -2,13 +2,13 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from mmengine.dist import broadcast_object_list
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -86,18 +86,7 @@ class Normalizers:
                 "normalizers='micro_batch'"
             )
         model = unwrap(runner.model)
-        try:
-            found = examine(model)
-        except Exception as error:
-            raise TypeError(
-                f'{setting} has to run the losses of {type(model).__name__} on small '
-                f'random images, which failed ({type(error).__name__}: {error}); use '
-                "normalizers='micro_batch'"
-            ) from error
-        # Counts on GPUs may differ in the last bit.
-        shared = [found]
-        broadcast_object_list(shared)
-        self._found = found = shared[0]
+        self._found = found = find_normalizers(model, self.mode)
         if found.unreached:
             runner.logger.warning(
                 f'{setting} does not reach {", ".join(found.unreached)} of '
@@ -130,13 +119,17 @@ class Normalizers:
             used = {key: each or found.per_image[key] for key, each in saved.items()}
         elif counts:
             batches = list(batches)
-            used = mix(saved, self._count(runner, batches, window.sizes), share)
+            # Models change their data.
+            copies = map(copy.deepcopy, batches)
+            wrapper = CountingWrapper(runner.optim_wrapper)
+            own = count_normalizers(model, found, wrapper, copies, window.sizes)
+            used = mix(saved, own, share)
         self._warn_of_clamps(runner, used, min(window.sizes))
         plan = Plan(found, used)
-        modules = {name: model.get_submodule(name) for name in found.modules}
-        with intercept(modules, plan):
-            yield _counted(plan, iter(batches), window.sizes)
-            plan.end()
+        with intercept(found.modules_of(model), plan):
+            micro_batches = counted(plan, batches, window.sizes)
+            yield micro_batches
+            next(micro_batches, None)  # Ends the last one.
         own = plan.means(device_of(model))
         if corrects:
             self.correction = correction(used, own)
@@ -165,33 +158,66 @@ class Normalizers:
                 f'{math.ceil(1 / lowest):,} images or more in a micro-batch'
             )
 
-    def _count(
-        self, runner: Runner, batches: list, sizes: tuple[int, ...]
-    ) -> dict[str, float]:
-        """Return the normalizers of an update, by a pass without gradients."""
-        model = unwrap(runner.model)
-        plan = Plan(self._found)
-        modules = {name: model.get_submodule(name) for name in self._found.modules}
-        wrapper = CountingWrapper(runner.optim_wrapper)
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        with kept_generators(), torch.no_grad(), intercept(modules, plan):
-            for batch, size in zip(batches, sizes, strict=True):
-                plan.start(size)
-                # Models change their data.
-                model.train_step(copy.deepcopy(batch), wrapper)
-                plan.end()
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        return plan.means(device_of(model))
+
+def find_normalizers(model: BaseModel, mode: str) -> Examination:
+    """Find the normalizers that a mode replaces, the same on all ranks.
+
+    Args:
+        model: Not wrapped.
+        mode: 'average' or 'update'.
+
+    Raises:
+        TypeError: If the model cannot be examined.
+    """
+    try:
+        found = examine(model)
+    except Exception as error:
+        raise TypeError(
+            f'normalizers={mode!r} has to run the losses of {type(model).__name__} on '
+            f'small random images, which failed ({type(error).__name__}: {error}); use '
+            "normalizers='micro_batch'"
+        ) from error
+    # Counts on GPUs may differ in the last bit.
+    shared = [found]
+    broadcast_object_list(shared)
+    return shared[0]
 
 
-def _counted(plan: Plan, batches: Iterator, sizes: tuple[int, ...]) -> Iterator:
+def count_normalizers(
+    model: BaseModel,
+    found: Examination,
+    wrapper: CountingWrapper,
+    batches: Iterable,
+    sizes: Sequence[int],
+) -> dict[str, float]:
+    """Return mean normalizers of an image on all ranks, by a pass without gradients.
+
+    Buffers and random numbers stay as they are.
+
+    Args:
+        model: Not wrapped.
+        found: Its normalizers.
+        wrapper: Optimizer wrapper for ``train_step``.
+        batches: This rank's micro-batches, which the model may change.
+        sizes: Images of each.
+    """
+    plan = Plan(found)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with kept_generators(), torch.no_grad():
+        with intercept(found.modules_of(model), plan):
+            for batch in counted(plan, batches, sizes):
+                model.train_step(batch, wrapper)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return plan.means(device_of(model))
+
+
+def counted(plan: Plan, batches: Iterable, sizes: Sequence[int]) -> Iterator:
     """Yield micro-batches, and tell a plan about each."""
-    for index, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
-        if index:
-            plan.end()
+    for batch, size in zip(batches, sizes, strict=True):
         plan.start(size)
         yield batch
+        plan.end()
 
 
 def mix(

@@ -38,6 +38,7 @@ def make_setup(optimizer: str, amsgrad: bool, ranks: int, rank: int) -> SimpleNa
         model=model,
         by_module=trainable_by_module(model),
         preconditioner=build_preconditioner(built),
+        found=None,
         batches=DataLoader(TensorDataset(inputs[part], targets[part]), IMAGES),
         blocks=blocks,
         block_size=size,

@@ -169,7 +169,7 @@ def test_wrong_flags_are_refused_before_the_work(
     assert message in capsys.readouterr().err
 
 
-def test_normalizers_of_an_update_are_not_measured(
+def test_normalizers_of_the_config_are_used(
     data: Path, checkpoints: dict, capsys: pytest.CaptureFixture
 ):
     arguments = f'configs/{PLAIN}.py', checkpoints[PLAIN], '--images', 8
@@ -177,7 +177,7 @@ def test_normalizers_of_an_update_are_not_measured(
         setting = f'train_cfg.normalizers={mode}'
         assert run_script(SCRIPT, *arguments, *options(data), setting) == 0
         printed = capsys.readouterr().out
-        note = "NOTE  train_cfg.normalizers='average' has no effect here"
+        note = "NOTE  train_cfg.normalizers='average': the losses of all replicas"
         assert (note in printed) == (mode == 'average')
 
 

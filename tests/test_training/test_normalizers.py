@@ -18,16 +18,26 @@ from mmengine.registry import DATASETS
 from ranks import run_on_ranks
 from runners import make_runner as engine_runner
 from small_models import annotated_images, float64_and_first_boxes, small_model
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from toy import ToyDetector
 
 from agvm_mm.estimators import build_estimator
+from agvm_mm.estimators.preconditioner import Preconditioner
 from agvm_mm.method.modulator import MeasurementSchedule
+from agvm_mm.method.modules import trainable_by_module
+from agvm_mm.report.gradient_noise.replicas import measure
 from agvm_mm.training.dataloader import UpdateWindow
 from agvm_mm.training.loss_counts import examine
-from agvm_mm.training.normalizers import STATE, Normalizers, unwrap
+from agvm_mm.training.normalizers import (
+    STATE,
+    Normalizers,
+    count_normalizers,
+    find_normalizers,
+    unwrap,
+)
 from agvm_mm.training.update import Update
 
+COUNT = 'agvm_mm.training.normalizers.count_normalizers'
 IMAGES = 16
 LAYOUTS = ([1] * 16, [2] * 8, [7, 6, 2, 1])
 """Images of each micro-batch."""
@@ -168,13 +178,12 @@ def test_average_follows_earlier_updates(float64):
     images = annotated_images('RetinaNet', 11)
     counts, runner, normalizers = [], make_runner(model), Normalizers('average')
     normalizers.prepare(runner)
-    with mock.patch.object(
-        normalizers, '_count', side_effect=normalizers._count
-    ) as counted:
+    for image in images:
+        single = Hub()
+        run(model, 'average', [image], [1], hub=single)
+        counts.append(single.runtime_info[STATE][0][key])
+    with mock.patch(COUNT, wraps=count_normalizers) as counted:
         for image in images:
-            single = Hub()
-            run(model, 'average', [image], [1], hub=single)
-            counts.append(single.runtime_info[STATE][0][key])
             one_update(runner, normalizers, [image], [1])
     # The mean of all as far as an update has a share of a tenth or more.
     expected = 0.9 * np.mean(counts[:10]) + 0.1 * counts[10]
@@ -460,9 +469,43 @@ def phi(mode, size):
     return measured[0].variances
 
 
+def sums_of_tool(mode, size):
+    """Return what tools/noise_scale.py finds at 16 images, in blocks of 4."""
+    model = build('RetinaNet')
+    found = None if mode == 'micro_batch' else find_normalizers(model, mode)
+    images = annotated_images('RetinaNet', IMAGES)
+    setup = SimpleNamespace(
+        model=model,
+        by_module=trainable_by_module(model),
+        preconditioner=Preconditioner(),
+        found=found,
+        batches=DataLoader(images, size, collate_fn=copied),
+        blocks=4,
+        block_size=4 // size,
+        images_per_replica=size,
+        anchor='backbone',
+    )
+    before = copy.deepcopy(model.state_dict())
+    sums = measure(setup)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    return sums
+
+
+def copied(images):
+    return pseudo_collate(copy.deepcopy(images))
+
+
 @pytest.mark.parametrize('mode', ['average', 'update'])
 def test_variance_is_equal_with_replicas_of_any_size(mode, float64):
-    expected = phi(mode, 4)
+    expected, sums = phi(mode, 4), sums_of_tool(mode, 4)
     for size in (1, 2):
         assert phi(mode, size) == pytest.approx(expected, rel=1e-6)
+        found = sums_of_tool(mode, size)
+        torch.testing.assert_close(found.gram, sums.gram, rtol=1e-6, atol=0)
+        # The mean of replicas is the gradient of all their images.
+        groups = found.group_sq[:, -1]
+        torch.testing.assert_close(groups, sums.group_sq[:, 0], rtol=1e-6, atol=0)
     assert phi('micro_batch', 1) != pytest.approx(phi('micro_batch', 4), rel=1e-2)
+    own = sums_of_tool('micro_batch', 1).group_sq[:, -1] / sums.group_sq[:, 0]
+    assert (own - 1).abs().min() > 1e-2

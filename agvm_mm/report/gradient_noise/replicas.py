@@ -6,8 +6,13 @@ gradients for each block in the memory of its host.
 
 import io
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stdout,
+)
 from itertools import islice
 from typing import Any
 
@@ -41,7 +46,14 @@ from agvm_mm.optim.wrapper import check_one_optimizer
 from agvm_mm.report.gradient_noise.intervals import GradientSums, divide_replicas
 from agvm_mm.report.plan import in_float32, modulator_settings, quiet
 from agvm_mm.training.loading import allow_runner_checkpoints
-from agvm_mm.training.normalizers import MODES
+from agvm_mm.training.loss_counts import Plan, intercept
+from agvm_mm.training.normalizers import (
+    MODES,
+    CountingWrapper,
+    count_normalizers,
+    counted,
+    find_normalizers,
+)
 from agvm_mm.validation import check_number, type_name
 
 # Elements of a parameter whose inner products are computed at a time in float64.
@@ -62,6 +74,7 @@ class Setup:
         preconditioner: Turns a gradient into the measured quantity.
         gradient: Name of the measured quantity.
         notes: What a reader of the result must know.
+        found: Normalizers that all replicas share, or None if each has its own.
         batches: Yields this rank's replicas.
         images: Images of all replicas.
         blocks: Number of blocks of all ranks.
@@ -118,11 +131,15 @@ class Setup:
                 'Measure on one process, where it becomes BN.'
             )
         mode = (cfg.get('train_cfg') or {}).get('normalizers', MODES[0])
-        if mode != MODES[0]:
+        self.found = None if mode == MODES[0] else find_normalizers(self.model, mode)
+        if self.found:
             self.notes.append(
-                f'train_cfg.normalizers={mode!r} has no effect here: the losses of a '
-                'replica are divided by its own counts, which noise scales depend on.'
+                f'train_cfg.normalizers={mode!r}: the losses of all replicas are '
+                'divided by the same normalizers of an image, their means over all.'
             )
+            if self.found.unreached:
+                names = ', '.join(self.found.unreached)
+                self.notes.append(f'They do not reach {names}.')
         self.batches = load_batches(cfg, replicas, size)
 
 
@@ -262,14 +279,30 @@ class BackwardOnly:
         loss.backward()
 
 
-def gradients_of(setup: Setup, advance: Callable[[], None]) -> Iterator[list[Tensor]]:
+@contextmanager
+def replicas_of(setup: Setup) -> Iterator[Iterable]:
+    """Give the replicas of this rank, whose losses share their normalizers if set."""
+    found, batches = setup.found, setup.batches
+    if not found or not found.per_image:
+        yield batches
+        return
+    sizes = [setup.images_per_replica] * len(batches)
+    wrapper = CountingWrapper(BackwardOnly())
+    plan = Plan(found, count_normalizers(setup.model, found, wrapper, batches, sizes))
+    with intercept(found.modules_of(setup.model), plan):
+        yield counted(plan, batches, sizes)
+
+
+def gradients_of(
+    setup: Setup, batches: Iterable, advance: Callable[[], None]
+) -> Iterator[list[Tensor]]:
     """Yield the rescaled gradients of each replica of this rank; see :func:`measure`.
 
     Raises:
         FloatingPointError: If a gradient is not finite.
     """
     wrapper, model = BackwardOnly(), setup.model
-    for batch in setup.batches:
+    for batch in batches:
         model.zero_grad(set_to_none=True)
         model.train_step(batch, wrapper)
         gradients = []
@@ -329,13 +362,14 @@ def measure(setup: Setup, advance: Callable[[], None] = lambda: None) -> Gradien
     sizes = [len(group) for group in setup.by_module.values()]
     owners = torch.arange(len(names)).repeat_interleave(torch.tensor(sizes))
     groups = torch.tensor([size >> i for i in range(size.bit_length())])
-    gradients = gradients_of(setup, advance)
     tables, totals = [], []
-    for _ in range(count // get_world_size()):
-        squares = torch.zeros(len(names), len(groups), dtype=torch.float64)
-        total = sum_replicas(gradients, len(groups) - 1, owners, squares)
-        tables.append(squares / groups)
-        totals.append([each.cpu() for each in total])
+    with replicas_of(setup) as batches:
+        gradients = gradients_of(setup, batches, advance)
+        for _ in range(count // get_world_size()):
+            squares = torch.zeros(len(names), len(groups), dtype=torch.float64)
+            total = sum_replicas(gradients, len(groups) - 1, owners, squares)
+            tables.append(squares / groups)
+            totals.append([each.cpu() for each in total])
     gram = torch.zeros(len(names), count, count, dtype=torch.float64)
     for module in owners:
         # Frees the sums of a parameter once they are used.
