@@ -173,15 +173,20 @@ class Normalizers:
         plan = Plan(self._found)
         modules = {name: model.get_submodule(name) for name in self._found.modules}
         wrapper = CountingWrapper(runner.optim_wrapper)
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
         with kept_generators(), torch.no_grad(), intercept(modules, plan):
             for batch, size in zip(batches, sizes, strict=True):
                 plan.start(size)
                 # Models change their data.
                 model.train_step(copy.deepcopy(batch), wrapper)
                 plan.end()
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for module, name, buffer, before in buffers:
+                # A model may have put another tensor in its place.
+                setattr(module, name, buffer.copy_(before))
         return plan.means(device_of(model))
 
 
