@@ -197,10 +197,10 @@ def _split(joined: Any, values: Sequence, name: str) -> list:
 class SeededBatch(list):
     """Indices of a micro-batch, each with random numbers of its own.
 
-    While the global generators of the process are asked for the sample of an index,
-    they are seeded by the seed of the run, the pass over the data and the position of
-    the sample in it. So augmentations depend neither on the workers nor on what was
-    loaded before.
+    Before the process loads the sample of an index, its global generators are seeded by
+    the seed of the run, the pass over the data and the position of the sample in it. So
+    augmentations depend neither on the workers nor on what was loaded before. A
+    ``collate_fn`` that draws goes on from the last sample.
 
     Args:
         indices: Indices of the samples.
@@ -212,10 +212,9 @@ class SeededBatch(list):
         self.seeds = seeds
 
     def __iter__(self) -> Iterator:
-        with other_generators():
-            for index, seed in zip(self._plain(), self.seeds, strict=True):
-                seed_cpu(seed % SEEDS)
-                yield index
+        for index, seed in zip(self._plain(), self.seeds, strict=True):
+            seed_cpu(seed % SEEDS)
+            yield index
 
     def __reduce__(self) -> tuple:
         # A thread writes batches to the workers: it must not touch the generators.
@@ -223,6 +222,16 @@ class SeededBatch(list):
 
     def _plain(self) -> Iterator:
         return super().__iter__()
+
+
+def in_other_generators(batches: Iterator) -> Iterator:
+    """Yield batches whose samples leave the generators of this process as they were."""
+    while True:
+        with other_generators():
+            batch = next(batches, batches)
+        if batch is batches:
+            return
+        yield batch
 
 
 class UpdatePlan(Sampler):
@@ -330,8 +339,8 @@ class UpdateDataLoader(DataLoader):
     Raises:
         TypeError: If it has no batch sampler, or its class cannot be built from its
             settings.
-        ValueError: If the total is not a multiple of ranks x images per rank, or there
-            are not so many images.
+        ValueError: If the total is not a multiple of ranks x images per rank, there
+            are not so many images, or batches come in any order.
     """
 
     def __init__(
@@ -351,6 +360,8 @@ class UpdateDataLoader(DataLoader):
     def __iter__(self) -> Iterator[UpdateWindow]:
         updates = self.plan.start_pass()
         batches = iter(super().__iter__())
+        if not self.num_workers:
+            batches = in_other_generators(batches)
         for update in updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
@@ -437,6 +448,7 @@ def settings_of(dataloader: DataLoader) -> dict[str, Any]:
 
     Raises:
         TypeError: If it has no batch sampler, or not all arguments as attributes.
+        ValueError: If its batches come in any order.
     """
     kind = type(dataloader).__name__
     if dataloader.batch_sampler is None:
@@ -444,6 +456,11 @@ def settings_of(dataloader: DataLoader) -> dict[str, Any]:
             'a large-batch loop plans updates on the batch sampler of '
             f'train_dataloader, and that of {type(dataloader.dataset).__name__} has '
             'none; use a map-style dataset with a batch_size'
+        )
+    if not getattr(dataloader, 'in_order', True):
+        raise ValueError(
+            'train_dataloader.in_order=False takes batches as workers finish them, so '
+            'those of an update depend on time; remove it'
         )
     # Whatever this version of torch knows.
     names = set(signature(DataLoader).parameters)
