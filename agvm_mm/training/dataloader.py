@@ -255,6 +255,9 @@ class UpdatePlan(Sampler):
         self.micro_batches = batch.micro_batches
         self.seed = seed
         self.number = self.done = 0
+        generator = getattr(self.sampler, 'generator', None)
+        self._generator = generator if isinstance(generator, torch.Generator) else None
+        self._own_seed = self._generator and self._generator.initial_seed()
         self._drawn: Iterator[list[list]] | None = None
         self._thread: int | None = None
 
@@ -301,6 +304,9 @@ class UpdatePlan(Sampler):
     def _draw(self, number: int, done: int) -> Iterator[list[list]]:
         # Samplers may use the global generators.
         stream, ranks = RandomStream(self.seed, number), get_world_size()
+        if self._generator is not None:
+            # A resumed run has not drawn the passes before from it.
+            self._generator.manual_seed(derive_seed(self._own_seed, number))
         # The samples of the ranks take turns in the pass.
         seed = derive_seed(self.seed, number) + get_rank()
         with stream:

@@ -8,16 +8,28 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from ranks import run_on_ranks
 from runners import make_runner
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, RandomSampler, default_collate
 
 LOOPS = {
     'epochs': (dict(type='LargeBatchTrainLoop', max_epochs=3), 'DefaultSampler'),
-    'iterations': (dict(type='LargeBatchIterTrainLoop', max_iters=8), 'DefaultSampler'),
+    'iterations': (
+        dict(type='LargeBatchIterTrainLoop', max_iters=8),
+        'SamplerWithGenerator',
+    ),
     'endless': (dict(type='LargeBatchIterTrainLoop', max_iters=8), 'InfiniteSampler'),
 }
+
+
+@DATA_SAMPLERS.register_module(force=True)
+class SamplerWithGenerator(RandomSampler):
+    """Sampler of torch with a generator of its own."""
+
+    def __init__(self, dataset, seed, shuffle):
+        assert shuffle
+        super().__init__(dataset, generator=torch.Generator().manual_seed(5))
 
 
 @DATASETS.register_module(force=True)
