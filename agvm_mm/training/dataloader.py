@@ -25,7 +25,6 @@ from agvm_mm.training.update import (
     SEEDS,
     RandomStream,
     derive_seed,
-    other_generators,
     seed_cpu,
 )
 
@@ -123,10 +122,13 @@ def join_batches(batches: Sequence) -> dict | list:
     Raises:
         ValueError: If an entry is of another type, or only some batches have it.
     """
-    if isinstance(batches[0], Mapping):
-        return _join(batches, 'data_batch')
-    columns = enumerate(zip(*batches, strict=True))
-    return [_join(column, f'data_batch[{index}]') for index, column in columns]
+    joined = _join(list(map(by_name, batches)), 'data_batch')
+    return joined if isinstance(batches[0], Mapping) else list(joined.values())
+
+
+def by_name(batch: Mapping | Sequence) -> Mapping:
+    """Return the entries of a batch by their names or numbers."""
+    return batch if isinstance(batch, Mapping) else dict(enumerate(batch))
 
 
 def _join(values: Sequence, name: str) -> Any:
@@ -158,24 +160,20 @@ def split_batch(joined: dict | list, batches: Sequence) -> list:
     Raises:
         ValueError: If there are other entries or another number of images.
     """
+    parts = _split(by_name(joined), list(map(by_name, batches)), 'data_batch')
     if isinstance(batches[0], Mapping):
-        return _split(joined, batches, 'data_batch')
-    columns = [
-        _split(values, own, f'data_batch[{index}]')
-        for index, (values, own) in enumerate(
-            zip(joined, zip(*batches, strict=True), strict=True)
-        )
-    ]
-    return [list(batch) for batch in zip(*columns, strict=True)]
+        return parts
+    return [list(part.values()) for part in parts]
 
 
 def _split(joined: Any, values: Sequence, name: str) -> list:
     first = values[0]
     if isinstance(first, Mapping):
         if joined.keys() != first.keys():
+            before, after = (', '.join(map(str, each)) for each in (first, joined))
             raise ValueError(
-                f'a hook changed the entries of {name} from {", ".join(first)} to '
-                f'{", ".join(joined)}, which cannot be divided into micro-batches'
+                f'a hook changed the entries of {name} from {before} to {after}, which '
+                'cannot be divided into micro-batches'
             )
         columns = {
             key: _split(joined[key], [value[key] for value in values], f'{name}.{key}')
@@ -224,10 +222,11 @@ class SeededBatch(list):
         return super().__iter__()
 
 
-def in_other_generators(batches: Iterator) -> Iterator:
+def loaded_apart(batches: Iterator) -> Iterator:
     """Yield batches whose samples leave the generators of this process as they were."""
+    stream = RandomStream(0)
     while True:
-        with other_generators():
+        with stream:
             batch = next(batches, batches)
         if batch is batches:
             return
@@ -367,7 +366,7 @@ class UpdateDataLoader(DataLoader):
         updates = self.plan.start_pass()
         batches = iter(super().__iter__())
         if not self.num_workers:
-            batches = in_other_generators(batches)
+            batches = loaded_apart(batches)
         for update in updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window

@@ -2,8 +2,8 @@
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -68,24 +68,6 @@ def restore(state: tuple) -> None:
     torch.set_rng_state(state[2])
 
 
-SPARE = np.random.MT19937(0)
-"""Generator to exchange for NumPy's; one takes long to make."""
-
-
-@contextmanager
-def other_generators() -> Iterator[None]:
-    """Context after which the generators of the CPU continue as before.
-
-    Inside they have to be seeded.
-    """
-    outside = generators()
-    np.random.set_bit_generator(SPARE)
-    try:
-        yield
-    finally:
-        restore(outside)
-
-
 class RandomStream:
     """Context in which the global generators of the CPU continue a stream of their own.
 
@@ -94,21 +76,19 @@ class RandomStream:
     """
 
     def __init__(self, *key: int) -> None:
-        self._seed = derive_seed(*key)
-        self._inside: tuple | None = None
-        self._outside: tuple = ()
+        outside = generators()
+        np.random.set_bit_generator(np.random.MT19937(0))
+        seed_cpu(derive_seed(*key))
+        self._other = generators()
+        restore(outside)
 
     def __enter__(self) -> None:
-        self._outside = generators()
-        if self._inside is not None:
-            restore(self._inside)
-            return
-        np.random.set_bit_generator(np.random.MT19937(0))
-        seed_cpu(self._seed)
+        before = generators()
+        restore(self._other)
+        self._other = before
 
     def __exit__(self, *_: object) -> None:
-        self._inside = generators()
-        restore(self._outside)
+        self.__enter__()
 
 
 class RankReport(NamedTuple):
