@@ -54,20 +54,6 @@ def seed_cpu(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def generators() -> tuple:
-    """Return the state of the global generators of the CPU."""
-    # NumPy copies the state of its generator slowly, and exchanges generators fast.
-    numpy = np.random.get_bit_generator()
-    return random.getstate(), numpy, torch.get_rng_state()
-
-
-def restore(state: tuple) -> None:
-    """Set the global generators of the CPU to the state of :func:`generators`."""
-    random.setstate(state[0])
-    np.random.set_bit_generator(state[1])
-    torch.set_rng_state(state[2])
-
-
 class RandomStream:
     """Context in which the global generators of the CPU continue a stream of their own.
 
@@ -76,15 +62,17 @@ class RandomStream:
     """
 
     def __init__(self, *key: int) -> None:
-        outside = generators()
-        np.random.set_bit_generator(np.random.MT19937(0))
-        seed_cpu(derive_seed(*key))
-        self._other = generators()
-        restore(outside)
+        seed = derive_seed(*key)
+        state = torch.Generator().manual_seed(seed).get_state()
+        self._other = random.Random(seed).getstate(), np.random.MT19937(seed), state
 
     def __enter__(self) -> None:
-        before = generators()
-        restore(self._other)
+        # NumPy copies the state of its generator slowly, and exchanges generators fast.
+        numpy = np.random.get_bit_generator()
+        before = random.getstate(), numpy, torch.get_rng_state()
+        random.setstate(self._other[0])
+        np.random.set_bit_generator(self._other[1])
+        torch.set_rng_state(self._other[2])
         self._other = before
 
     def __exit__(self, *_: object) -> None:
