@@ -25,7 +25,6 @@ from agvm_mm.training.update import (
     SEEDS,
     RandomStream,
     derive_seed,
-    other_generators,
     seed_cpu,
 )
 
@@ -123,10 +122,13 @@ def join_batches(batches: Sequence) -> dict | list:
     Raises:
         ValueError: If an entry is of another type, or only some batches have it.
     """
-    if isinstance(batches[0], Mapping):
-        return _join(batches, 'data_batch')
-    columns = enumerate(zip(*batches, strict=True))
-    return [_join(column, f'data_batch[{index}]') for index, column in columns]
+    joined = _join(list(map(by_name, batches)), 'data_batch')
+    return joined if isinstance(batches[0], Mapping) else list(joined.values())
+
+
+def by_name(batch: Mapping | Sequence) -> Mapping:
+    """Return the entries of a batch by their names or numbers."""
+    return batch if isinstance(batch, Mapping) else dict(enumerate(batch))
 
 
 def _join(values: Sequence, name: str) -> Any:
@@ -158,24 +160,20 @@ def split_batch(joined: dict | list, batches: Sequence) -> list:
     Raises:
         ValueError: If there are other entries or another number of images.
     """
+    parts = _split(by_name(joined), list(map(by_name, batches)), 'data_batch')
     if isinstance(batches[0], Mapping):
-        return _split(joined, batches, 'data_batch')
-    columns = [
-        _split(values, own, f'data_batch[{index}]')
-        for index, (values, own) in enumerate(
-            zip(joined, zip(*batches, strict=True), strict=True)
-        )
-    ]
-    return [list(batch) for batch in zip(*columns, strict=True)]
+        return parts
+    return [list(part.values()) for part in parts]
 
 
 def _split(joined: Any, values: Sequence, name: str) -> list:
     first = values[0]
     if isinstance(first, Mapping):
         if joined.keys() != first.keys():
+            before, after = (', '.join(map(str, each)) for each in (first, joined))
             raise ValueError(
-                f'a hook changed the entries of {name} from {", ".join(first)} to '
-                f'{", ".join(joined)}, which cannot be divided into micro-batches'
+                f'a hook changed the entries of {name} from {before} to {after}, which '
+                'cannot be divided into micro-batches'
             )
         columns = {
             key: _split(joined[key], [value[key] for value in values], f'{name}.{key}')
@@ -197,10 +195,10 @@ def _split(joined: Any, values: Sequence, name: str) -> list:
 class SeededBatch(list):
     """Indices of a micro-batch, each with random numbers of its own.
 
-    While the global generators of the process are asked for the sample of an index,
-    they are seeded by the seed of the run, the pass over the data and the position of
-    the sample in it. So augmentations depend neither on the workers nor on what was
-    loaded before.
+    Before the process loads the sample of an index, its global generators are seeded by
+    the seed of the run, the pass over the data and the position of the sample in it. So
+    augmentations depend neither on the workers nor on what was loaded before. A
+    ``collate_fn`` that draws goes on from the last sample.
 
     Args:
         indices: Indices of the samples.
@@ -212,10 +210,9 @@ class SeededBatch(list):
         self.seeds = seeds
 
     def __iter__(self) -> Iterator:
-        with other_generators():
-            for index, seed in zip(self._plain(), self.seeds, strict=True):
-                seed_cpu(seed % SEEDS)
-                yield index
+        for index, seed in zip(self._plain(), self.seeds, strict=True):
+            seed_cpu(seed % SEEDS)
+            yield index
 
     def __reduce__(self) -> tuple:
         # A thread writes batches to the workers: it must not touch the generators.
@@ -223,6 +220,17 @@ class SeededBatch(list):
 
     def _plain(self) -> Iterator:
         return super().__iter__()
+
+
+def loaded_apart(batches: Iterator) -> Iterator:
+    """Yield batches whose samples leave the generators of this process as they were."""
+    stream = RandomStream(0)
+    while True:
+        with stream:
+            batch = next(batches, batches)
+        if batch is batches:
+            return
+        yield batch
 
 
 class UpdatePlan(Sampler):
@@ -246,6 +254,9 @@ class UpdatePlan(Sampler):
         self.micro_batches = batch.micro_batches
         self.seed = seed
         self.number = self.done = 0
+        generator = getattr(self.sampler, 'generator', None)
+        self._generator = generator if isinstance(generator, torch.Generator) else None
+        self._own_seed = self._generator and self._generator.initial_seed()
         self._drawn: Iterator[list[list]] | None = None
         self._thread: int | None = None
 
@@ -292,6 +303,9 @@ class UpdatePlan(Sampler):
     def _draw(self, number: int, done: int) -> Iterator[list[list]]:
         # Samplers may use the global generators.
         stream, ranks = RandomStream(self.seed, number), get_world_size()
+        if self._generator is not None:
+            # A resumed run has not drawn the passes before from it.
+            self._generator.manual_seed(derive_seed(self._own_seed, number))
         # The samples of the ranks take turns in the pass.
         seed = derive_seed(self.seed, number) + get_rank()
         with stream:
@@ -330,8 +344,8 @@ class UpdateDataLoader(DataLoader):
     Raises:
         TypeError: If it has no batch sampler, or its class cannot be built from its
             settings.
-        ValueError: If the total is not a multiple of ranks x images per rank, or there
-            are not so many images.
+        ValueError: If the total is not a multiple of ranks x images per rank, there
+            are not so many images, or batches come in any order.
     """
 
     def __init__(
@@ -351,6 +365,8 @@ class UpdateDataLoader(DataLoader):
     def __iter__(self) -> Iterator[UpdateWindow]:
         updates = self.plan.start_pass()
         batches = iter(super().__iter__())
+        if not self.num_workers:
+            batches = loaded_apart(batches)
         for update in updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
@@ -437,6 +453,7 @@ def settings_of(dataloader: DataLoader) -> dict[str, Any]:
 
     Raises:
         TypeError: If it has no batch sampler, or not all arguments as attributes.
+        ValueError: If its batches come in any order.
     """
     kind = type(dataloader).__name__
     if dataloader.batch_sampler is None:
@@ -444,6 +461,11 @@ def settings_of(dataloader: DataLoader) -> dict[str, Any]:
             'a large-batch loop plans updates on the batch sampler of '
             f'train_dataloader, and that of {type(dataloader.dataset).__name__} has '
             'none; use a map-style dataset with a batch_size'
+        )
+    if not getattr(dataloader, 'in_order', True):
+        raise ValueError(
+            'train_dataloader.in_order=False takes batches as workers finish them, so '
+            'those of an update depend on time; remove it'
         )
     # Whatever this version of torch knows.
     names = set(signature(DataLoader).parameters)

@@ -202,13 +202,18 @@ def count_normalizers(
         sizes: Images of each.
     """
     plan = Plan(found)
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     with kept_generators(), torch.no_grad():
         with intercept(found.modules_of(model), plan):
             for batch in counted(plan, batches, sizes):
                 model.train_step(batch, wrapper)
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        for module, name, buffer, before in buffers:
+            # A model may have put another tensor in its place.
+            setattr(module, name, buffer.copy_(before))
     return plan.means(device_of(model))
 
 

@@ -2,8 +2,8 @@
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -54,38 +54,6 @@ def seed_cpu(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def generators() -> tuple:
-    """Return the state of the global generators of the CPU."""
-    # NumPy copies the state of its generator slowly, and exchanges generators fast.
-    numpy = np.random.get_bit_generator()
-    return random.getstate(), numpy, torch.get_rng_state()
-
-
-def restore(state: tuple) -> None:
-    """Set the global generators of the CPU to the state of :func:`generators`."""
-    random.setstate(state[0])
-    np.random.set_bit_generator(state[1])
-    torch.set_rng_state(state[2])
-
-
-SPARE = np.random.MT19937(0)
-"""Generator to exchange for NumPy's; one takes long to make."""
-
-
-@contextmanager
-def other_generators() -> Iterator[None]:
-    """Context after which the generators of the CPU continue as before.
-
-    Inside they have to be seeded.
-    """
-    outside = generators()
-    np.random.set_bit_generator(SPARE)
-    try:
-        yield
-    finally:
-        restore(outside)
-
-
 class RandomStream:
     """Context in which the global generators of the CPU continue a stream of their own.
 
@@ -94,21 +62,21 @@ class RandomStream:
     """
 
     def __init__(self, *key: int) -> None:
-        self._seed = derive_seed(*key)
-        self._inside: tuple | None = None
-        self._outside: tuple = ()
+        seed = derive_seed(*key)
+        state = torch.Generator().manual_seed(seed).get_state()
+        self._other = random.Random(seed).getstate(), np.random.MT19937(seed), state
 
     def __enter__(self) -> None:
-        self._outside = generators()
-        if self._inside is not None:
-            restore(self._inside)
-            return
-        np.random.set_bit_generator(np.random.MT19937(0))
-        seed_cpu(self._seed)
+        # NumPy copies the state of its generator slowly, and exchanges generators fast.
+        numpy = np.random.get_bit_generator()
+        before = random.getstate(), numpy, torch.get_rng_state()
+        random.setstate(self._other[0])
+        np.random.set_bit_generator(self._other[1])
+        torch.set_rng_state(self._other[2])
+        self._other = before
 
     def __exit__(self, *_: object) -> None:
-        self._inside = generators()
-        restore(self._outside)
+        self.__enter__()
 
 
 class RankReport(NamedTuple):

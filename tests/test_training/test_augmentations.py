@@ -8,16 +8,28 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
-from mmengine.registry import DATASETS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from ranks import run_on_ranks
 from runners import make_runner
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, RandomSampler, default_collate
 
 LOOPS = {
     'epochs': (dict(type='LargeBatchTrainLoop', max_epochs=3), 'DefaultSampler'),
-    'iterations': (dict(type='LargeBatchIterTrainLoop', max_iters=8), 'DefaultSampler'),
+    'iterations': (
+        dict(type='LargeBatchIterTrainLoop', max_iters=8),
+        'SamplerWithGenerator',
+    ),
     'endless': (dict(type='LargeBatchIterTrainLoop', max_iters=8), 'InfiniteSampler'),
 }
+
+
+@DATA_SAMPLERS.register_module(force=True)
+class SamplerWithGenerator(RandomSampler):
+    """Sampler of torch with a generator of its own."""
+
+    def __init__(self, dataset, seed, shuffle):
+        assert shuffle
+        super().__init__(dataset, generator=torch.Generator().manual_seed(5))
 
 
 @DATASETS.register_module(force=True)
@@ -38,6 +50,17 @@ class DrawnDataset(Dataset):
         return torch.tensor([float(index), *numbers, 0, 0]).double(), torch.zeros(3)
 
 
+@FUNCTIONS.register_module(force=True)
+def drawing_collate(samples):
+    """Draw one number of each generator for the whole batch."""
+    inputs, targets = default_collate(samples)
+    inputs[:, 4] = random.random() + np.random.rand() + torch.rand(()).item()
+    return inputs, targets
+
+
+DRAWING = dict(collate_fn=dict(type='drawing_collate'))
+
+
 class Recorder(Hook):
     """Hook that records what the model gets, and may stop the training."""
 
@@ -50,7 +73,7 @@ class Recorder(Hook):
         self.seen.append(torch.as_tensor(data_batch[0]).clone())
 
 
-def train(folder, loop, *, workers=0, persistent=False, stop=None, **kwargs):
+def train(folder, loop, *, workers=0, stop=None, loader=None, **kwargs):
     """Train on updates of 8 images, 20 in an epoch; return the images of each."""
     cfg, sampler = LOOPS[loop]
     recorder = Recorder(stop)
@@ -65,7 +88,7 @@ def train(folder, loop, *, workers=0, persistent=False, stop=None, **kwargs):
         sampler=sampler,
         dataset='DrawnDataset',
         num_workers=workers,
-        loader=dict(persistent_workers=persistent),
+        loader=loader,
         checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
         **kwargs,
     )
@@ -84,12 +107,14 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize('loop', LOOPS)
 def test_samples_do_not_depend_on_workers(tmp_path, loop):
-    expected = train(tmp_path / 'none', loop)
+    expected = train(tmp_path / 'none', loop, loader=DRAWING)
     images = torch.cat(expected)
     assert len(images) == len(images[:, 1:4].unique(dim=0))  # None is repeated.
+    assert len(images) == 2 * len(images[:, 4].unique())
     for workers, persistent in ((1, False), (3, True)):
         folder = tmp_path / f'{workers}'
-        found = train(folder, loop, workers=workers, persistent=persistent)
+        loader = DRAWING | dict(persistent_workers=persistent)
+        found = train(folder, loop, workers=workers, loader=loader)
         assert_same(found, expected)
 
 
@@ -105,8 +130,8 @@ def test_resumed_run_loads_only_what_is_left(tmp_path, loop, stop):
 
 @pytest.mark.parametrize('loop', LOOPS)
 def test_resumed_run_with_persistent_workers(tmp_path, loop):
-    expected = train(tmp_path / 'whole', loop)
-    options = dict(workers=2, persistent=True)
+    expected = train(tmp_path / 'whole', loop, loader=DRAWING)
+    options = dict(workers=2, loader=DRAWING | dict(persistent_workers=True))
     train(tmp_path / 'parts', loop, stop=4, **options)
     assert_same(train(tmp_path / 'parts', loop, resume=True, **options), expected[4:])
 

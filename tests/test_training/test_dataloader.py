@@ -247,9 +247,13 @@ class Stream(IterableDataset):
         return iter(range(8))
 
 
-def test_iterable_dataset_is_refused():
+def test_data_without_a_planned_order_is_refused():
     with pytest.raises(TypeError, match='that of Stream has none'):
         UpdateDataLoader(DataLoader(Stream(), batch_size=None), 8, 0)
+    loader = DataLoader(NumberDataset(8), batch_size=2)
+    loader.in_order = False  # An argument from torch 2.6 on.
+    with pytest.raises(ValueError, match=r'train_dataloader\.in_order=False takes'):
+        UpdateDataLoader(loader, 4, 0)
 
 
 @pytest.mark.parametrize('total', [128, 1024])

@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS
 from ranks import run_on_ranks
 from runners import make_runner as engine_runner
 from small_models import annotated_images, float64_and_first_boxes, small_model
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from toy import ToyDetector
 
@@ -337,8 +338,21 @@ def test_warns_of_what_it_does_not_reach(caplog):
     ) in caplog.text
 
 
+class MovingMean(nn.Module):
+    """Has another tensor as its buffer after each pass, as EMANet and EQLv2."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mean', torch.ones(()))
+
+    def forward(self, features):
+        self.mean = 0.9 * self.mean + 0.1 * features[0].detach().mean()
+        return features
+
+
 def test_nothing_stays(float64):
     model = build('FCOS')
+    model.neck = nn.Sequential(model.neck, MovingMean())
     for module in model.modules():  # Buffers that a forward pass changes.
         module.train()
     images = annotated_images('FCOS', 2)

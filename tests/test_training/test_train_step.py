@@ -554,7 +554,7 @@ def test_batch_that_cannot_be_divided_again_is_refused(tmp_path, index, images):
     def shorten(data_batch):
         data_batch[index] = data_batch[index][:images]
 
-    message = rf'images in data_batch\[{index}\] from 8 to {images}'
+    message = rf'images in data_batch\.{index} from 8 to {images}'
     with pytest.raises(ValueError, match=message):
         train(tmp_path, plain_step, hooks=[BatchHook(shorten)])
 
