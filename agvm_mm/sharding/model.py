@@ -121,11 +121,25 @@ class FullyShardedModel(StepsOfDDP, nn.Module):
         return {name: unit for name, unit in modules if isinstance(unit, FSDPModule)}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network; gradients are reduced unless in :meth:`no_sync`."""
+        """Run the network; gradients are reduced unless in :meth:`no_sync`.
+
+        Raises:
+            RuntimeError: If a unit does not run by its ``forward``.
+        """
         self._has_run = True
         # It counts in the backward pass, when MMEngine has left the context.
         self.module.set_requires_gradient_sync(self._syncs)
-        return self.module(*args, **kwargs)
+        try:
+            return self.module(*args, **kwargs)
+        except RuntimeError as error:
+            if 'DTensor' not in str(error):
+                raise
+            raise RuntimeError(
+                'FullyShardedModel: parameters of a unit are used while they are '
+                'divided, which happens if a unit does not run by its forward; the '
+                f'units are {", ".join(filter(None, self.units()))}; name others in '
+                'model_wrapper_cfg.units'
+            ) from error
 
     def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
         """Run a step of ``MMDistributedDataParallel``.
