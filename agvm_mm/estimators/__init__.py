@@ -21,9 +21,9 @@ __all__ = [
     'VarianceEstimator',
     'build_estimator',
     'build_preconditioner',
+    'check_accumulation',
     'check_model',
     'check_replicas',
-    'check_static_graph',
 ]
 
 ESTIMATORS = {
@@ -117,7 +117,7 @@ def check_model(model: nn.Module, accumulation: int) -> None:
     # MMSeparateDistributedDataParallel is a subclass of DDP, but wraps several.
     separate = isinstance(model, MMSeparateDistributedDataParallel)
     if isinstance(model, DistributedDataParallel) and not separate:
-        check_static_graph(model, accumulation)
+        check_accumulation(model, accumulation)
     elif is_model_wrapper(model) or isinstance(model, nn.DataParallel):
         raise TypeError(
             f'AGVM does not support models wrapped in {type(model).__name__}; use '
@@ -131,16 +131,24 @@ def check_model(model: nn.Module, accumulation: int) -> None:
         )
 
 
-def check_static_graph(model: nn.Module, accumulation: int) -> None:
+def check_accumulation(model: nn.Module, accumulation: int) -> None:
     """Check that DDP, if the model is wrapped in it, can accumulate gradients.
 
     Raises:
-        ValueError: If it has static_graph and gradients are accumulated.
+        ValueError: If it cannot, and gradients are accumulated.
     """
-    if getattr(model, 'static_graph', False) and accumulation > 1:
+    if accumulation == 1:
+        return
+    if getattr(model, 'static_graph', False):
         raise ValueError(
             f'static_graph=True with {accumulation} accumulated micro-batches '
             'fails inside DDP; remove static_graph from model_wrapper_cfg'
+        )
+    if isinstance(model, MMSeparateDistributedDataParallel):
+        raise ValueError(
+            f'MMSeparateDistributedDataParallel with {accumulation} accumulated '
+            'micro-batches fails at parts of the model without parameters, such as '
+            'its data_preprocessor; use MMDistributedDataParallel'
         )
 
 

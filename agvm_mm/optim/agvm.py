@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +19,12 @@ from agvm_mm.estimators import (
 from agvm_mm.method.modulator import MeasurementSchedule, Modulator
 from agvm_mm.method.noise_scale import NoiseAverages
 from agvm_mm.optim.split import scaled_learning_rates
-from agvm_mm.sharding.state import inner_groups, is_divided, stepping
+from agvm_mm.sharding.state import (
+    inner_groups,
+    is_divided,
+    parameters_of,
+    stepping,
+)
 
 
 class MicroBatch(NamedTuple):
@@ -284,11 +288,6 @@ class AGVM:
 def trainable(parameters: Iterable[nn.Parameter]) -> dict[int, nn.Parameter]:
     """Return the parameters that are not frozen now, by their ``id``."""
     return {id(each): each for each in parameters if each.requires_grad}
-
-
-def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
-    """Yield the parameters of an optimizer."""
-    return chain.from_iterable(group['params'] for group in optimizer.param_groups)
 
 
 def check_trains_no_others(optimizer: Optimizer, known: Set[int]) -> None:

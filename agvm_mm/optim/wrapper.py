@@ -296,19 +296,3 @@ def check_one_optimizer(owner: str, optim_wrapper: object) -> None:
             f'{owner} does not support OptimWrapperDict (several optimizers): it needs '
             'one optimizer over all modules'
         )
-
-
-def check_gathers(optim_wrapper: OptimWrapper) -> None:
-    """Check that a wrapper can save the state of its optimizer.
-
-    Raises:
-        TypeError: If ranks divide the state, and the wrapper does not gather it.
-    """
-    several = isinstance(optim_wrapper, OptimWrapperDict)
-    gathers = several or isinstance(optim_wrapper, AGVMOptimWrapper)
-    if not gathers and is_divided(optim_wrapper.optimizer):
-        raise TypeError(
-            f'{type(optim_wrapper).__name__} cannot save a state that is divided over '
-            "the ranks; use type='AGVMOptimWrapper' or 'AGVMAmpOptimWrapper', to train "
-            "the same with agvm=dict(type='VarianceSyncHook', act=False)"
-        )

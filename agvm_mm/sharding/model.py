@@ -10,6 +10,7 @@ import torch.distributed as dist
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.model import BaseModule
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -120,11 +121,34 @@ class FullyShardedModel(StepsOfDDP, nn.Module):
         return {name: unit for name, unit in modules if isinstance(unit, FSDPModule)}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network; gradients are reduced unless in :meth:`no_sync`."""
+        """Run the network; gradients are reduced unless in :meth:`no_sync`.
+
+        Raises:
+            RuntimeError: If a unit does not run by its ``forward``.
+        """
         self._has_run = True
         # It counts in the backward pass, when MMEngine has left the context.
         self.module.set_requires_gradient_sync(self._syncs)
-        return self.module(*args, **kwargs)
+        try:
+            return self.module(*args, **kwargs)
+        except RuntimeError as error:
+            if 'DTensor' not in str(error):
+                raise
+            raise RuntimeError(
+                'FullyShardedModel: parameters of a unit are used while they are '
+                'divided, which happens if a unit does not run by its forward; the '
+                f'units are {", ".join(filter(None, self.units()))}; name others in '
+                'model_wrapper_cfg.units'
+            ) from error
+
+    def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        """Run a step of ``MMDistributedDataParallel``.
+
+        Raises:
+            TypeError: If the wrapper cannot save a divided state.
+        """
+        check_gathers(optim_wrapper)
+        return super().train_step(data, optim_wrapper)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -305,6 +329,20 @@ def count(module: nn.Module) -> int:
 def missing_methods() -> list[str]:
     """Return what FSDP2 of this torch lacks."""
     return [name for name in NEEDED if not hasattr(FSDPModule, name)]
+
+
+def check_gathers(optim_wrapper: OptimWrapper) -> None:
+    """Check that a wrapper can save a state that is divided over the ranks.
+
+    Raises:
+        TypeError: If it does not gather the state.
+    """
+    if not hasattr(optim_wrapper, 'gathered'):
+        raise TypeError(
+            f'{type(optim_wrapper).__name__} cannot save a state that is divided over '
+            "the ranks; use type='AGVMOptimWrapper' or 'AGVMAmpOptimWrapper', to train "
+            "the same with agvm=dict(type='VarianceSyncHook', act=False)"
+        )
 
 
 def check_torch() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from agvm_mm import engine
-from agvm_mm.estimators import check_static_graph
+from agvm_mm.estimators import check_accumulation
 from agvm_mm.optim.agvm import check_trains_no_others, trainable
 from agvm_mm.optim.precision import check_fused_momentum
 from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
@@ -113,7 +113,7 @@ class LargeBatchMixin:
         Raises:
             ValueError: If the optimizer wrapper accumulates, MMEngine has scaled the
                 learning rate to another batch, the run resumes one of another batch
-                size, or DDP has static_graph and the loop accumulates.
+                size, or the loop accumulates and DDP cannot.
             TypeError: If there are several optimizer wrappers.
         """
         self._prepare()
@@ -138,7 +138,7 @@ class LargeBatchMixin:
             engine.auto_scaling(runner),
         )
         check_update_settings(name, total, counts, scaling)
-        check_static_graph(runner.model, self.batch.micro_batches)
+        check_accumulation(runner.model, self.batch.micro_batches)
         if not self.counts_epochs:
             check_counts_iterations(name, runner.param_schedulers or [])
         hub = runner.message_hub

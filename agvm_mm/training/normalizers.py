@@ -79,8 +79,9 @@ class Normalizers:
             runner.message_hub.runtime_info.pop(STATE, None)
             return
         setting = f'normalizers={self.mode!r}'
-        if isinstance(runner.model, FullyShardedModel) or runner.cfg.get('compile'):
-            what = 'compile' if runner.cfg.get('compile') else 'FullyShardedModel'
+        compiles = runner.cfg.get('compile') not in (None, False)  # {} compiles.
+        if compiles or isinstance(runner.model, FullyShardedModel):
+            what = 'compile' if compiles else 'FullyShardedModel'
             raise TypeError(
                 f'{setting} does not work with {what}; remove it, or use '
                 "normalizers='micro_batch'"

@@ -18,7 +18,8 @@ from agvm_mm.engine import (
     checkpoint_to_resume,
     is_resuming,
 )
-from agvm_mm.optim.wrapper import check_gathers
+from agvm_mm.sharding.model import check_gathers
+from agvm_mm.sharding.state import is_divided
 from agvm_mm.training.batch import batch_size_of, counts_updates
 from agvm_mm.training.loading import (
     allow_runner_checkpoints,
@@ -182,7 +183,9 @@ class ResumeHook(Hook):
             ValueError: If the checkpoint has another batch size, or schedules without
                 their state follow a metric.
         """
-        check_gathers(runner.optim_wrapper)
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        if optimizer is not None and is_divided(optimizer):
+            check_gathers(runner.optim_wrapper)
         if self.compares:
             self._check_batch(runner)
         compare_versions(runner)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from agvm_mm.estimators.reductions import widened
 from agvm_mm.optim.agvm import MicroBatch
 from agvm_mm.optim.wrapper import AGVMOptimWrapper
+from agvm_mm.sharding.model import FullyShardedModel
 
 SEEDS = 2**32
 """NumPy takes seeds below it."""
@@ -127,8 +128,8 @@ class Update(OptimWrapper):
         self._images = images
         self._over_ranks = is_model_wrapper(model)
         # These skip nothing, so no rank has to ask the others.
-        known = MMDistributedDataParallel.train_step
-        own_train_step = self._over_ranks and type(model).train_step is not known
+        known = MMDistributedDataParallel.train_step, FullyShardedModel.train_step
+        own_train_step = self._over_ranks and type(model).train_step not in known
         self._asks = own_train_step or not even
         self._index = -1
         self._came: list[bool] = []

@@ -46,6 +46,7 @@ def train(
     clip_grad=None,
     extra=(),
     cfg=None,
+    loop=None,
     launcher='pytorch',
     **kwargs,
 ):
@@ -68,9 +69,8 @@ def train(
         ),
         images=48,
         batch_size=4,
-        train_cfg=dict(
-            type='LargeBatchIterTrainLoop', max_iters=UPDATES, total_batch_size=16
-        ),
+        train_cfg=loop
+        or dict(type='LargeBatchIterTrainLoop', max_iters=UPDATES, total_batch_size=16),
         hooks=hooks,
         checkpoint=dict(type=save, interval=SAVED, by_epoch=False),
         param_scheduler=[dict(type='PolyLR', power=1, end=8, by_epoch=False)],
@@ -166,6 +166,14 @@ def refusals(folder):
         sharded_hook=message('sharded_hook', 'fsdp', save='CheckpointHook'),
         plain=message('plain', kind='OptimWrapper'),
         sharded_plain=message('sharded_plain', 'fsdp', kind='OptimWrapper'),
+        # Nothing of AGVM but the wrapper of the model.
+        stock=message(
+            'stock',
+            'fsdp',
+            kind='OptimWrapper',
+            save='CheckpointHook',
+            loop=dict(type='EpochBasedTrainLoop', max_epochs=1),
+        ),
         both=message('both', 'fsdp', optimizer=as_zero(SGD)),
         fused=message('fused', 'fsdp', optimizer=SGD | dict(fused=True)),
         clip=message('clip', 'fsdp', clip_grad=dict(max_norm=1, norm_type='inf')),
@@ -185,7 +193,7 @@ def test_refusals(tmp_path):
         assert 'Adagrad' in found['adagrad']
         for name in ('hook', 'sharded_hook'):
             assert found[name].startswith('TypeError: CheckpointHook saves from rank 0')
-        for name in ('plain', 'sharded_plain'):
+        for name in ('plain', 'sharded_plain', 'stock'):
             assert 'OptimWrapper cannot save a state that is divided' in found[name]
         assert 'divides whole parameters; use its optimizer_type' in found['both']
         assert 'SGD(fused=True) cannot step slices' in found['fused']

@@ -98,6 +98,13 @@ class SharedHead(ToyDetector):
         return dict(loss=x.square().mean())
 
 
+class Bypasses(ToyDetector):
+    """Network that runs its neck without hooks."""
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return dict(loss=self.neck.forward(self.backbone(inputs)).square().mean())
+
+
 class Initializes(ToyDetector):
     """Network that initializes its weights at each call."""
 
@@ -138,6 +145,8 @@ def refusals():
     loss = trained(*shard(0, dist.get_rank(), 0, 1, 2))['loss']
     attempt('twice', lambda: wrapper.update_params(loss))
     attempt('state', trained.module.state_dict)
+    images = shard(0, dist.get_rank(), 0, 1, 2)
+    attempt('bypassed', lambda: wrap(Bypasses(), units=['neck'])(*images))
     return found
 
 
@@ -156,6 +165,7 @@ def test_refusals():
         assert 'needs set_something, which torch' in found['torch']
         assert "the unit 'head' of FullyShardedModel" in found['twice']
         assert "type='AtomicCheckpointHook'" in found['state']
+        assert 'the units are neck; name others in model_wr' in found['bypassed']
 
 
 def one_rank():

@@ -8,7 +8,7 @@ from ranks import run_on_ranks
 from torch.nn.parallel import DistributedDataParallel
 from toy import ToyDetector, make_wrapper
 
-from agvm_mm.estimators import check_model
+from agvm_mm.estimators import check_accumulation, check_model
 from agvm_mm.training.variance_sync import check_optim_wrapper
 
 
@@ -25,9 +25,9 @@ def wrapped_models_rank():
     from torch.distributed import fsdp as sharding
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    def message(model, accumulation=1):
+    def message(model, accumulation=1, check=check_model):
         try:
-            check_model(model, accumulation)
+            check(model, accumulation)
         except (TypeError, ValueError) as error:
             return f'{type(error).__name__}: {error}'
 
@@ -41,17 +41,20 @@ def wrapped_models_rank():
         sharding.fully_shard(sharded, mesh=mesh)
     else:  # Before torch 2.6 there is only the older version.
         sharded = inside
-    separate = ToyDetector()
-    separate.roi_head = torch.nn.Linear(2, 2)
+    parts = ToyDetector()
+    parts.roi_head = torch.nn.Linear(2, 2)
+    separate = MMSeparateDistributedDataParallel(
+        parts, broadcast_buffers=False, device_ids=None
+    )
+    with pytest.raises(AttributeError), separate.no_sync():
+        pass
     return dict(
         fsdp=message(fsdp),
         fsdp_inside=message(inside),
         fully_shard=message(sharded),
-        separate=message(
-            MMSeparateDistributedDataParallel(
-                separate, broadcast_buffers=False, device_ids=None
-            )
-        ),
+        separate=message(separate),
+        separate_once=message(separate, 1, check_accumulation),
+        separate_accumulated=message(separate, 2, check_accumulation),
         data_parallel=message(torch.nn.DataParallel(ToyDetector())),
         static=message(DistributedDataParallel(ToyDetector(), static_graph=True)),
         static_accumulated=message(
@@ -70,6 +73,7 @@ def test_unsupported_model_wrappers_are_refused():
     assert 'wrapped in DataParallel' in messages['data_parallel']
     assert 'static_graph=True with 2' in messages['static_accumulated']
     assert '2 ranks, but the model is not wrapped' in messages['not_wrapped']
-    for name in ('static', 'ddp_accumulated'):
+    assert 'DataParallel with 2 accumulated' in messages['separate_accumulated']
+    for name in ('static', 'ddp_accumulated', 'separate_once'):
         assert messages[name] is None
     check_model(ToyDetector(), 2)

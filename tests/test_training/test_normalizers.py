@@ -377,18 +377,20 @@ def test_nothing_stays(float64):
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'),
+    ('settings', 'message'),
     [
-        (dict(model=ToyDetector()), 'ToyDetector is a model of neither'),
-        (dict(cfg=dict(compile=True)), 'does not work with compile'),
+        ([None, False], 'ToyDetector is a model of neither'),
+        # MMEngine compiles with both.
+        ([True, {}], 'does not work with compile'),
     ],
 )
-def test_refuses_what_it_does_not_know(change, message):
-    runner = make_runner(small_model('RetinaNet'))
-    vars(runner).update(change)
-    with pytest.raises(TypeError, match=message):
-        Normalizers('average').prepare(runner)
-    Normalizers('micro_batch').prepare(runner)
+def test_refuses_what_it_does_not_know(settings, message):
+    runner = make_runner(ToyDetector())
+    for compiles in settings:
+        runner.cfg['compile'] = compiles
+        with pytest.raises(TypeError, match=message):
+            Normalizers('average').prepare(runner)
+        Normalizers('micro_batch').prepare(runner)
 
 
 def test_refuses_another_reduce_mean():
