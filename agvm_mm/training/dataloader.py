@@ -1,5 +1,6 @@
 """Dataloader that is iterated by optimizer updates."""
 
+import logging
 import math
 from collections.abc import (
     Iterable,
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, print_log
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
@@ -356,6 +357,16 @@ class UpdateDataLoader(DataLoader):
         self.endless = is_endless(dataloader.batch_sampler)
         self.plan = UpdatePlan(dataloader.batch_sampler, self.batch, seed)
         super().__init__(batch_sampler=self.plan, **settings)
+        names = ', '.join(dict.fromkeys(own_generators(self.dataset)))
+        if names and self.num_workers:
+            print_log(
+                f'{names}: the transforms of Albumentations draw from a generator of '
+                'their own, of which each worker has the same copy in every epoch: use '
+                f'train_dataloader.num_workers=0 (found {self.num_workers}), or '
+                'transforms of the toolbox',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def __len__(self) -> int:
         if self.endless:
@@ -376,6 +387,21 @@ class UpdateDataLoader(DataLoader):
                 'train_dataloader goes on after its batch sampler has ended: __iter__ '
                 'of its class has to yield a batch for each of its batch sampler'
             )
+
+
+def own_generators(part: object) -> Iterator[str]:
+    """Yield the names of transforms that draw from a generator of their own.
+
+    Args:
+        part: Data set, pipeline or transform.
+    """
+    # Albumentations from 1.4.21 on, in Albu of the toolboxes.
+    if hasattr(getattr(part, 'aug', None), 'random_generator'):
+        yield type(part).__name__
+    for name in ('dataset', 'datasets', 'pipeline', 'transforms'):
+        inner = getattr(part, name, ())
+        for each in inner if isinstance(inner, Sequence) else [inner]:
+            yield from own_generators(each)
 
 
 class EndlessUpdates:

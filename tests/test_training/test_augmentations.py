@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,11 +33,18 @@ class SamplerWithGenerator(RandomSampler):
         super().__init__(dataset, generator=torch.Generator().manual_seed(5))
 
 
+class Albu:
+    """Transform of the toolboxes whose pipeline has a generator of its own."""
+
+    aug = SimpleNamespace(random_generator=np.random.default_rng(0))
+
+
 @DATASETS.register_module(force=True)
 class DrawnDataset(Dataset):
     """Data set whose samples are drawn from all global generators of the CPU."""
 
     loads: list = []
+    pipeline = SimpleNamespace(transforms=[Albu()])
 
     def __init__(self, images):
         self.images = images
@@ -116,6 +124,10 @@ def test_samples_do_not_depend_on_workers(tmp_path, loop):
         loader = DRAWING | dict(persistent_workers=persistent)
         found = train(folder, loop, workers=workers, loader=loader)
         assert_same(found, expected)
+    for name, warned in (('none', False), ('3', True)):
+        (log,) = (tmp_path / name).glob('*/*.log')
+        text = 'Albu: the transforms of Albumentations draw from a generator of their'
+        assert (text in log.read_text()) == warned
 
 
 @pytest.mark.parametrize('loop', LOOPS)
