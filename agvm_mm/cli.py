@@ -210,7 +210,7 @@ def train(runner: Runner) -> None:
         if PREEMPTED_FILE in os.environ:
             Path(os.environ[PREEMPTED_FILE]).touch()
             stop.code = 0
-        # A launcher may now send signals to ranks that end slightly later than others.
+        # Launchers terminate ranks that end slightly later than others.
         end_at_once(hook.signals, stop.code)
         raise
     finally:

@@ -131,8 +131,8 @@ def protect_workers(dataloader: DataLoader, signals: Sequence[int]) -> None:
 
 
 def end_at_once(signals: Sequence[int], status: int) -> None:
-    """From now on end this process on a signal with a status of our choice."""
-    for number in signals:
+    """From now on end this process on these signals and SIGTERM with a status."""
+    for number in {signal.SIGTERM, *signals}:
         signal.signal(number, lambda *_: os._exit(status))
 
 

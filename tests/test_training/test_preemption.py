@@ -351,8 +351,9 @@ def signal_self(*numbers):
         os.kill(os.getpid(), number)
 
 
-def train_with(work_dir, function, train=Runner.train):
-    runner = build(work_dir, 'epochs', hooks=[dict(type='PreemptionHook')])
+def train_with(work_dir, function, train=Runner.train, **settings):
+    hook = dict(type='PreemptionHook', **settings)
+    runner = build(work_dir, 'epochs', hooks=[hook])
     runner.register_hook(Interrupt(2, function))
     train(runner)
 
@@ -371,6 +372,19 @@ def test_second_signal_ends_at_once(tmp_path, monkeypatch):
 def test_signal_that_is_passed_on_does_not_count_as_second(tmp_path):
     with pytest.raises(Preempted):
         train_with(tmp_path, lambda: signal_self(signal.SIGTERM, signal.SIGTERM))
+
+    def preempted_by_usr1():
+        try:
+            train_with(
+                tmp_path / 'late',
+                lambda: signal_self(signal.SIGUSR1),
+                cli.train,
+                signals=['SIGUSR1'],
+            )
+        except Preempted:  # srun terminates this rank, as another one has ended.
+            signal_self(signal.SIGTERM)
+
+    assert run_child(preempted_by_usr1) == 75
 
 
 def fail():
