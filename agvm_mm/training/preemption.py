@@ -181,7 +181,7 @@ class PreemptionHook(Hook):
         for name in signals:
             check_choice('signals', name, SIGNALS)
         self.signals = [signal.Signals[name] for name in signals]
-        self._active = self._holds = False
+        self._active = False
         self._previous: dict[int, object] = {}
         self._received, self._received_at = 0, 0.0
         self._agreed = 0
@@ -217,7 +217,8 @@ class PreemptionHook(Hook):
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         """Receive signals again, as the workers have started."""
-        self._release_signals()
+        if self._active:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Hold signals back until the workers have started."""
@@ -274,7 +275,7 @@ class PreemptionHook(Hook):
     def restore_handlers(self) -> None:
         """Handle signals as before the training; a failed one needs this call."""
         self._active = False
-        self._release_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
         while self._previous:
             number, handler = self._previous.popitem()
             # None stands for a handler that was not set by Python.
@@ -284,12 +285,6 @@ class PreemptionHook(Hook):
         # A worker inherits it, or would die before :func:`start_worker`.
         if self._active and dataloader.num_workers:
             signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
-            self._holds = True
-
-    def _release_signals(self) -> None:
-        if self._holds:
-            self._holds = False
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
 
     def _protect_workers(self, runner: Runner) -> None:
         loop = runner.train_loop
