@@ -28,6 +28,7 @@ from agvm_mm.training.preemption import (
     Preempted,
     PreemptionHook,
     end_at_once,
+    end_before_training,
     protect_workers,
 )
 from agvm_mm.training.resume import newest_resumable
@@ -201,16 +202,17 @@ def train(runner: Runner) -> None:
     if hook is None:
         runner.train()
         return
-    dataloader = engine.build_train_dataloader(runner)
-    if dataloader is not None:
-        protect_workers(dataloader, hook.signals)
     try:
+        hook.handle(end_before_training)
+        dataloader = engine.build_train_dataloader(runner)
+        if dataloader is not None:
+            protect_workers(dataloader, hook.signals)
         runner.train()
     except Preempted as stop:
         if PREEMPTED_FILE in os.environ:
             Path(os.environ[PREEMPTED_FILE]).touch()
             stop.code = 0
-        # A launcher may now send signals to ranks that end slightly later than others.
+        # Launchers terminate ranks that end slightly later than others.
         end_at_once(hook.signals, stop.code)
         raise
     finally:

@@ -8,6 +8,7 @@ of MMEngine drops.
 
 from copy import copy
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import CheckpointHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -116,6 +117,16 @@ def is_endless(batch_sampler: Sampler) -> bool:
     """
     samplers = (batch_sampler, getattr(batch_sampler, 'sampler', None))
     return any(hasattr(sampler, '_infinite_indices') for sampler in samplers)
+
+
+def rewind(batch_sampler: Sampler) -> None:
+    """Let MMEngine's InfiniteSampler begin again.
+
+    It keeps one iterator, which is used up when an interrupted training is.
+    """
+    sampler = getattr(batch_sampler, 'sampler', batch_sampler)
+    if isinstance(sampler, InfiniteSampler):
+        sampler.indices = sampler._indices_of_rank()
 
 
 def count_iteration(loop: BaseLoop) -> None:

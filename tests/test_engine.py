@@ -11,6 +11,8 @@ from pathlib import Path
 import mmengine
 import pytest
 import torch
+from cases import for_each
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import CheckpointHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -33,6 +35,7 @@ PRIVATE_NAMES = dict(
     ),
     train_loop=('_epoch', '_iter'),
     model_wrapper=('_run_forward',),
+    sampler=('_indices_of_rank',),
 )
 """Private attributes by the object that has them."""
 ALL_NAMES = {name for names in PRIVATE_NAMES.values() for name in names}
@@ -73,10 +76,11 @@ def owners(runner) -> dict[str, list]:
             IterBasedTrainLoop(runner, runner.train_dataloader, max_iters=1),
         ],
         model_wrapper=[object.__new__(MMDistributedDataParallel)],
+        sampler=[InfiniteSampler(range(4))],
     )
 
 
-@pytest.mark.parametrize('kind', PRIVATE_NAMES)
+@for_each(PRIVATE_NAMES)
 def test_mmengine_has_private_names(kind, runner):
     for owner in owners(runner)[kind]:
         if isinstance(owner, type):

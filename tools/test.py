@@ -15,7 +15,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--show-dir',
         help="draw predictions into this folder: a detector's within the folder of "
-        "the run, a segmenter's within the work folder",
+        "the run; a segmenter's within the work folder, one image in "
+        'default_hooks.visualization.interval (50)',
     )
     args = parser.parse_args(argv)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):

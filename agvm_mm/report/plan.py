@@ -215,10 +215,12 @@ class Plan:
             )
         reach = 1 - momentum**self.measurements
         if reach < 0.5:
+            advice = 'lower the interval (the replicas estimator makes that cheap)'
+            if hook.interval == 1:
+                advice = 'lower momentum, or train longer'
             self.warnings.append(
                 f'{self.measurements:,} measurements move mu only {reach:.0%} of the '
-                'distance to its target; lower the interval (the replicas estimator '
-                'makes that cheap)'
+                f'distance to its target; {advice}'
             )
 
 

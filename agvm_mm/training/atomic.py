@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
 import torch
 from mmengine.dist import is_main_process
@@ -57,6 +59,28 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def save(checkpoint: dict, file: BinaryIO) -> None:
+    """Save a checkpoint; if the disk is full, the error says so, unlike torch's."""
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder; raise a ValueError if no file can be created in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f'checkpoints go to {folder}, where nothing can be written ({error}); set '
+            'out_dir of the checkpoint hook or work_dir to another folder'
+        ) from error
+
+
 class AtomicLocalBackend(LocalBackend):
     """MMEngine's backend for local files, which here are written as a whole.
 
@@ -74,7 +98,8 @@ class AtomicLocalBackend(LocalBackend):
         with replaced_when_whole(Path(filepath), sole_writer=True) as partial:
             if self.held:
                 rest = torch.load(io.BytesIO(obj), weights_only=False)
-                torch.save({**rest, **self.held}, partial)
+                with partial.open('wb') as file:
+                    save({**rest, **self.held}, file)
                 self.held.clear()
             else:
                 partial.write_bytes(obj)
@@ -126,6 +151,8 @@ class AtomicCheckpointHook(CheckpointHook):
             self._held = {}
             self.backend_args = dict(backend='agvm_atomic', held=self._held)
         super().before_train(runner)
+        if self._held is not None and is_main_process():
+            check_writable(Path(self.out_dir))
 
     @contextmanager
     def _saving(self, runner: Runner) -> Iterator[None]:

@@ -20,7 +20,7 @@ from mmengine.logging import MessageHub, print_log
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from agvm_mm.engine import is_endless
+from agvm_mm.engine import is_endless, rewind
 from agvm_mm.training.batch import BatchSize, divide_total
 from agvm_mm.training.update import (
     SEEDS,
@@ -310,6 +310,7 @@ class UpdatePlan(Sampler):
         # The samples of the ranks take turns in the pass.
         seed = derive_seed(self.seed, number) + get_rank()
         with stream:
+            rewind(self.batch_sampler)
             iterator = iter(self.batch_sampler)
             for batch in islice(iterator, done * self.micro_batches):
                 seed += len(batch) * ranks

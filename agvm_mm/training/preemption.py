@@ -1,5 +1,6 @@
 """Hook that stops a training on a signal, with a checkpoint that resumes exactly."""
 
+import logging
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import distributed as dist
@@ -45,7 +47,7 @@ VALIDATION_DUE = 'agvm_validation_due'
 
 
 class Preempted(SystemExit):
-    """End of a run that stopped on a signal and saved a checkpoint."""
+    """End of a run that stopped on a signal, with all that it did in a checkpoint."""
 
 
 class LateMaximum:
@@ -130,9 +132,20 @@ def protect_workers(dataloader: DataLoader, signals: Sequence[int]) -> None:
         dataloader.worker_init_fn = partial(start_worker, signals, init)
 
 
+def end_before_training(number: int, _: FrameType | None) -> None:
+    """Handle a signal before the training, when there is nothing to save."""
+    print_log(
+        f'stopped by {signal.Signals(number).name} before the training, with nothing '
+        f'to save. Exit status {PREEMPTED}',
+        logger='current',
+        level=logging.WARNING,
+    )
+    raise Preempted(PREEMPTED)
+
+
 def end_at_once(signals: Sequence[int], status: int) -> None:
-    """From now on end this process on a signal with a status of our choice."""
-    for number in signals:
+    """From now on end this process on these signals and SIGTERM with a status."""
+    for number in {signal.SIGTERM, *signals}:
         signal.signal(number, lambda *_: os._exit(status))
 
 
@@ -173,20 +186,25 @@ class PreemptionHook(Hook):
         self._received, self._received_at = 0, 0.0
         self._agreed = 0
 
+    def handle(self, handler: Callable) -> None:
+        """Set the handler of all signals."""
+        for number in self.signals:
+            # An earlier training of this hook that failed may have left it.
+            self._previous.setdefault(number, signal.getsignal(number))
+            signal.signal(number, handler)
+
     def before_train(self, runner: Runner) -> None:
         """Begin to handle the signals."""
         known = EpochBasedTrainLoop | IterBasedTrainLoop
         self._active = bool(self.signals) and isinstance(runner.train_loop, known)
         if not self._active:
+            self.restore_handlers()
             return
         self._received = self._agreed = 0
         self._ranks = LateMaximum()
         self._protect_workers(runner)
         self._process = os.getpid()
-        for number in self.signals:
-            # An earlier training of this hook that failed may have left it.
-            self._previous.setdefault(number, signal.getsignal(number))
-            signal.signal(number, self._receive)
+        self.handle(self._receive)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Validate if the run that this one resumes stopped just before that."""
@@ -195,6 +213,18 @@ class PreemptionHook(Hook):
             hub.update_info(VALIDATION_DUE, False)
             if runner.val_loop is not None:
                 runner.val_loop.run()
+        self._hold_signals(runner.train_dataloader)
+
+    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Receive signals again, as the workers have started."""
+        if self._active:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Hold signals back until the workers have started."""
+        self._hold_signals(runner.val_dataloader)
+
+    before_val_iter = before_train_iter
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         """Raise :class:`Preempted` after this update if a rank received a signal."""
@@ -245,10 +275,16 @@ class PreemptionHook(Hook):
     def restore_handlers(self) -> None:
         """Handle signals as before the training; a failed one needs this call."""
         self._active = False
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
         while self._previous:
             number, handler = self._previous.popitem()
             # None stands for a handler that was not set by Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _hold_signals(self, dataloader: DataLoader) -> None:
+        # A worker inherits it, or would die before :func:`start_worker`.
+        if self._active and dataloader.num_workers:
+            signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
 
     def _protect_workers(self, runner: Runner) -> None:
         loop = runner.train_loop

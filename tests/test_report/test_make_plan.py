@@ -398,6 +398,14 @@ def test_hook_is_found_in_either_place_and_only_once():
 def test_doubtful_settings_are_warnings():
     (warning,) = make(AGVM_10K, 64, 16, **{'default_hooks.agvm.interval': 10}).warnings
     assert '12 measurements move mu only 31% of the distance' in warning
+    assert 'lower the interval' in warning
+    (warning,) = make(
+        AGVM_10K,
+        64,
+        16,
+        **{'default_hooks.agvm.end': 30, 'optim_wrapper.momentum': 0.99},
+    ).warnings
+    assert warning.endswith('lower momentum, or train longer')
     warnings = make(AGVM_512, 8, **{'default_hooks.agvm.begin': 100}).warnings
     assert any('within the warm-up' in warning for warning in warnings)
 

@@ -1,6 +1,8 @@
 """Files that are written as a whole or not at all."""
 
+import io
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from runners import make_runner
 from test_loading import AGVM, runner
 from test_resume import assert_same
 
+from agvm_mm.training import atomic
 from agvm_mm.training.atomic import (
     AtomicCheckpointHook,
     AtomicLocalBackend,
@@ -86,7 +89,7 @@ def test_sole_writer_removes_leftovers(tmp_path):
     assert names(tmp_path) == ['data']
 
 
-def test_backend_writes_whole_files(tmp_path, monkeypatch):
+def test_backend_writes_whole_files_or_names_the_error(tmp_path, monkeypatch):
     path = tmp_path / 'folder' / 'x.pth'
     backend = get_file_backend(str(path), backend_args=dict(backend='agvm_atomic'))
     assert isinstance(backend, AtomicLocalBackend)
@@ -99,6 +102,15 @@ def test_backend_writes_whole_files(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         backend.put(b'new', path)
     assert path.read_bytes() == b'old'
+
+    rest = io.BytesIO()
+    torch.save({}, rest)
+    full = nullcontext(Path('/dev/full'))
+    monkeypatch.setattr(atomic, 'replaced_when_whole', lambda *_, **__: full)
+    for size in (1, 10**6):
+        backend.held = dict(weights=torch.zeros(size))
+        with pytest.raises(OSError, match='No space left'):
+            backend.put(rest.getvalue(), path)
 
 
 @pytest.mark.parametrize('keep', [1, 2])
@@ -207,6 +219,12 @@ def test_storage_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     hook = dict(type='AtomicCheckpointHook', out_dir='http://host/run')
     with pytest.raises(ValueError, match='nothing can be written there'):
         runner(tmp_path, hook).train()
+    (tmp_path / 'file').touch()
+    hook['out_dir'] = str(tmp_path / 'file')
+    trained = runner(tmp_path / 'run', hook)
+    with pytest.raises(ValueError, match='file/run, where nothing can.*Not a directo'):
+        trained.train()
+    assert trained.iter == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from multiprocessing import util
 from pathlib import Path
 
 import pytest
@@ -323,10 +324,14 @@ def exchange_numbers():
 
 
 class Interrupt(Hook):
-    """Hook that calls a function in an update."""
+    """Hook that calls a function in an update, or before the training (None)."""
 
     def __init__(self, at, function):
         self.at, self.function = at, function
+
+    def before_run(self, runner):
+        if self.at is None:
+            self.function()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == self.at:
@@ -351,9 +356,10 @@ def signal_self(*numbers):
         os.kill(os.getpid(), number)
 
 
-def train_with(work_dir, function, train=Runner.train):
-    runner = build(work_dir, 'epochs', hooks=[dict(type='PreemptionHook')])
-    runner.register_hook(Interrupt(2, function))
+def train_with(work_dir, function, train=Runner.train, at=2, **settings):
+    hook = dict(type='PreemptionHook', **settings)
+    runner = build(work_dir, 'epochs', hooks=[hook])
+    runner.register_hook(Interrupt(at, function))
     train(runner)
 
 
@@ -371,6 +377,23 @@ def test_second_signal_ends_at_once(tmp_path, monkeypatch):
 def test_signal_that_is_passed_on_does_not_count_as_second(tmp_path):
     with pytest.raises(Preempted):
         train_with(tmp_path, lambda: signal_self(signal.SIGTERM, signal.SIGTERM))
+
+    def preempted_by_usr1(at):
+        try:
+            train_with(
+                tmp_path / str(at),
+                lambda: signal_self(signal.SIGUSR1),
+                cli.train,
+                at=at,
+                signals=['SIGUSR1'],
+            )
+        except Preempted:  # srun terminates this rank, as another one has ended.
+            signal_self(signal.SIGTERM)
+
+    for at in (None, 2):  # Before the training, in an update.
+        assert run_child(lambda at=at: preempted_by_usr1(at)) == 75
+    assert not list(tmp_path.glob('None/*.pth'))
+    assert [path.name for path in tmp_path.glob('2/preempted*')]
 
 
 def fail():
@@ -401,7 +424,7 @@ def test_hook_trains_again_after_a_failure(tmp_path, seen):
     runner.register_hook(failure)
     with pytest.raises(FloatingPointError):
         runner.train()
-    failure.at = None
+    failure.at = -1
     runner.train()
     signal_self(signal.SIGUSR1)
     assert seen == ['before']
@@ -456,20 +479,31 @@ def signal_children():
     time.sleep(0.2)  # A signal reports a worker that dies.
 
 
+class Slow:
+    """While there is one, a new process sleeps before it does anything else."""
+
+    def __init__(self):
+        util.register_after_fork(self, lambda _: time.sleep(0.5))
+
+
 @pytest.mark.parametrize('loop', ['epochs', 'updates'])
 def test_workers_survive_a_signal_to_all_processes(tmp_path, loop):
     def stop():
         signal_children()
         signal_self(signal.SIGTERM)
 
-    runner = build(
-        tmp_path,
-        loop,
-        hooks=[dict(type='PreemptionHook')],
-        num_workers=2,
-    )
-    runner.register_hook(Interrupt(2, stop))
-    preempt(runner)
+    # At 0 workers have been forked that are not set up yet.
+    slow = Slow()
+    for at in (0, 2):
+        runner = build(
+            tmp_path / str(at),
+            loop,
+            hooks=[dict(type='PreemptionHook')],
+            num_workers=2,
+        )
+        runner.register_hook(Interrupt(at, stop))
+        preempt(runner)
+    del slow
 
 
 def test_rank_ends_its_workers():

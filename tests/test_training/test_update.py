@@ -303,6 +303,18 @@ class GlobalRandomSampler(RandomSampler):
         super().__init__(dataset)
 
 
+class InterruptOnce(Hook):
+    """Hook that interrupts the training before an update, the first time."""
+
+    def __init__(self, update):
+        self.update = update
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.update:
+            self.update = None
+            raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize('stop', [3, 4, 7])
 @pytest.mark.parametrize(
     'train_cfg, sampler',
@@ -313,7 +325,9 @@ class GlobalRandomSampler(RandomSampler):
         (dict(type='LargeBatchIterTrainLoop', max_iters=9), 'InfiniteSampler'),
     ],
 )
-def test_resumed_run_sees_the_same_images(tmp_path, train_cfg, sampler, stop):
+def test_resumed_or_continued_run_sees_the_same_images(
+    tmp_path, train_cfg, sampler, stop
+):
     def make(folder, **kwargs):
         return make_runner(
             folder,
@@ -335,8 +349,18 @@ def test_resumed_run_sees_the_same_images(tmp_path, train_cfg, sampler, stop):
     resumed = make(tmp_path, load_from=str(tmp_path / f'iter_{stop}.pth'), resume=True)
     resumed.train()
     assert resumed.model.seen == whole.model.seen[8 * stop :]
-    for p, q in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(p, q)
+
+    continued = make(tmp_path / 'continued')
+    continued.register_hook(InterruptOnce(stop))
+    with pytest.raises(KeyboardInterrupt):
+        continued.train()
+    continued.train()
+    assert continued.model.seen == whole.model.seen
+    for runner in (resumed, continued):
+        for p, q in zip(
+            runner.model.parameters(), whole.model.parameters(), strict=True
+        ):
+            assert torch.equal(p, q)
 
 
 @DATA_SAMPLERS.register_module(force=True)
