@@ -9,6 +9,7 @@ from importlib import metadata
 
 import pytest
 import torch
+from installed import packages_by_module
 
 from agvm_mm import doctor
 
@@ -101,7 +102,7 @@ def test_no_command_changes_torch():
     """A package that requires torch is installed without its requirements."""
     rows = [(module.partition('.')[0], fix) for _, module, fix, _ in doctor.OPTIONAL]
     commands = [*rows, *doctor.packages().items()]
-    owners = metadata.packages_distributions()
+    owners = packages_by_module()
     requiring = {
         fix
         for module, fix in commands

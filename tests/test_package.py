@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from installed import packages_by_module
 
 from agvm_mm.version import __version__
 
@@ -60,7 +61,7 @@ def test_extras_hold_what_they_are_for():
 
 def test_imports_are_of_packages_that_every_user_has():
     """Either toolbox suffices; what few users need is imported when it is used."""
-    owners = importlib.metadata.packages_distributions()
+    owners = packages_by_module()
 
     def required_by(module):
         lines = importlib.metadata.requires(owners[module][0])
