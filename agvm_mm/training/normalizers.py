@@ -131,7 +131,7 @@ class Normalizers:
             micro_batches = counted(plan, batches, window.sizes)
             yield micro_batches
             next(micro_batches, None)  # Ends the last one.
-        own = plan.means(device_of(model))
+        own = plan.means(model)
         if corrects:
             self.correction = correction(used, own)
         if not counts:
@@ -215,7 +215,7 @@ def count_normalizers(
         for module, name, buffer, before in buffers:
             # A model may have put another tensor in its place.
             setattr(module, name, buffer.copy_(before))
-    return plan.means(device_of(model))
+    return plan.means(model)
 
 
 def counted(plan: Plan, batches: Iterable, sizes: Sequence[int]) -> Iterator:
@@ -257,11 +257,6 @@ def correction(used: Mapping[str, float], own: Mapping[str, float]) -> float:
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model in a wrapper such as DDP."""
     return model.module if is_model_wrapper(model) else model
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters."""
-    return next(model.parameters()).device
 
 
 def describe_losses(
