@@ -184,10 +184,6 @@ class SeededBatch(list):
     the seed of the run, the pass over the data and the position of the sample in it. So
     augmentations depend neither on the workers nor on what was loaded before. A
     ``collate_fn`` that draws goes on from the last sample.
-
-    Args:
-        indices: Indices of the samples.
-        seeds: Seed of each sample.
     """
 
     def __init__(self, indices: Iterable, seeds: range) -> None:
@@ -216,12 +212,7 @@ def loaded_apart(batches: Iterator) -> Iterator:
 
 
 class UpdatePlan(Sampler):
-    """Batch sampler that draws from another one update by update.
-
-    Args:
-        batch_sampler: Yields the indices of one micro-batch at a time.
-        batch: The batch size and how it is divided.
-        seed: Seed of the run.
+    """Batch sampler that draws micro-batches from another one update by update.
 
     Attributes:
         number: Number of the pass over the data that is started next; the one after
@@ -389,14 +380,9 @@ def own_generators(part: object) -> Iterator[str]:
 class EndlessUpdates:
     """Iterator over the updates of pass after pass, for loops that count iterations.
 
-    A run that resumes does not load those before: MMEngine's loop asks for as many
-    items first, and each is None.
-
-    Args:
-        dataloader: Its passes.
-        done: Updates of the run before.
-        hub: Message hub of the run. It keeps the pass and its first update: a batch
-            sampler may yield fewer than its length.
+    A run that resumes does not load the updates that are done: MMEngine's loop asks for
+    as many items first, and each is None. The message hub of the run keeps the pass and
+    its first update: a batch sampler may yield fewer than its length.
     """
 
     def __init__(
@@ -525,15 +511,8 @@ def set_seed(
     """Give samplers the seed of a resumed run.
 
     The dataset stays as it is. Samplers with a seed of their own, from the config or
-    drawn because each rank has its own, get that of the checkpoint or keep theirs.
-
-    Args:
-        dataloader: Its iteration has not started yet.
-        seed: Seed of the run.
-        saved: Seeds of the samplers in the checkpoint. Defaults to None.
-
-    Returns:
-        Seeds of the samplers, to save in checkpoints.
+    drawn because each rank has its own, get that ``saved`` in the checkpoint or keep
+    theirs. Return the seeds of all samplers, to save in checkpoints.
     """
     plan = dataloader.plan
     before, plan.seed = plan.seed, seed
