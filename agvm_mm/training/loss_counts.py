@@ -15,6 +15,7 @@ Which of these depend on the images, a model's own losses on small random images
 
 import copy
 import inspect
+import math
 import random
 import sys
 from collections import defaultdict
@@ -35,8 +36,8 @@ from agvm_mm.training.update import seed_cpu
 
 REDUCED = 'reduce_mean'
 """Name of all calls of MMDetection's function."""
-TOLERANCE = 1e-5
-"""Largest relative difference of equal numbers. Heads count in float32."""
+near = partial(math.isclose, rel_tol=1e-5)
+"""Return whether two numbers are equal up to rounding; heads count in float32."""
 
 EPSILON = torch.finfo(torch.float32).eps
 
@@ -106,7 +107,6 @@ def own_normalizer(module: nn.Module, given: Mapping[str, Any]) -> Any:
 
 def _scale(
     name: str,
-    bind: Callable[..., inspect.BoundArguments],
     visit: Visit,
     module: nn.Module,
     args: tuple,
@@ -114,7 +114,8 @@ def _scale(
     output: Tensor,
 ) -> Tensor | None:
     """Replace the normalizer of a loss, as a forward hook."""
-    own = own_normalizer(module, bind(*args, **kwargs).arguments)
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    own = own_normalizer(module, given)
     if own is None:
         return None
     used = visit(name, own)
@@ -154,10 +155,7 @@ def one_rank(visit: Visit) -> SimpleNamespace:
 def intercept(modules: Mapping[str, nn.Module], visit: Visit) -> Iterator[None]:
     """Let each normalizer of loss modules go through ``visit`` in this context."""
     handles = [
-        module.register_forward_hook(
-            partial(_scale, name, inspect.signature(module.forward).bind, visit),
-            with_kwargs=True,
-        )
+        module.register_forward_hook(partial(_scale, name, visit), with_kwargs=True)
         for name, module in modules.items()
     ]
     # It is there if the model has a head of MMDetection.
@@ -261,11 +259,6 @@ class _Probe:
         plan = Plan(found, {k: v * factors.get(k, 1) for k, v in per_image})
         plan.start(len(batch['inputs']))
         return self.losses(batch, plan, seed)
-
-
-def near(first: float, second: float) -> bool:
-    """Return whether two numbers are equal up to rounding."""
-    return abs(first - second) <= TOLERANCE * max(abs(first), abs(second))
 
 
 def examine(model: BaseModel) -> Examination:
