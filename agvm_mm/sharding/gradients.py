@@ -12,11 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from agvm_mm.estimators.ranks import (
-    GradientSource,
-    RankEstimator,
-    mean_operation,
-)
+from agvm_mm.estimators.ranks import GradientSource, RankEstimator, mean_operation
 
 
 def average(mean: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> None:
@@ -28,9 +24,7 @@ def average(mean: Tensor, tensor: Tensor, group: dist.ProcessGroup) -> None:
 class UnitReduction:
     """Reduce-scatter of one unit; torch does not export its base class.
 
-    Args:
-        name: Name of the unit.
-        source: Has the estimator, which says what else is reduced.
+    The estimator of the source says what else is reduced.
     """
 
     def __init__(self, name: str, source: 'ShardedGradients') -> None:
@@ -82,12 +76,7 @@ class UnitReduction:
 
 
 class ShardedGradients(GradientSource):
-    """Source of the gradients of a fully sharded model.
-
-    Args:
-        units: FSDP2's modules by name.
-        group: The ranks.
-    """
+    """Source of the gradients of a model whose units FSDP2 divides over a group."""
 
     copies = 1
 

@@ -86,7 +86,10 @@ class FullyShardedModel(StepsOfDDP, nn.Module):
         on_meta = any(parameter.is_meta for parameter in module.parameters())
         if not on_meta:
             device = next(module.parameters()).device.type
-            initialize(module)
+            if isinstance(module, BaseModule):
+                module.init_weights()  # The Runner does it later: then it does nothing.
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
         mesh = dist.init_device_mesh(device, (dist.get_world_size(),))
         self.process_group = mesh.get_group()
         # Submodules first, the innermost before those around them.
@@ -190,14 +193,6 @@ class FullyShardedModel(StepsOfDDP, nn.Module):
         for name, value in state_dict.items():
             if isinstance(value, DTensor):
                 state_dict[name] = value.full_tensor().cpu()
-
-
-def initialize(module: nn.Module) -> None:
-    """Initialize the weights of a network, and make them equal on all ranks."""
-    if isinstance(module, BaseModule):
-        module.init_weights()  # The Runner does it later: then it does nothing.
-    for tensor in module.state_dict().values():
-        dist.broadcast(tensor, 0)
 
 
 def parameters_on_meta() -> RemovableHandle:
@@ -367,11 +362,7 @@ def check_torch() -> None:
 
 
 def check_network(module: nn.Module, units: Sequence[str]) -> None:
-    """Check that a network can be divided.
-
-    Args:
-        module: Network.
-        units: Names of its units.
+    """Check that a network can be divided into units with these names.
 
     Raises:
         TypeError: If it initializes its weights in a way of its own.
@@ -386,8 +377,8 @@ def check_network(module: nn.Module, units: Sequence[str]) -> None:
             'FullyShardedModel has divided them; use ZeroRedundancyOptimizer'
         )
     modules = dict(module.named_modules())
-    wrong = [name for name in units if name not in modules or not name]
-    wrong += [n for n in units if n in modules and not runs_forward(modules[n])]
+    possible = {name for name in modules if name and runs_forward(modules[name])}
+    wrong = [name for name in units if name not in possible]
     if wrong:
         raise ValueError(
             f"FullyShardedModel: units has '{wrong[0]}', which is no submodule with a "

@@ -34,9 +34,8 @@ def stepping(optimizer: Optimizer) -> Optimizer:
 
 def is_divided(optimizer: Optimizer) -> bool:
     """Return whether ranks have different parts of the state of an optimizer."""
-    parameters = parameters_of(optimizer)
     return isinstance(optimizer, ZeroRedundancyOptimizer) or any(
-        isinstance(parameter, DTensor) for parameter in parameters
+        isinstance(parameter, DTensor) for parameter in parameters_of(optimizer)
     )
 
 
@@ -70,10 +69,7 @@ def inner_groups(optimizer: Optimizer) -> Iterator[None]:
 def gather_state(state: dict) -> dict:
     """Return the whole state of an optimizer on rank 0; other ranks may get a part.
 
-    All ranks have to call this.
-
-    Args:
-        state: As the optimizer gives it; that of ZeRO is whole already.
+    All ranks have to call this. That of ZeRO is whole already.
     """
     if 'state' not in state:  # ZeRO's on other ranks.
         return state
@@ -84,13 +80,7 @@ def gather_state(state: dict) -> dict:
 def load_state(
     optimizer: Optimizer, write: Callable[[dict], None], state: dict
 ) -> None:
-    """Load a whole state.
-
-    Args:
-        optimizer: The optimizer.
-        write: Loads a state as the optimizer takes it.
-        state: The whole state; stays as it is.
-    """
+    """Load a whole state, which stays as it is; ``write`` loads the optimizer's own."""
     if not is_divided(optimizer):
         write(state)
         return
@@ -106,10 +96,7 @@ def load_state(
 
 
 def check_has_ranks(settings: Mapping | None) -> None:
-    """Check that there are ranks to divide moments over.
-
-    Args:
-        settings: ``optim_wrapper.optimizer`` of a config.
+    """Check that an optimizer of a config has ranks to divide its moments over.
 
     Raises:
         ValueError: If ZeRO-1 is to train without a process group.

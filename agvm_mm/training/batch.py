@@ -57,11 +57,7 @@ def images_per_rank(dataloader: DataLoader) -> int:
 
 
 def divide_total(total: int, dataloader: DataLoader) -> BatchSize:
-    """Return how the ranks of this run divide a total batch.
-
-    Args:
-        total: Images of one update over all ranks.
-        dataloader: Yields the micro-batches of this rank.
+    """Return how the ranks of this run divide a total batch into micro-batches.
 
     Raises:
         ValueError: If they cannot, or an epoch has fewer images.
@@ -107,11 +103,6 @@ def batch_size_of(runner: Runner) -> BatchSize:
 def check_total_batch_size(total: int, ranks: int, images_per_rank: int) -> None:
     """Check that a total batch is made of whole micro-batches on every rank.
 
-    Args:
-        total: Images of one update over all ranks.
-        ranks: Number of ranks.
-        images_per_rank: Images of one micro-batch on one rank.
-
     Raises:
         TypeError: If the total is not an integer.
         ValueError: If it is not a positive multiple of ranks x images per rank.
@@ -133,11 +124,7 @@ def check_update_settings(
 ) -> None:
     """Check that nothing else accumulates or scales the learning rate of a loop.
 
-    Args:
-        loop: Name of the large-batch loop.
-        total_batch_size: Images of an update.
-        counts: ``accumulative_counts`` of the optimizer wrapper.
-        auto_scale_lr: That of the config.
+    ``counts`` is ``accumulative_counts`` of the optimizer wrapper.
 
     Raises:
         ValueError: If the optimizer wrapper accumulates, or MMEngine scales the

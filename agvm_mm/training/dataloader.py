@@ -2,13 +2,7 @@
 
 import logging
 import math
-from collections.abc import (
-    Iterable,
-    Iterator,
-    Mapping,
-    MutableMapping,
-    Sequence,
-)
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from inspect import Parameter, signature
 from itertools import accumulate, chain, islice, tee
 from threading import get_ident
@@ -22,12 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from agvm_mm.engine import is_endless, rewind
 from agvm_mm.training.batch import BatchSize, divide_total
-from agvm_mm.training.update import (
-    SEEDS,
-    RandomStream,
-    derive_seed,
-    seed_cpu,
-)
+from agvm_mm.training.update import SEEDS, RandomStream, derive_seed, seed_cpu
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
@@ -63,33 +52,29 @@ class UpdateWindow(MutableMapping):
         """Yield the micro-batches."""
         if self._joined is not None:
             yield from split_batch(self._joined, self._loaded)
-            return
-        while len(self._loaded) < len(self.sizes):
-            self._load_one()
-            yield self._loaded[-1]
+        else:
+            yield from self.rest()
 
-    def load(self) -> None:
-        """Load the micro-batches that were not taken.
+    def rest(self) -> Iterator:
+        """Load and yield the micro-batches that were not taken.
 
         Raises:
             RuntimeError: If the dataloader yields fewer.
         """
         while len(self._loaded) < len(self.sizes):
-            self._load_one()
-
-    def _load_one(self) -> None:
-        try:
-            self._loaded.append(next(self._batches))
-        except StopIteration:
-            raise RuntimeError(
-                f'train_dataloader ended {len(self.sizes) - len(self._loaded)} '
-                'micro-batches before the end of an update: __iter__ of its class has '
-                'to yield a batch for each of its batch sampler'
-            ) from None
+            try:
+                self._loaded.append(next(self._batches))
+            except StopIteration:
+                raise RuntimeError(
+                    f'train_dataloader ended {len(self.sizes) - len(self._loaded)} '
+                    'micro-batches before the end of an update: __iter__ of its class '
+                    'has to yield a batch for each of its batch sampler'
+                ) from None
+            yield self._loaded[-1]
 
     def _all(self) -> dict | list:
         if self._joined is None:
-            self.load()
+            list(self.rest())
             self._joined = join_batches(self._loaded)
         return self._joined
 
@@ -116,9 +101,8 @@ class UpdateWindow(MutableMapping):
 def join_batches(batches: Sequence) -> dict | list:
     """Return one batch with the images of several.
 
-    Args:
-        batches: Each is a mapping or sequence of lists or tensors with an entry for
-            each image, as the functions that collate them make it.
+    Each is a mapping or sequence of lists or tensors with an entry for each image, as
+    the functions that collate them make it.
 
     Raises:
         ValueError: If an entry is of another type, or only some batches have it.
@@ -200,10 +184,6 @@ class SeededBatch(list):
     the seed of the run, the pass over the data and the position of the sample in it. So
     augmentations depend neither on the workers nor on what was loaded before. A
     ``collate_fn`` that draws goes on from the last sample.
-
-    Args:
-        indices: Indices of the samples.
-        seeds: Seed of each sample.
     """
 
     def __init__(self, indices: Iterable, seeds: range) -> None:
@@ -211,16 +191,13 @@ class SeededBatch(list):
         self.seeds = seeds
 
     def __iter__(self) -> Iterator:
-        for index, seed in zip(self._plain(), self.seeds, strict=True):
+        for index, seed in zip(super().__iter__(), self.seeds, strict=True):
             seed_cpu(seed % SEEDS)
             yield index
 
     def __reduce__(self) -> tuple:
         # A thread writes batches to the workers: it must not touch the generators.
-        return type(self), (list(self._plain()), self.seeds)
-
-    def _plain(self) -> Iterator:
-        return super().__iter__()
+        return type(self), (list(super().__iter__()), self.seeds)
 
 
 def loaded_apart(batches: Iterator) -> Iterator:
@@ -235,12 +212,7 @@ def loaded_apart(batches: Iterator) -> Iterator:
 
 
 class UpdatePlan(Sampler):
-    """Batch sampler that draws from another one update by update.
-
-    Args:
-        batch_sampler: Yields the indices of one micro-batch at a time.
-        batch: The batch size and how it is divided.
-        seed: Seed of the run.
+    """Batch sampler that draws micro-batches from another one update by update.
 
     Attributes:
         number: Number of the pass over the data that is started next; the one after
@@ -382,7 +354,7 @@ class UpdateDataLoader(DataLoader):
         for update in updates:
             window = UpdateWindow(batches, [len(batch) for batch in update])
             yield window
-            window.load()
+            list(window.rest())
         if next(batches, batches) is not batches:
             raise RuntimeError(
                 'train_dataloader goes on after its batch sampler has ended: __iter__ '
@@ -408,29 +380,16 @@ def own_generators(part: object) -> Iterator[str]:
 class EndlessUpdates:
     """Iterator over the updates of pass after pass, for loops that count iterations.
 
-    A run that resumes does not load those before: MMEngine's loop asks for as many
-    items first, and each is None.
-
-    Args:
-        dataloader: Its passes.
-        done: Updates of the run before.
-        hub: Message hub of the run. It keeps the pass and its first update: a batch
-            sampler may yield fewer than its length.
+    A run that resumes does not load the updates that are done: MMEngine's loop asks for
+    as many items first, and each is None. The message hub of the run keeps the pass and
+    its first update: a batch sampler may yield fewer than its length.
     """
 
     def __init__(
         self, dataloader: UpdateDataLoader, done: int, hub: MessageHub
     ) -> None:
-        self._dataloader, self._hub = dataloader, hub
-        self._iterator: Iterator[UpdateWindow] | None = None
         self._left_out = done
-        number = 0 if dataloader.endless else done // len(dataloader)
-        place = hub.runtime_info.get(PLACE)
-        # That of a checkpoint is old if MMEngine's loop went on with the run.
-        if not done or not place or done - place[1] > len(dataloader):
-            place = number, number * len(dataloader)
-        self._number, self._first = place
-        self._update = done
+        self._windows = passes(dataloader, done, hub)
 
     def skip_iter(self, updates: int) -> None:
         """Do nothing: onedl-mmengine calls it in place of asking for items."""
@@ -443,23 +402,31 @@ class EndlessUpdates:
         if self._left_out:
             self._left_out -= 1
             return None
-        if self._iterator is None:
-            self._start_pass()
-        window = next(self._iterator, None)
-        if window is None:
-            self._number, self._first = self._number + 1, self._update
-            self._start_pass()
-            window = next(self._iterator)
-        self._update += 1
-        return window
+        return next(self._windows)
 
-    def _start_pass(self) -> None:
-        plan = self._dataloader.plan
+
+def passes(
+    dataloader: UpdateDataLoader, done: int, hub: MessageHub
+) -> Iterator[UpdateWindow]:
+    """Yield the updates of :class:`EndlessUpdates` after those that are done."""
+    number = 0 if dataloader.endless else done // len(dataloader)
+    place = hub.runtime_info.get(PLACE)
+    # That of a checkpoint is old if MMEngine's loop went on with the run.
+    if not done or not place or done - place[1] > len(dataloader):
+        place = number, number * len(dataloader)
+    number, first = place
+    plan = dataloader.plan
+    while True:
         if hasattr(plan.sampler, 'set_epoch'):
-            plan.sampler.set_epoch(self._number)
-        plan.number, plan.done = self._number, self._update - self._first
-        self._hub.update_info(PLACE, (self._number, self._first))
-        self._iterator = iter(self._dataloader)
+            plan.sampler.set_epoch(number)
+        plan.number, plan.done = number, done - first
+        hub.update_info(PLACE, (number, first))
+        for window in dataloader:
+            done += 1
+            yield window
+        if done == first:  # An empty pass.
+            return
+        number, first = number + 1, done
 
 
 def build_update_dataloader(
@@ -544,15 +511,8 @@ def set_seed(
     """Give samplers the seed of a resumed run.
 
     The dataset stays as it is. Samplers with a seed of their own, from the config or
-    drawn because each rank has its own, get that of the checkpoint or keep theirs.
-
-    Args:
-        dataloader: Its iteration has not started yet.
-        seed: Seed of the run.
-        saved: Seeds of the samplers in the checkpoint. Defaults to None.
-
-    Returns:
-        Seeds of the samplers, to save in checkpoints.
+    drawn because each rank has its own, get that ``saved`` in the checkpoint or keep
+    theirs. Return the seeds of all samplers, to save in checkpoints.
     """
     plan = dataloader.plan
     before, plan.seed = plan.seed, seed

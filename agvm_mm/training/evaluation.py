@@ -94,12 +94,9 @@ def check_annotation_ids(metric: BaseMetric) -> None:
 
 
 def check_numpy_names(metric: str, module: str, fix: str) -> None:
-    """Check that a module uses no name that this NumPy does not have.
+    """Check that the module of a metric uses no name that this NumPy does not have.
 
-    Args:
-        metric: Metric that needs the module.
-        module: The module.
-        fix: What to do otherwise.
+    ``fix`` says what to do otherwise.
 
     Raises:
         ValueError: If it does.

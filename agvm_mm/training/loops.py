@@ -51,17 +51,7 @@ ADVICE = dict(
 class LargeBatchMixin:
     """Mixin for loops: one iteration is one optimizer update on a total batch.
 
-    Args:
-        runner: The runner.
-        dataloader: Yields the micro-batches, or its config.
-        total_batch_size: Images of one update over all ranks.
-        normalizers: What losses are divided by: the counts of a 'micro_batch', their
-            'average' over earlier updates, or those of the whole 'update'. Defaults
-            to 'micro_batch'.
-        allow_resume_mismatch: Whether to resume a checkpoint of another batch size, or
-            without the state of the optimizer or its schedules, instead of raising.
-            Defaults to False.
-        kwargs: Arguments of MMEngine's loop.
+    Its arguments are those of :class:`LargeBatchTrainLoop`.
 
     Attributes:
         batch: The batch size and how it is divided.
@@ -133,11 +123,8 @@ class LargeBatchMixin:
                 f'{kind.__name__} overrides update_params; use a loop of MMEngine with '
                 'optim_wrapper.accumulative_counts'
             )
-        counts, scaling = (
-            engine.accumulative_counts(wrapper),
-            engine.auto_scaling(runner),
-        )
-        check_update_settings(name, total, counts, scaling)
+        counts = engine.accumulative_counts(wrapper)
+        check_update_settings(name, total, counts, engine.auto_scaling(runner))
         check_accumulation(runner.model, self.batch.micro_batches)
         if not self.counts_epochs:
             check_counts_iterations(name, runner.param_schedulers or [])
@@ -146,7 +133,7 @@ class LargeBatchMixin:
             hub.update_info(IMAGES_OF_EPOCH, 0)
         self._uneven = has_uneven_ranks(self.dataloader)
         # An interrupted update of this process may have left gradients.
-        reset_update(self.runner.model, wrapper)
+        reset_update(runner.model, wrapper)
         self.normalizers.prepare(runner)
         # A resumed run has the seeds of its checkpoint.
         saved = hub.runtime_info.get(SAMPLER_SEEDS) if self.iter else None
@@ -192,7 +179,9 @@ class LargeBatchMixin:
         outputs = update.finish(self.normalizers.correction)
         self._report(sum(images), waited)
         if index:
-            self._count_images_of_epoch(index[0], sum(images))
+            hub = runner.message_hub
+            before = hub.runtime_info.get(IMAGES_OF_EPOCH, 0) if index[0] else 0
+            hub.update_info(IMAGES_OF_EPOCH, before + sum(images))
         runner.call_hook(
             'after_train_iter',
             batch_idx=batch_idx,
@@ -200,11 +189,6 @@ class LargeBatchMixin:
             outputs=outputs,
         )
         engine.count_iteration(self)
-
-    def _count_images_of_epoch(self, index: int, images: int) -> None:
-        hub = self.runner.message_hub
-        before = hub.runtime_info.get(IMAGES_OF_EPOCH, 0) if index else 0
-        hub.update_info(IMAGES_OF_EPOCH, before + images)
 
     def _report(self, images: int, waited: float) -> None:
         """Add an update's size, the speed so far and the time of loading to the log."""

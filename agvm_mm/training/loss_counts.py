@@ -15,6 +15,7 @@ Which of these depend on the images, a model's own losses on small random images
 
 import copy
 import inspect
+import math
 import random
 import sys
 from collections import defaultdict
@@ -35,8 +36,8 @@ from agvm_mm.training.update import seed_cpu
 
 REDUCED = 'reduce_mean'
 """Name of all calls of MMDetection's function."""
-TOLERANCE = 1e-5
-"""Largest relative difference of equal numbers. Heads count in float32."""
+near = partial(math.isclose, rel_tol=1e-5)
+"""Return whether two numbers are equal up to rounding; heads count in float32."""
 
 EPSILON = torch.finfo(torch.float32).eps
 
@@ -53,7 +54,8 @@ class Examination(NamedTuple):
     Attributes:
         modules: Loss modules with a normalizer that depends on the images.
         calls: Calls in a micro-batch of those that differ from call to call.
-        per_image: Mean normalizers of an image, by key.
+        per_image: Mean normalizers of an image, by the name of the module; where calls
+            differ, by ``name#call``.
         is_one: Whether all losses are divided by the same number.
         terms: Losses that are divided by one of them.
         unreached: Losses that still depend on how images are divided.
@@ -65,16 +67,6 @@ class Examination(NamedTuple):
     is_one: bool
     terms: tuple[str, ...]
     unreached: tuple[str, ...]
-
-    def key(self, name: str, index: int) -> str | None:
-        """Return the key of a normalizer, or None if it does not matter.
-
-        Args:
-            name: Name of its loss module.
-            index: Number of the call in this micro-batch.
-        """
-        key = f'{name}#{index}' if name in self.calls else name
-        return key if key in self.per_image else None
 
     def modules_of(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the loss modules of a model by name."""
@@ -95,9 +87,7 @@ def loss_modules(model: nn.Module) -> dict[str, nn.Module]:
 def own_normalizer(module: nn.Module, given: Mapping[str, Any]) -> Any:
     """Return what a loss divides by, up to a constant factor; None if by nothing.
 
-    Args:
-        module: Loss module.
-        given: Arguments of its call.
+    ``given`` are the arguments of its call.
     """
     reduction = given.get('reduction_override') or getattr(module, 'reduction', 'mean')
     if reduction != 'mean':
@@ -117,7 +107,6 @@ def own_normalizer(module: nn.Module, given: Mapping[str, Any]) -> Any:
 
 def _scale(
     name: str,
-    bind: Callable[..., inspect.BoundArguments],
     visit: Visit,
     module: nn.Module,
     args: tuple,
@@ -125,7 +114,8 @@ def _scale(
     output: Tensor,
 ) -> Tensor | None:
     """Replace the normalizer of a loss, as a forward hook."""
-    own = own_normalizer(module, bind(*args, **kwargs).arguments)
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    own = own_normalizer(module, given)
     if own is None:
         return None
     used = visit(name, own)
@@ -136,31 +126,13 @@ def _scale(
     return output * (factor.to(output.dtype) if isinstance(factor, Tensor) else factor)
 
 
-class Reductions:
-    """Stands for ``torch.distributed`` where ``reduce_mean`` looks for it.
+def one_rank(visit: Visit) -> SimpleNamespace:
+    """Return what stands for ``torch.distributed`` where ``reduce_mean`` looks for it.
 
     Each rank keeps its own count, so that no rank waits for another.
     """
 
-    ReduceOp = SimpleNamespace(SUM=None)
-
-    def __init__(self, visit: Visit) -> None:
-        self._visit = visit
-
-    def is_available(self) -> bool:
-        """Return that ranks can be asked."""
-        return True
-
-    def is_initialized(self) -> bool:
-        """Return that ranks can be asked."""
-        return True
-
-    def get_world_size(self) -> int:
-        """Return one rank: the sum is this rank's own count."""
-        return 1
-
-    def all_reduce(self, tensor: Tensor, op: Any = None) -> None:
-        """Replace a count in place."""
+    def all_reduce(tensor: Tensor, op: Any = None) -> None:
         if tensor.numel() != 1:
             raise ValueError(
                 f'reduce_mean got {tensor.numel()} numbers at once, which normalizers='
@@ -168,29 +140,29 @@ class Reductions:
             )
         own = tensor.detach().double().reshape(())
         with torch.no_grad():
-            tensor.fill_(self._visit(REDUCED, own))
+            tensor.fill_(visit(REDUCED, own))
+
+    return SimpleNamespace(
+        ReduceOp=SimpleNamespace(SUM=None),
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        get_world_size=lambda: 1,
+        all_reduce=all_reduce,
+    )
 
 
 @contextmanager
 def intercept(modules: Mapping[str, nn.Module], visit: Visit) -> Iterator[None]:
-    """Let each normalizer go through a function, until the context ends.
-
-    Args:
-        modules: Loss modules by name.
-        visit: See :data:`Visit`.
-    """
+    """Let each normalizer of loss modules go through ``visit`` in this context."""
     handles = [
-        module.register_forward_hook(
-            partial(_scale, name, inspect.signature(module.forward).bind, visit),
-            with_kwargs=True,
-        )
+        module.register_forward_hook(partial(_scale, name, visit), with_kwargs=True)
         for name, module in modules.items()
     ]
     # It is there if the model has a head of MMDetection.
     source = sys.modules.get('mmdet.utils.dist_utils')
     ranks = getattr(source, 'dist', None)
     if ranks is not None:
-        source.dist = Reductions(visit)
+        source.dist = one_rank(visit)
     try:
         yield
     finally:
@@ -228,18 +200,6 @@ def kept_generators() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-class _Recording:
-    """Records normalizers by name, and multiplies reduced ones."""
-
-    def __init__(self, reduced: float = 1.0) -> None:
-        self._reduced = reduced
-        self.found: dict[str, list[float]] = defaultdict(list)
-
-    def __call__(self, name: str, own: Any) -> Any:
-        self.found[name].append(float(own))
-        return own * self._reduced if name == REDUCED else own
-
-
 class _Probe:
     """Copy of a model on the CPU, and its losses on small random images."""
 
@@ -274,6 +234,18 @@ class _Probe:
             if 'loss' in name and name != 'loss'
         }
 
+    def recorded(
+        self, batch: dict, *, reduced: float = 1.0
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Return the losses and the normalizers by name; multiply reduced ones."""
+        found: dict[str, list[float]] = defaultdict(list)
+
+        def visit(name: str, own: Any) -> Any:
+            found[name].append(float(own))
+            return own * reduced if name == REDUCED else own
+
+        return self.losses(batch, visit), found
+
     def planned(
         self,
         found: Examination,
@@ -287,11 +259,6 @@ class _Probe:
         plan = Plan(found, {k: v * factors.get(k, 1) for k, v in per_image})
         plan.start(len(batch['inputs']))
         return self.losses(batch, plan, seed)
-
-
-def near(first: float, second: float) -> bool:
-    """Return whether two numbers are equal up to rounding."""
-    return abs(first - second) <= TOLERANCE * max(abs(first), abs(second))
 
 
 def examine(model: BaseModel) -> Examination:
@@ -310,23 +277,17 @@ def examine(model: BaseModel) -> Examination:
     """
     check_reduce_mean()
     probe = _Probe(model)
-    first, second, both = probe.batches
-    recordings = [_Recording() for _ in probe.batches]
-    losses = [
-        probe.losses(batch, recording)
-        for batch, recording in zip(probe.batches, recordings, strict=True)
-    ]
-    one, other, whole = (recording.found for recording in recordings)
+    both = probe.batches[2]
+    (_, one), (_, other), (losses, whole) = map(probe.recorded, probe.batches)
     # What follows from a reduced count is not counted again.
-    doubled = _Recording(reduced=2.0)
-    probe.losses(both, doubled)
+    _, doubled = probe.recorded(both, reduced=2.0)
     calls: dict[str, int] = {}
-    per_image: dict[str, float] = {}
+    counts: dict[str, tuple[float, float, float]] = {}
     varying: set[str] = set()
     for name in whole:
         # A head without positives may not call a loss.
         rows = [found[name] or [0.0] for found in (one, other, whole)]
-        if name != REDUCED and doubled.found[name] != whole[name]:
+        if name != REDUCED and doubled[name] != whole[name]:
             continue
         numbered = name == REDUCED or any(
             not near(value, row[0]) for row in rows for value in row
@@ -341,43 +302,37 @@ def examine(model: BaseModel) -> Examination:
             if constant or (index and not numbered):
                 continue
             key = f'{name}#{index}' if numbered else name
-            per_image[key] = ab / 2
+            counts[key] = a, b, ab
             calls |= {name: len(whole[name])} if numbered else {}
             if not near(2 * a, ab) or not near(2 * b, ab):
                 varying.add(key)
     if not varying:  # All losses are means over images.
-        per_image = {}
-    modules = {key.partition('#')[0] for key in per_image} - {REDUCED}
-    result = Examination(
-        tuple(sorted(modules)), calls, dict(sorted(per_image.items())), False, (), ()
-    )
-    whole_losses = losses[2]
-    if per_image:
+        counts = {}
+    per_image = {key: counts[key][2] / 2 for key in sorted(counts)}
+    modules = {key.partition('#')[0] for key in counts} - {REDUCED}
+    result = Examination(tuple(sorted(modules)), calls, per_image, False, (), ())
+    if counts:
         half = probe.planned(result, both, factors=dict.fromkeys(varying, 2.0))
-        terms = [name for name in half if not near(half[name], whole_losses[name])]
+        terms = [name for name in half if not near(half[name], losses[name])]
         # All losses are divided by the same number.
-        counts = [
-            [_count(row, key) for row in (one, other, whole)] for key in per_image
-        ]
+        first = next(iter(counts.values()))
         is_one = (
-            varying == set(per_image)
-            and all(near(whole_losses[name], 2 * half[name]) for name in half)
+            varying == set(counts)
+            and all(near(losses[name], 2 * half[name]) for name in half)
             and all(
-                near(count * counts[0][2], counts[0][index] * each[2])
-                for each in counts
-                for index, count in enumerate(each)
+                near(count * first[2], of_first * each[2])
+                for each in counts.values()
+                for count, of_first in zip(each, first, strict=True)
             )
         )
         result = result._replace(terms=tuple(terms), is_one=is_one)
-    return result._replace(unreached=_unreached(probe, result, whole_losses))
+    return result._replace(unreached=_unreached(probe, result, losses))
 
 
 def clamped(model: BaseModel, found: Examination) -> set[str]:
     """Return the keys of reduced normalizers of which a head takes at least 1.
 
-    Args:
-        model: Not wrapped; stays as it is.
-        found: Its examination.
+    The model, which is not wrapped, stays as it is.
     """
     probe = _Probe(model)
     both, reduced = probe.batches[2], [k for k in found.per_image if REDUCED in k]
@@ -396,10 +351,7 @@ def _unreached(
 ) -> tuple[str, ...]:
     """Return losses of two images that are not the mean of the losses of each.
 
-    Args:
-        probe: The model.
-        found: Its normalizers, which are replaced.
-        whole: Losses of both images, with their own normalizers.
+    ``whole`` are those of both images, with their own normalizers.
     """
     again = probe.planned(found, probe.batches[2], seed=1)
     parts = [probe.planned(found, batch) for batch in probe.batches[:2]]
@@ -410,12 +362,6 @@ def _unreached(
         # What a sampler draws depends on the images before.
         if near(value, again[name]) and not near(value, means[name])
     )
-
-
-def _count(row: dict[str, list[float]], key: str) -> float:
-    name, _, index = key.partition('#')
-    values = row.get(name) or [0.0]
-    return values[int(index or 0)]
 
 
 class Plan:
@@ -461,17 +407,18 @@ class Plan:
     def __call__(self, name: str, own: Any) -> Any:
         index = self._calls[name]
         self._calls[name] += 1
-        key = self._found.key(name, index)
-        if key is None:
+        key = f'{name}#{index}' if name in self._found.calls else name
+        if key not in self.counts:
             return own
-        if name in self._found.calls or index == 0:
+        if index == 0 or key != name:
             self.counts[key] = self.counts[key] + own
         # No image of earlier updates had any: 0.
         per_image = self._per_image.get(key)
         return per_image * self._images if per_image else own
 
-    def means(self, device: torch.device) -> dict[str, float]:
+    def means(self, model: nn.Module) -> dict[str, float]:
         """Return the mean normalizers of an image over all ranks."""
+        device = next(model.parameters()).device
         values = [*self.counts.values(), self.images]
         sums = torch.stack(
             [torch.as_tensor(v, dtype=torch.float64, device=device) for v in values]

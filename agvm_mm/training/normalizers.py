@@ -131,7 +131,7 @@ class Normalizers:
             micro_batches = counted(plan, batches, window.sizes)
             yield micro_batches
             next(micro_batches, None)  # Ends the last one.
-        own = plan.means(device_of(model))
+        own = plan.means(model)
         if corrects:
             self.correction = correction(used, own)
         if not counts:
@@ -163,9 +163,7 @@ class Normalizers:
 def find_normalizers(model: BaseModel, mode: str) -> Examination:
     """Find the normalizers that a mode replaces, the same on all ranks.
 
-    Args:
-        model: Not wrapped.
-        mode: 'average' or 'update'.
+    The model is not wrapped; the mode is 'average' or 'update'.
 
     Raises:
         TypeError: If the model cannot be examined.
@@ -193,14 +191,8 @@ def count_normalizers(
 ) -> dict[str, float]:
     """Return mean normalizers of an image on all ranks, by a pass without gradients.
 
-    Buffers and random numbers stay as they are.
-
-    Args:
-        model: Not wrapped.
-        found: Its normalizers.
-        wrapper: Optimizer wrapper for ``train_step``.
-        batches: This rank's micro-batches, which the model may change.
-        sizes: Images of each.
+    The model, which is not wrapped, may change the micro-batches of this rank. Its
+    buffers and random numbers stay as they are.
     """
     plan = Plan(found)
     buffers = [
@@ -215,7 +207,7 @@ def count_normalizers(
         for module, name, buffer, before in buffers:
             # A model may have put another tensor in its place.
             setattr(module, name, buffer.copy_(before))
-    return plan.means(device_of(model))
+    return plan.means(model)
 
 
 def counted(plan: Plan, batches: Iterable, sizes: Sequence[int]) -> Iterator:
@@ -259,23 +251,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters."""
-    return next(model.parameters()).device
-
-
 def describe_losses(
     model: nn.Module, batch: BatchSize, mode: str = 'micro_batch'
 ) -> str:
-    """Say whether losses depend on how an update is divided.
+    """Say in one line whether losses depend on how an update is divided.
 
-    Args:
-        model: As the runner trains it.
-        batch: Its batch size.
-        mode: See :class:`Normalizers`. Defaults to 'micro_batch'.
-
-    Returns:
-        One line, empty if there is nothing to say.
+    Return '' if there is nothing to say. For ``mode`` see :class:`Normalizers`.
     """
     if mode != 'micro_batch':
         of = dict(average='their average over updates', update='those of an update')

@@ -96,12 +96,8 @@ class LateMaximum:
 def start_worker(signals: Sequence[int], init: Callable | None, worker: int) -> None:
     """Start a worker of a dataloader that outlives a signal to its rank.
 
-    Schedulers and torchrun signal the workers of a rank as well.
-
-    Args:
-        signals: Signals of the hook.
-        init: The ``worker_init_fn`` of the dataloader.
-        worker: Index of the worker.
+    Schedulers and torchrun signal the workers of a rank as well. ``init`` is the
+    ``worker_init_fn`` of the dataloader.
     """
     for number in signals:
         if number == signal.SIGTERM:

@@ -242,12 +242,9 @@ def compare_versions(runner: Runner) -> None:
         if saved[name] != now[name]
     ]
     if changed:
-        print_log(
+        runner.logger.warning(
             f'resuming a checkpoint of other versions ({"; ".join(changed)}): random '
-            'numbers and augmented images can differ from those of an uninterrupted '
-            'run',
-            logger='current',
-            level=logging.WARNING,
+            'numbers and augmented images can differ from those of an uninterrupted run'
         )
     hub.update_info(VERSIONS, now)
 
@@ -301,9 +298,7 @@ def newest_resumable(folders: Iterable[Path], schedulers: int = 0) -> Path | Non
     ``schedulers`` is the number of its parameter schedulers.
     """
     paths = {path.resolve(): path for each in folders for path in each.glob('*.pth')}
-    for path in sorted(
-        paths.values(), key=lambda p: p.stat().st_mtime_ns, reverse=True
-    ):
+    for path in sorted(paths.values(), key=lambda p: -p.stat().st_mtime_ns):
         missing = missing_parts(read_outline(path), schedulers=schedulers)
         if not missing and is_whole(path):
             return path

@@ -1,22 +1,20 @@
 """Block of facts that a run prints when it starts."""
 
 import math
+from collections.abc import Iterable
 
 from mmengine.dataset import DefaultSampler
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from agvm_mm.compat import library_versions
-from agvm_mm.engine import (
-    ParamScheduler,
-    accumulative_counts,
-    auto_scaling,
-    is_endless,
-)
+from agvm_mm.engine import ParamScheduler, accumulative_counts, auto_scaling, is_endless
 from agvm_mm.method.modules import has_sync_bn
 from agvm_mm.optim.agvm import AGVM
+from agvm_mm.sharding.state import parameters_of
 from agvm_mm.training.batch import BatchSize, describe_scaling
 from agvm_mm.training.normalizers import describe_losses
 from agvm_mm.training.resume import base_learning_rates
@@ -30,14 +28,7 @@ def describe_run(
 ) -> str:
     """Describe batch, learning rate and AGVM of a run, counted in optimizer updates.
 
-    Args:
-        runner: About to train.
-        batch: Its batch size.
-        agvm: AGVM of the run. Defaults to None.
-        estimator: Name of its estimator. Defaults to None.
-
-    Returns:
-        Several lines.
+    With AGVM its estimator is given by name.
     """
     loop, wrapper = runner.train_loop, runner.optim_wrapper
     # With MMEngine's own accumulation an iteration is only a part of an update.
@@ -87,13 +78,9 @@ def describe_run(
             f'  sampler   repeats {repeated:,} image(s) at the end of an epoch, so '
             'that ranks have equal numbers'
         )
-    groups = wrapper.optimizer.param_groups
-    modules = {'all': [parameter for group in groups for parameter in group['params']]}
-    if agvm is not None:
-        modules = agvm.parameters
+    modules = agvm.parameters if agvm else {'all': parameters_of(wrapper.optimizer)}
     for module, own in modules.items():
-        count = sum(p.numel() for p in own if p.requires_grad)
-        lines.append(f'  module    {module}: {count:,} parameters')
+        lines.append(f'  module    {module}: {count_trained(own):,} parameters')
     if agvm is not None:
         schedule, modulator = agvm.schedule, agvm.modulator
         end = f' to {schedule.end:,}' if schedule.end is not None else ''
@@ -112,6 +99,11 @@ def describe_run(
     return '\n'.join(lines)
 
 
+def count_trained(parameters: Iterable[nn.Parameter]) -> int:
+    """Return the number of elements of the parameters that are trained."""
+    return sum(p.numel() for p in parameters if p.requires_grad)
+
+
 def repeated_images(dataloader: DataLoader) -> int:
     """Return how many images MMEngine's DefaultSampler repeats in an epoch."""
     sampler = getattr(dataloader, 'plan', dataloader).sampler
@@ -124,8 +116,8 @@ def describe_precision(optim_wrapper: OptimWrapper) -> str:
     """Return 'mixed', or the type of the trainable parameters, such as 'float32'."""
     if isinstance(optim_wrapper, AmpOptimWrapper):
         return 'mixed'
-    groups = optim_wrapper.optimizer.param_groups
-    types = {p.dtype for group in groups for p in group['params'] if p.requires_grad}
+    parameters = parameters_of(optim_wrapper.optimizer)
+    types = {p.dtype for p in parameters if p.requires_grad}
     return ', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in types))
 
 

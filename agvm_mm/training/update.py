@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partialmethod
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -19,6 +20,7 @@ from agvm_mm.estimators.reductions import widened
 from agvm_mm.optim.agvm import MicroBatch
 from agvm_mm.optim.wrapper import AGVMOptimWrapper
 from agvm_mm.sharding.model import FullyShardedModel
+from agvm_mm.sharding.state import parameters_of
 
 SEEDS = 2**32
 """NumPy takes seeds below it."""
@@ -35,11 +37,6 @@ def seed_update(seed: int, rank: int, update: int) -> None:
     A run that resumes before an update then draws the same numbers as a run that was
     not interrupted. Ranks draw different numbers, so that dropout and sampled proposals
     average over them.
-
-    Args:
-        seed: Seed of the run.
-        rank: Rank of this process.
-        update: Number of the update, from 0.
     """
     derived = derive_seed(seed, rank, update)
     seed_cpu(derived)
@@ -58,8 +55,7 @@ def seed_cpu(seed: int) -> None:
 class RandomStream:
     """Context in which the global generators of the CPU continue a stream of their own.
 
-    Args:
-        key: Seeds the stream.
+    The key seeds it.
     """
 
     def __init__(self, *key: int) -> None:
@@ -131,7 +127,6 @@ class Update(OptimWrapper):
         known = MMDistributedDataParallel.train_step, FullyShardedModel.train_step
         own_train_step = self._over_ranks and type(model).train_step not in known
         self._asks = own_train_step or not even
-        self._index = -1
         self._came: list[bool] = []
         self._failed = False
         self._values: list[Mapping] = []
@@ -155,14 +150,10 @@ class Update(OptimWrapper):
 
         Only the last one reduces the gradients over the ranks.
 
-        Args:
-            data_batch: The micro-batch.
-
         Raises:
             RuntimeError: If the model steps by itself, or only some ranks have the
                 last micro-batch.
         """
-        self._index += 1
         self._came.append(False)
         # As OptimWrapper.optim_context, which knows nothing of this loop's updates.
         syncs = self.should_sync() or not hasattr(self._model, 'no_sync')
@@ -170,14 +161,11 @@ class Update(OptimWrapper):
             values = self._model.train_step(data_batch, optim_wrapper=self)
         # Without the graph, which would stay in memory until the update ends, and wide
         # enough for the sum over its images.
-        self._values.append(
-            {
-                name: widened([value.detach()])[0]
-                if isinstance(value, Tensor)
-                else value
-                for name, value in (values or {}).items()
-            }
-        )
+        values = dict(values or {})
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = widened([value.detach()])[0]
+        self._values.append(values)
         if self.should_sync() and not self._came[-1]:
             self._agree()
 
@@ -203,10 +191,9 @@ class Update(OptimWrapper):
         if came != 1 or scale != 1:
             if isinstance(wrapper, AGVMOptimWrapper):
                 wrapper.agvm.finish_measurement()
-            for group in wrapper.optimizer.param_groups:
-                for parameter in group['params']:
-                    if parameter.grad is not None:
-                        parameter.grad /= came / scale
+            for parameter in parameters_of(wrapper.optimizer):
+                if parameter.grad is not None:
+                    parameter.grad /= came / scale
         wrapper.step(**self._step_kwargs)
         wrapper.zero_grad(**self._zero_kwargs)
         return self._means(scale)
@@ -251,11 +238,11 @@ class Update(OptimWrapper):
 
     def _rank_images(self) -> int:
         """Return the images of this micro-batch if all ranks have as many."""
-        return self._sizes[self._index] * get_world_size()
+        return self._sizes[len(self._came) - 1] * get_world_size()
 
     def should_sync(self) -> bool:
         """Return whether this micro-batch is the last one."""
-        return self._index == len(self._sizes) - 1
+        return len(self._came) == len(self._sizes)
 
     should_update = should_sync
 
@@ -263,17 +250,16 @@ class Update(OptimWrapper):
         """Return the context of the wrapped optimizer wrapper."""
         return self._wrapped.optim_context(model)
 
-    def backward(self, loss: Tensor, **kwargs: Any) -> NoReturn:
-        """Refuse: the update would not know of this pass."""
-        self._refuse('backward')
+    def _refuse(self, name: str, *_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(
+            f'{type(self._model).__name__}.train_step called {name} of the optimizer '
+            'wrapper, but in a large-batch loop an update is several micro-batches and '
+            'one step: call update_params(loss) once, or use a loop of MMEngine'
+        )
 
-    def step(self, **kwargs: Any) -> NoReturn:
-        """Refuse: the loop steps."""
-        self._refuse('step')
-
-    def zero_grad(self, **kwargs: Any) -> NoReturn:
-        """Refuse: the gradients of earlier micro-batches would be lost."""
-        self._refuse('zero_grad')
+    backward = partialmethod(_refuse, 'backward')
+    step = partialmethod(_refuse, 'step')
+    zero_grad = partialmethod(_refuse, 'zero_grad')
 
     def _agree(self) -> None:
         """Learn what came on all ranks, before the last backward pass reduces it."""
@@ -330,24 +316,11 @@ class Update(OptimWrapper):
             for name, total in sums.items()
         }
 
-    def _refuse(self, name: str) -> NoReturn:
-        raise RuntimeError(
-            f'{type(self._model).__name__}.train_step called {name} of the optimizer '
-            'wrapper, but in a large-batch loop an update is several micro-batches and '
-            'one step: call update_params(loss) once, or use a loop of MMEngine'
-        )
-
 
 def reset_update(
     model: nn.Module, optim_wrapper: OptimWrapper, *, dropped: bool = False
 ) -> None:
-    """Clear the gradients of an unfinished update.
-
-    Args:
-        model: As the runner trains it.
-        optim_wrapper: The optimizer wrapper of the run.
-        dropped: Whether the update counts as done. Defaults to False.
-    """
+    """Clear the gradients of an unfinished update, which counts as done if dropped."""
     if isinstance(optim_wrapper, AGVMOptimWrapper) and optim_wrapper.agvm is not None:
         optim_wrapper.agvm.reset_update(dropped=dropped)
     model.zero_grad()

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.dist import all_gather_object
 from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
-from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper
 from mmengine.optim.optimizer import ZeroRedundancyOptimizer
 from mmengine.registry import HOOKS
@@ -26,10 +25,10 @@ from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.sharding.model import FullyShardedModel
 from agvm_mm.sharding.state import is_divided
 from agvm_mm.training.atomic import AtomicCheckpointHook
-from agvm_mm.training.batch import batch_size_of
+from agvm_mm.training.batch import BatchSize, batch_size_of
 from agvm_mm.training.evaluation import check_evaluator
 from agvm_mm.training.resume import base_learning_rates, resume_hook
-from agvm_mm.training.summary import describe_run
+from agvm_mm.training.summary import count_trained, describe_run
 from agvm_mm.training.warmup import end_of_warmup, learning_rates
 from agvm_mm.validation import (
     check_choice,
@@ -190,10 +189,9 @@ class VarianceSyncHook(Hook):
             )
         saved = state.get('agvm')
         if saved is None:
-            print_log(
+            runner.logger.info(
                 'AGVM: the checkpoint is that of a run without AGVM, which starts now: '
-                'multipliers of 1, no averages',
-                logger='current',
+                'multipliers of 1, no averages'
             )
             return
         resume, key = resume_hook(runner), 'learning rates'
@@ -219,13 +217,7 @@ class VarianceSyncHook(Hook):
         agvm = wrapper.agvm
         if not agvm.num_updates:  # The run continues one without AGVM.
             agvm.num_updates = runner.iter // accumulative_counts(wrapper)
-        check_ranks_agree(
-            self._fingerprint(wrapper)
-            | {
-                'images of a micro-batch': batch.images_per_rank,
-                'micro-batches of an update': batch.micro_batches,
-            }
-        )
+        check_ranks_agree(self._fingerprint(wrapper, batch))
         # DDP accepts one communication hook, and a runner may train twice.
         if self._attached_to is not runner.model:
             estimator = build_estimator(
@@ -246,13 +238,12 @@ class VarianceSyncHook(Hook):
         check_evaluator(runner)
         runner.logger.info(describe_run(runner, batch, agvm, self.estimator))
 
-    def _fingerprint(self, wrapper: AGVMOptimWrapper) -> dict[str, object]:
+    def _fingerprint(
+        self, wrapper: AGVMOptimWrapper, batch: BatchSize
+    ) -> dict[str, object]:
         """Return the settings that all ranks must share, by their name in messages."""
         agvm = wrapper.agvm
-        counts = {
-            module: sum(p.numel() for p in own if p.requires_grad)
-            for module, own in agvm.parameters.items()
-        }
+        counts = {name: count_trained(own) for name, own in agvm.parameters.items()}
         return {
             'begin': self.schedule.begin,
             'end': self.end,
@@ -268,6 +259,8 @@ class VarianceSyncHook(Hook):
             'ratio_bounds': wrapper.ratio_bounds,
             'clip_window': wrapper.clip_window,
             'multipliers': agvm.modulator and agvm.modulator.multipliers,
+            'images of a micro-batch': batch.images_per_rank,
+            'micro-batches of an update': batch.micro_batches,
         }
 
     def _receive(self, measurement: Measurement) -> None:
@@ -352,10 +345,8 @@ def scalars_of(measurement: Measurement) -> dict[str, float]:
 def describe_measurement(measurement: Measurement) -> str:
     """Describe Phi and mu of a measurement in one line."""
     text = f'AGVM at update {measurement.update}'
-    for name, values in (
-        ('Phi', measurement.variances),
-        ('mu', measurement.multipliers),
-    ):
+    both = dict(Phi=measurement.variances, mu=measurement.multipliers)
+    for name, values in both.items():
         if values:
             parts = (f'{module} {value:.4g}' for module, value in values.items())
             text += f'  {name}: {", ".join(parts)}'
@@ -365,11 +356,9 @@ def describe_measurement(measurement: Measurement) -> str:
 def explain_rejected(
     variances: Mapping[str, float], anchor: str | None
 ) -> tuple[str, str]:
-    """Return why a measurement was skipped, and what to do about it.
+    """Return why a measurement with such a Phi of modules was skipped, and advice.
 
-    Args:
-        variances: Phi by module.
-        anchor: Name of the anchor; None without AGVM.
+    The anchor is None without AGVM.
     """
     bad = [name for name, phi in variances.items() if not math.isfinite(phi)]
     if not bad:
@@ -425,15 +414,12 @@ def check_optim_wrapper(optim_wrapper: BaseOptimWrapper) -> None:
 def check_saving(hooks: Sequence[Hook]) -> None:
     """Check that all ranks take part when the state of a sharded training is saved.
 
-    Args:
-        hooks: Those of the runner.
-
     Raises:
         TypeError: If a hook saves it from one rank.
     """
-    for hook in hooks:
-        atomic = isinstance(hook, AtomicCheckpointHook)
-        if isinstance(hook, CheckpointHook) and not atomic:
+    saving = [hook for hook in hooks if isinstance(hook, CheckpointHook)]
+    for hook in saving:
+        if not isinstance(hook, AtomicCheckpointHook):
             raise TypeError(
                 f'{type(hook).__name__} saves from rank 0 alone, but the state of the '
                 'training is divided over the ranks; use '
@@ -490,15 +476,12 @@ def check_one_hook(count: int) -> None:
 
 
 def check_ranks_agree(fingerprint: Mapping[str, object]) -> None:
-    """Check that all ranks have the same settings.
-
-    Args:
-        fingerprint: Settings of this rank by name.
+    """Check that all ranks have the same settings, given by their names.
 
     Raises:
         ValueError: If a rank has another value than rank 0.
     """
-    everyone = all_gather_object(dict(fingerprint))
+    everyone = all_gather_object(fingerprint)
     for rank, other in enumerate(everyone):
         for name, value in everyone[0].items():
             if other[name] != value:
