@@ -112,12 +112,6 @@ class RankEstimator(VarianceEstimator):
     ) -> None:
         """Keep norms of the compared tensors and the means of some parameters."""
 
-    def keep(
-        self, column: int, parameters: Sequence[nn.Parameter], norms: Sequence[Tensor]
-    ) -> None:
-        """Keep norms of some parameters in a column."""
-        self._norms[column].update(zip(parameters, norms, strict=True))
-
     def not_measured(self) -> list[nn.Parameter]:
         """Return the parameters with a gradient whose last norm is not kept so far."""
         return [p for p in self.with_gradients() if p not in self._norms[-1]]
@@ -164,7 +158,7 @@ class RankHalves(RankEstimator):
     ) -> None:
         find = self.preconditioner.half_norms
         for column, norms in enumerate(find(parameters, compared, means, self.shares)):
-            self.keep(column, parameters, norms)
+            self._norms[column].update(zip(parameters, norms, strict=True))
 
     def finish(self) -> dict[str, ModuleStatistics]:
         return self.statistics_of_halves(self.finish_squares(), self.shares)
@@ -201,7 +195,7 @@ class RankReplicas(RankEstimator):
         for column, tensors in enumerate((compared, means)):
             if tensors is not None:
                 norms = self.preconditioner.replica_norms(parameters, tensors)
-                self.keep(column, parameters, norms)
+                self._norms[column].update(zip(parameters, norms, strict=True))
 
     def finish(self) -> dict[str, ModuleStatistics]:
         return self.statistics_of_replicas(self.finish_squares(), self.ranks)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from agvm_mm.estimators import VarianceEstimator, build_preconditioner
@@ -169,9 +169,14 @@ class AGVM:
 
         Under mixed precision there is a ``scaler`` of the loss.
         """
-        if not self.estimator.measuring:
-            scale = self._loss_scale(scaler)
-            self.estimator.start(micro_batch.passes, scale, images=micro_batch.images)
+        if self.estimator.measuring:
+            return
+        scale = None
+        if scaler is not None and scaler.is_enabled():
+            # Scaling a 1 avoids the device synchronization of get_scale().
+            device = self.optimizer.param_groups[0]['params'][0].device
+            scale = scaler.scale(torch.ones((), device=device))
+        self.estimator.start(micro_batch.passes, scale, images=micro_batch.images)
 
     def after_backward(self, micro_batch: MicroBatch) -> None:
         """Record a backward pass of a measured update."""
@@ -249,14 +254,6 @@ class AGVM:
         self.num_measurements = state_dict['num_measurements']
         self.num_skipped_measurements = state_dict['num_skipped_measurements']
         self.reset_update(dropped=False)
-
-    def _loss_scale(self, scaler: Any) -> Tensor | None:
-        """Return the factor of the gradients, on their device; None for 1."""
-        if scaler is None or not scaler.is_enabled():
-            return None
-        # Scaling a 1 avoids the device synchronization of get_scale().
-        device = self.optimizer.param_groups[0]['params'][0].device
-        return scaler.scale(torch.ones((), device=device))
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> dict[int, nn.Parameter]:
