@@ -67,7 +67,7 @@ def build_estimator(
 
 
 def check_replicas(ranks: int, accumulation: int, comm_hook: str | None) -> None:
-    """Check that a run with so many micro-batches per update has several gradients.
+    """Check that an update has several gradients: of ranks, or on one, micro-batches.
 
     Raises:
         ValueError: If there is nothing to compare, or nothing to compress.

@@ -208,8 +208,9 @@ class AGVM:
             self.num_skipped_measurements += 1
         if self._on_measurement is not None:
             scales = self.noise.noise_scales()
-            found = self.num_updates, variances, multipliers, scales, accepted
-            self._on_measurement(Measurement(*found))
+            self._on_measurement(
+                Measurement(self.num_updates, variances, multipliers, scales, accepted)
+            )
 
     @contextmanager
     def scaled_learning_rates(self) -> Iterator[None]:
@@ -262,7 +263,7 @@ def trainable(parameters: Iterable[nn.Parameter]) -> dict[int, nn.Parameter]:
 
 
 def check_trains_no_others(optimizer: Optimizer, known: Set[int]) -> None:
-    """Check that an optimizer trains no parameters but those of which ids are known.
+    """Check that an optimizer trains only parameters whose ids are known.
 
     Raises:
         RuntimeError: If a hook has unfrozen some of its parameters or added others.
