@@ -68,8 +68,7 @@ class DeviceRunner(Runner):
         # Not in the config: models make SyncBN by themselves, too.
         model = revert_sync_batchnorm(model)
         kind = (model_wrapper_cfg or {}).get('type', DistributedDataParallel)
-        kind = MODEL_WRAPPERS.get(kind) if isinstance(kind, str) else kind
-        if not issubclass(kind, DistributedDataParallel):
+        if not issubclass(resolve_type(kind, MODEL_WRAPPERS), DistributedDataParallel):
             return super().wrap_model(model_wrapper_cfg, model)
         settings = ConfigDict(
             type='MMDistributedDataParallel',

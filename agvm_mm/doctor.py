@@ -48,9 +48,6 @@ HEADLESS = (
     'pip uninstall opencv-python, then '
     'pip install --force-reinstall --no-deps opencv-python-headless'
 )
-GPU_CHECK = (
-    'to check training on them: python -m gpu_check in a clone of the repository'
-)
 
 
 class Finding(NamedTuple):
@@ -133,14 +130,10 @@ def first_line(error: Exception) -> str:
 def examine_import(
     name: str, module: str, package: str, without: str = '', repair: str = ''
 ) -> Finding:
-    """Import a module.
+    """Import a module, which pip installs as ``package``, with flags.
 
-    Args:
-        name: Name of the finding.
-        module: The module.
-        package: What pip installs, with flags.
-        without: What does not work if it is missing, '' if nothing does.
-        repair: Fix if it is broken. Defaults to an installation of the package.
+    ``without`` says what does not work if it is missing, '' if nothing does. If it is
+    broken, the fix is the ``repair``, or to install the package again.
     """
     try:
         # A folder that an uninstallation left behind can be imported as well.
@@ -261,7 +254,9 @@ def examine_distributed() -> Finding:
     if not nccl and (gpus or not gloo):
         fix = 'install a torch with NCCL, or without GPUs with gloo'
         return Finding('distributed', PROBLEM, found, fix)
-    return Finding('distributed', OK, found, GPU_CHECK if gpus else '')
+    check = 'python -m gpu_check in a clone of the repository'
+    advice = f'to check training on them: {check}' if gpus else ''
+    return Finding('distributed', OK, found, advice)
 
 
 def examine_checkpoints() -> Finding:

@@ -24,14 +24,10 @@ BOUNDS = dict(
 def check_number(
     name: str, value: object, *, integer: bool = False, **bounds: float
 ) -> None:
-    """Check that a setting is a finite number within bounds.
+    """Check that a setting is a finite number, or a whole one, within bounds.
 
-    Args:
-        name: Name of the setting, for the message.
-        value: Value given by the user.
-        integer: Whether the value must be a whole number. Defaults to False.
-        bounds: ``low`` and ``high`` are allowed themselves, ``above`` and ``below`` are
-            not.
+    The bounds ``low`` and ``high`` are allowed themselves, ``above`` and ``below`` are
+    not.
 
     Raises:
         TypeError: If the value is not a number or not a whole one; a bool is not
@@ -134,17 +130,11 @@ def check_arguments(
     settings: Iterable[str] = (),
     advice: Mapping[str, str] | None = None,
 ) -> None:
-    """Check the names of keyword arguments.
-
-    Args:
-        name: Name of the class or function, for the message.
-        given: Names given by the user.
-        known: Names that the class or function accepts.
-        settings: Further names to suggest.
-        advice: Sentences for certain unknown names, instead of a suggestion.
+    """Check the names of keyword arguments that a class or function is given.
 
     Raises:
-        TypeError: If a name is unknown; the message suggests the nearest known one.
+        TypeError: If a name is not known. The message has the ``advice`` for it, or
+            suggests the nearest one that is known or a key of ``settings``.
     """
     for wrong in given:
         if wrong not in known:
@@ -167,7 +157,7 @@ def suggests_arguments(
     Args:
         settings: Further keys of the same part of a config that are removed before
             the call. They are suggested but not accepted.
-        advice: See :func:`check_arguments`.
+        advice: Sentences for certain unknown names, instead of a suggestion.
 
     Raises:
         TypeError: If the decorated function or class accepts any argument.

@@ -4,8 +4,8 @@ from functools import partial
 
 from mmengine.dist import get_world_size
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
-from torch import distributed as dist
 from torch import nn
+from torch.distributed import fsdp
 from torch.nn.parallel import DistributedDataParallel
 
 from agvm_mm.estimators.base import ModuleStatistics, VarianceEstimator
@@ -67,12 +67,7 @@ def build_estimator(
 
 
 def check_replicas(ranks: int, accumulation: int, comm_hook: str | None) -> None:
-    """Check that a run has several gradients to compare.
-
-    Args:
-        ranks: Ranks of DDP; 1 without DDP.
-        accumulation: Micro-batches of one update on each rank.
-        comm_hook: Compression of the reduction over the ranks, if there is one.
+    """Check that an update has several gradients: of ranks, or on one, micro-batches.
 
     Raises:
         ValueError: If there is nothing to compare, or nothing to compress.
@@ -95,11 +90,7 @@ def check_replicas(ranks: int, accumulation: int, comm_hook: str | None) -> None
 
 
 def check_model(model: nn.Module, accumulation: int) -> None:
-    """Check that AGVM can see the gradients of a model.
-
-    Args:
-        model: As the runner trains it.
-        accumulation: Micro-batches of one update on each rank.
+    """Check that AGVM can see the gradients of a model, as the runner trains it.
 
     Raises:
         TypeError: If it is wrapped in anything but DistributedDataParallel, or not
@@ -109,7 +100,9 @@ def check_model(model: nn.Module, accumulation: int) -> None:
     check_gradients(model)
     if hasattr(model, 'gradient_source'):  # A wrapper of this package.
         return
-    if any(is_sharded(module) for module in model.modules()):
+    # fully_shard and its FSDPModule became public in torch 2.6.
+    sharded = fsdp.FullyShardedDataParallel, getattr(fsdp, 'FSDPModule', ())
+    if any(isinstance(module, sharded) for module in model.modules()):
         raise TypeError(
             'AGVM does not support FSDP but through its own wrapper; set '
             "model_wrapper_cfg=dict(type='FullyShardedModel')"
@@ -174,14 +167,3 @@ def check_gradients(model: nn.Module) -> None:
             'AGVM measures a model on one device for each rank; this one lies on '
             f'{", ".join(sorted(devices))}'
         )
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Return whether FSDP (either version) holds the parameters of a module."""
-    if not dist.is_available():
-        return False
-    from torch.distributed import fsdp
-
-    # fully_shard and its FSDPModule became public in torch 2.6.
-    kinds = (fsdp.FullyShardedDataParallel, getattr(fsdp, 'FSDPModule', ()))
-    return isinstance(module, kinds)

@@ -32,36 +32,6 @@ class ModuleStatistics(NamedTuple):
     signal_and_noise: SignalAndNoise
 
 
-class ModuleRows:
-    """Row of each parameter in statistics, module by module.
-
-    Args:
-        by_module: Parameters of each module, by its name. Others have no rows.
-
-    Attributes:
-        by_module: See above.
-        parameters: All parameters, module by module.
-    """
-
-    def __init__(self, by_module: dict[str, list[nn.Parameter]]) -> None:
-        self.by_module = by_module
-        self.parameters = [p for group in by_module.values() for p in group]
-        self._rows = {id(p): row for row, p in enumerate(self.parameters)}
-
-    def of(self, parameter: nn.Parameter) -> int | None:
-        """Return the row of a parameter, or None if it is in no module."""
-        return self._rows.get(id(parameter))
-
-    def with_gradients(self) -> list[int]:
-        """Return the rows of the parameters that have a gradient now."""
-        return [row for row, p in enumerate(self.parameters) if p.grad is not None]
-
-    def sum_by_module(self, by_parameter: Tensor) -> Tensor:
-        """Return a table with a row per module from one with a row per parameter."""
-        sizes = [len(group) for group in self.by_module.values()]
-        return torch.stack([rows.sum(dim=0) for rows in by_parameter.split(sizes)])
-
-
 class VarianceEstimator(ABC):
     """Gathers statistics of the gradients during the backward passes of an update.
 
@@ -74,8 +44,7 @@ class VarianceEstimator(ABC):
         by_module: Parameters of each module, by its name.
 
     Attributes:
-        preconditioner: See above.
-        rows: Row of each parameter in statistics.
+        parameters: All parameters, module by module.
         measuring: Whether a measured update is in progress.
         images: Images of the update over all ranks.
         total_weight: Sum of the weights of its backward passes so far. It ends below 1
@@ -86,7 +55,8 @@ class VarianceEstimator(ABC):
         self, preconditioner: Preconditioner, by_module: dict[str, list[nn.Parameter]]
     ) -> None:
         self.preconditioner = preconditioner
-        self.rows = ModuleRows(by_module)
+        self.by_module = by_module
+        self.parameters = [p for group in by_module.values() for p in group]
         self.measuring = False
         self.images = 1
         self.total_weight = 0.0
@@ -130,15 +100,18 @@ class VarianceEstimator(ABC):
         """Stop measuring an update that does not end."""
         self.measuring = False
 
-    def squares(self, columns: Sequence[Mapping[int, Tensor]]) -> Tensor:
+    def with_gradients(self) -> list[nn.Parameter]:
+        """Return the parameters that have a gradient now."""
+        return [p for p in self.parameters if p.grad is not None]
+
+    def squares(self, columns: Sequence[Mapping[nn.Parameter, Tensor]]) -> Tensor:
         """Return squared norms, shape (columns, parameters), in float64.
 
         Args:
-            columns: Norms by row for each column; 0 for other rows.
+            columns: Norms by parameter for each column; 0 for other parameters.
         """
-        zero = torch.zeros((), device=self.rows.parameters[0].device)
-        rows = range(len(self.rows.parameters))
-        norms = [column.get(row, zero) for column in columns for row in rows]
+        zero = torch.zeros((), device=self.parameters[0].device)
+        norms = [column.get(p, zero) for column in columns for p in self.parameters]
         return torch.stack(norms).view(len(columns), -1).double().square()
 
     def statistics_of_halves(
@@ -151,12 +124,10 @@ class VarianceEstimator(ABC):
                 parameters), in float64 on the CPU.
             shares: Shares of both halves in the gradient of the update.
         """
-        wide = [
-            torch.promote_types(p.dtype, torch.float32) for p in self.rows.parameters
-        ]
-        eps = max(torch.finfo(dtype).eps for dtype in set(wide))
+        wide = {torch.promote_types(p.dtype, torch.float32) for p in self.parameters}
+        eps = max(torch.finfo(dtype).eps for dtype in wide)
         factors = (1, 1) if self.preconditioner.rescales else shares
-        sums = products_of_halves(self.rows.sum_by_module(squares.T), factors, eps)
+        sums = products_of_halves(self._sum_by_module(squares), factors, eps)
         columns = sums.unbind(dim=1)
         share = shares[0] / sum(shares)
         return self._statistics(
@@ -175,12 +146,17 @@ class VarianceEstimator(ABC):
                 CPU.
             replicas: Their number.
         """
-        columns = self.rows.sum_by_module(squares.T).unbind(dim=1)
+        columns = self._sum_by_module(squares).unbind(dim=1)
         return self._statistics(
             columns[0],
             variance_from_replicas(*columns, replicas),
             *signal_and_noise_from_replicas(*columns, replicas, self._images_that_came),
         )
+
+    def _sum_by_module(self, squares: Tensor) -> Tensor:
+        """Return the sums over the parameters of each module, shape (modules, any)."""
+        sizes = [len(group) for group in self.by_module.values()]
+        return torch.stack([rows.sum(dim=0) for rows in squares.T.split(sizes)])
 
     @property
     def _images_that_came(self) -> float:
@@ -193,7 +169,7 @@ class VarianceEstimator(ABC):
         return {
             name: ModuleStatistics(variance, SignalAndNoise(*rest))
             for name, size, (variance, *rest) in zip(
-                self.rows.by_module, sizes.tolist(), rows, strict=True
+                self.by_module, sizes.tolist(), rows, strict=True
             )
             if size
         }

@@ -5,9 +5,6 @@ a communication hook. At updates that are not measured the hook here does the sa
 all-reduce as DDP.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -22,18 +19,10 @@ from agvm_mm.estimators.ranks import (
 )
 from agvm_mm.estimators.reductions import as_real
 
-
-class Compression(NamedTuple):
-    """A DDP communication hook that reduces the gradient in half precision."""
-
-    hook: Callable
-    dtype: torch.dtype
-
-
-COMPRESSION_HOOKS = {
-    'fp16_compress_hook': Compression(default_hooks.fp16_compress_hook, torch.float16),
-    'bf16_compress_hook': Compression(default_hooks.bf16_compress_hook, torch.bfloat16),
-}
+COMPRESSION_HOOKS = dict(
+    fp16_compress_hook=torch.float16, bf16_compress_hook=torch.bfloat16
+)
+"""Torch's communication hooks that compress the gradient, and the type they reduce."""
 
 
 def check_compression(
@@ -43,15 +32,10 @@ def check_compression(
 
     All ranks have to call this. Without it the first update would fail.
 
-    Args:
-        comm_hook: A key of :data:`COMPRESSION_HOOKS`.
-        group: Process group of the ranks.
-        device: Device of the gradients.
-
     Raises:
         ValueError: If the backend cannot add numbers of this type.
     """
-    dtype = COMPRESSION_HOOKS[comm_hook].dtype
+    dtype = COMPRESSION_HOOKS[comm_hook]
     try:
         dist.all_reduce(torch.zeros(1, dtype=dtype, device=device), group=group)
     except RuntimeError as error:
@@ -99,7 +83,7 @@ class DDPGradients(GradientSource):
         self._reduce_mean = mean_hook
         if comm_hook is not None:
             check_compression(comm_hook, self.group, next(model.parameters()).device)
-            self._reduce_mean = COMPRESSION_HOOKS[comm_hook].hook
+            self._reduce_mean = getattr(default_hooks, comm_hook)
 
     def connect(self, estimator: RankEstimator) -> None:
         """Register the hook.
@@ -107,8 +91,10 @@ class DDPGradients(GradientSource):
         Raises:
             ValueError: If the model has a communication hook already.
         """
-        self._estimator = estimator
-        if estimator.preconditioner.is_divided:
+        self._estimator, preconditioner = estimator, estimator.preconditioner
+        # One that was frozen after DDP was built is in no module.
+        self._own = {p for p in estimator.parameters if preconditioner.has(p)}
+        if preconditioner.is_divided:
             self.copies = 1
         try:
             self._model.register_comm_hook(None, self._hook)
@@ -126,14 +112,7 @@ class DDPGradients(GradientSource):
         return self.reduce_measured(bucket)
 
     def reduce_measured(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """Reduce a bucket at a measured update.
-
-        Args:
-            bucket: Gradients of this rank.
-
-        Returns:
-            The mean of the bucket over the ranks.
-        """
+        """Reduce a bucket at a measured update to its mean over the ranks."""
         estimator, flat = self._estimator, bucket.buffer()
         if not estimator.reduces_more:
             estimator.measure(*self.gradients_in(bucket, flat), None)
@@ -165,23 +144,16 @@ class DDPGradients(GradientSource):
     def gradients_in(
         self, bucket: dist.GradBucket, flat: Tensor
     ) -> tuple[list[nn.Parameter], list[Tensor]]:
-        """Return the gradients in a tensor with the layout of a bucket.
+        """Return the parameters in a bucket that this rank measures.
 
-        Args:
-            bucket: The bucket.
-            flat: The tensor.
-
-        Returns:
-            Parameters that this rank measures, and views of their gradients.
+        Also return views of their gradients in a tensor with the layout of the bucket.
         """
-        rows, preconditioner = self._estimator.rows, self._estimator.preconditioner
         parameters, views, offset = [], [], 0
         for parameter in bucket.parameters():
             # In the memory format of its parameter, while bucket.gradients() of torch
             # 2.13 has another one, and of a complex one a wrong part of the bucket.
             like = torch.empty_like(as_real(parameter), device='meta')
-            # One that was frozen after DDP was built is in no module.
-            if rows.of(parameter) is not None and preconditioner.has(parameter):
+            if parameter in self._own:
                 start = flat.storage_offset() + offset
                 parameters.append(parameter)
                 views.append(flat.as_strided(like.shape, like.stride(), start))

@@ -5,7 +5,7 @@ came: a model may skip a micro-batch.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agvm_mm.estimators.base import ModuleStatistics, VarianceEstimator
 
@@ -23,36 +23,32 @@ class MicroBatchHalves(VarianceEstimator):
         self.measuring = passes >= 2
         self._passes_left = passes // 2
         self._first_weight = 0.0
-        self._first: dict[int, Tensor] = {}
+        self._first: dict[nn.Parameter, Tensor] = {}
 
     def record(self, weight: float) -> None:
         super().record(weight)
         self._passes_left -= 1
         if self._passes_left == 0:
             self._first_weight = self.total_weight
-            rows = self.rows.with_gradients()
-            gradients = [self.rows.parameters[row].grad for row in rows]
-            copies = torch._foreach_mul(gradients, 1) if rows else []
-            self._first = dict(zip(rows, copies, strict=True))
+            parameters = self.with_gradients()
+            gradients = [p.grad for p in parameters]
+            copies = torch._foreach_mul(gradients, 1) if gradients else []
+            self._first = dict(zip(parameters, copies, strict=True))
 
     def finish(self) -> dict[str, ModuleStatistics] | None:
         self.measuring = False
         copies, self._first = self._first, {}
         if self._passes_left >= 0:  # Nothing came after the first half.
             return None
-        rows = self.rows.with_gradients()
-        if not rows:
+        parameters = self.with_gradients()
+        if not parameters:
             return {}
-        parameters = [self.rows.parameters[row] for row in rows]
-        first = [
-            copies[row] if row in copies else torch.zeros_like(parameter)
-            for row, parameter in zip(rows, parameters, strict=True)
-        ]
+        first = [copies[p] if p in copies else torch.zeros_like(p) for p in parameters]
         shares = self._first_weight, self.total_weight - self._first_weight
         found = self.preconditioner.half_norms(
             parameters, first, [p.grad for p in parameters], shares
         )
-        columns = [dict(zip(rows, each, strict=True)) for each in found]
+        columns = [dict(zip(parameters, each, strict=True)) for each in found]
         return self.statistics_of_halves(self.squares(columns).cpu(), shares)
 
     def cancel(self) -> None:
@@ -94,7 +90,7 @@ class MicroBatchReplicas(VarianceEstimator):
         self._size = passes_of_a_replica(passes)
         self._replicas = self._passes = 0
         self._weight = 0.0
-        self._sums: dict[int, Tensor] = {}
+        self._sums: dict[nn.Parameter, Tensor] = {}
         self._squares: Tensor | None = None
 
     def record(self, weight: float) -> None:
@@ -107,20 +103,17 @@ class MicroBatchReplicas(VarianceEstimator):
     def _end_replica(self) -> None:
         weight, self._weight, self._passes = self._weight, 0.0, 0
         self._replicas += 1
-        rows = self.rows.with_gradients()
-        if not rows:
+        own = {p: p.grad for p in self.with_gradients()}
+        if not own:
             return
         # Each is weight * g_r.
-        squares = self._squared_norms(rows) / weight
+        squares = self._squared_norms() / weight
         self._squares = squares if self._squares is None else self._squares + squares
-        own = {row: self.rows.parameters[row].grad for row in rows}
-        for row in rows:
-            self.rows.parameters[row].grad = None
-        both = [row for row in rows if row in self._sums]
+        for parameter in own:
+            parameter.grad = None
+        both = [p for p in own if p in self._sums]
         if both:
-            torch._foreach_add_(
-                [self._sums[row] for row in both], [own[row] for row in both]
-            )
+            torch._foreach_add_([self._sums[p] for p in both], [own[p] for p in both])
         self._sums = own | self._sums
 
     def finish(self) -> dict[str, ModuleStatistics] | None:
@@ -132,7 +125,7 @@ class MicroBatchReplicas(VarianceEstimator):
             return None
         if self._squares is None:
             return {}
-        total = self._squared_norms(self.rows.with_gradients())
+        total = self._squared_norms()
         squares = torch.stack(
             [self._squares / self.total_weight, total / self.total_weight**2]
         )
@@ -143,17 +136,15 @@ class MicroBatchReplicas(VarianceEstimator):
             self._put_back()
         super().cancel()
 
-    def _squared_norms(self, rows: list[int]) -> Tensor:
+    def _squared_norms(self) -> Tensor:
         """Return |g|^2 of all parameters, of which some have a gradient now."""
-        parameters = [self.rows.parameters[row] for row in rows]
-        norms = self.preconditioner.replica_norms(
-            parameters, [p.grad for p in parameters]
-        )
-        return self.squares([dict(zip(rows, norms, strict=True))])[0]
+        parameters = self.with_gradients()
+        gradients = [p.grad for p in parameters]
+        norms = self.preconditioner.replica_norms(parameters, gradients)
+        return self.squares([dict(zip(parameters, norms, strict=True))])[0]
 
     def _put_back(self) -> None:
-        for row, total in self._sums.items():
-            parameter = self.rows.parameters[row]
+        for parameter, total in self._sums.items():
             if parameter.grad is None:
                 parameter.grad = total
             else:  # A pass was interrupted.

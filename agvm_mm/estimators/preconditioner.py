@@ -20,6 +20,8 @@ CPU_PIECE = 2**18
 GPU_PIECE = 2**22
 
 Lists = Sequence[Sequence[Tensor]]
+Slices = Iterator[tuple[int, Sequence[int], Sequence[Tensor]]]
+"""Columns of a table of norms, rows of parameters, and slices to take the norms of."""
 
 
 class Preconditioner:
@@ -49,18 +51,16 @@ class Preconditioner:
             parameters: Parameters.
             gradients: g_r of each, times the loss scale. Nothing is changed.
         """
-        parts: list[list[Tensor]] = [[] for _ in parameters]
-        for rows, directions in self._replicas(parameters, gradients):
-            collect(parts, rows, norms(directions))
-        return self._joined(parts)
+        return self._norms(parameters, 1, self._replicas(parameters, gradients))[0]
 
     def directions(
         self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return the gradients as :meth:`replica_norms` measures them."""
         parts: list[list[Tensor]] = [[] for _ in parameters]
-        for rows, directions in self._replicas(parameters, gradients):
-            collect(parts, rows, directions)
+        for _, rows, slices in self._replicas(parameters, gradients):
+            for row, part in zip(rows, slices, strict=True):
+                parts[row].append(part)
         return [own[0] if len(own) == 1 else torch.cat(own) for own in parts]
 
     def half_norms(
@@ -69,7 +69,7 @@ class Preconditioner:
         first: Sequence[Tensor],
         total: Sequence[Tensor],
         shares: tuple[float, float],
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    ) -> list[list[Tensor]]:
         """Return the norms of two halves and of their sum, of each parameter.
 
         Adam rescales each half h to G_h / (sqrt(beta2 v + (1 - beta2) G_h^2) + eps),
@@ -84,16 +84,14 @@ class Preconditioner:
         Returns:
             |D_A|, |D_B| and |D_A + D_B| of the rescaled halves D.
         """
-        found: list[list[list[Tensor]]] = [[[] for _ in parameters] for _ in range(3)]
-        for column, rows, tensors in self._halves(parameters, first, total, shares):
-            collect(found[column], rows, norms(tensors))
-        return tuple(map(self._joined, found))
+        slices = self._halves(parameters, first, total, shares)
+        return self._norms(parameters, 3, slices)
 
     def _replicas(
         self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
-    ) -> Iterator[tuple[Sequence[int], Sequence[Tensor]]]:
-        """Yield rows of parameters and slices of their rescaled gradients."""
-        yield range(len(parameters)), gradients
+    ) -> Slices:
+        """Yield 0, rows of parameters and slices of their rescaled gradients."""
+        yield 0, range(len(parameters)), gradients
 
     def _halves(
         self,
@@ -101,7 +99,7 @@ class Preconditioner:
         first: Sequence[Tensor],
         total: Sequence[Tensor],
         shares: tuple[float, float],
-    ) -> Iterator[tuple[int, list[int], list[Tensor]]]:
+    ) -> Slices:
         """Yield 0 for D_A, 1 for D_B or 2 for the sum, rows and slices.
 
         The slices are valid until the next ones are asked for.
@@ -112,17 +110,24 @@ class Preconditioner:
             torch._foreach_sub_(own, both)
             yield 1, rows, own
 
-    def _joined(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Return the norm of each parameter from those of its slices."""
-        joined = [
-            own[0]
-            if len(own) == 1
-            else torch.linalg.vector_norm(torch.stack(list(own)))
-            for own in parts
+    def _norms(
+        self, parameters: Sequence[nn.Parameter], columns: int, slices: Slices
+    ) -> list[list[Tensor]]:
+        """Return the norm of each parameter in each column from those of its slices."""
+        parts = [[[] for _ in parameters] for _ in range(columns)]
+        for column, rows, tensors in slices:
+            for row, norm in zip(rows, norms(tensors), strict=True):
+                parts[column][row].append(norm)
+        found = [
+            [
+                own[0] if len(own) == 1 else torch.linalg.vector_norm(torch.stack(own))
+                for own in column
+            ]
+            for column in parts
         ]
-        if self.loss_scale is None or not joined:
-            return joined
-        return torch._foreach_mul(joined, 1 / self.loss_scale)
+        if self.loss_scale is None or not parameters:
+            return found
+        return [torch._foreach_mul(column, 1 / self.loss_scale) for column in found]
 
 
 class AdamPreconditioner(Preconditioner):
@@ -147,17 +152,17 @@ class AdamPreconditioner(Preconditioner):
         self._optimizer = optimizer
         # By index: resuming replaces the group dicts.
         self._group_of = {
-            id(parameter): index
+            parameter: index
             for index, group in enumerate(optimizer.param_groups)
             for parameter in group['params']
         }
 
     def has(self, parameter: nn.Parameter) -> bool:
-        return id(parameter) in self._group_of
+        return parameter in self._group_of
 
     def _replicas(
         self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
-    ) -> Iterator[tuple[list[int], list[Tensor]]]:
+    ) -> Slices:
         for rows, settings, (own, moments, largest) in self._groups(
             parameters, [gradients], missing=1.0
         ):
@@ -168,7 +173,7 @@ class AdamPreconditioner(Preconditioner):
             torch._foreach_ceil_(counts)
             torch._foreach_add_(scales, eps)
             torch._foreach_div_(counts, scales)
-            yield rows, torch._foreach_mul(widened(own), counts)
+            yield 0, rows, torch._foreach_mul(widened(own), counts)
 
     def _halves(
         self,
@@ -176,7 +181,7 @@ class AdamPreconditioner(Preconditioner):
         first: Sequence[Tensor],
         total: Sequence[Tensor],
         shares: tuple[float, float],
-    ) -> Iterator[tuple[int, list[int], list[Tensor]]]:
+    ) -> Slices:
         for rows, settings, (own, both, moments, largest) in self._groups(
             parameters, [first, total]
         ):
@@ -222,7 +227,7 @@ class AdamPreconditioner(Preconditioner):
         """
         by_settings: dict[tuple, list[int]] = {}
         for row, parameter in enumerate(parameters):
-            group = self._optimizer.param_groups[self._group_of[id(parameter)]]
+            group = self._optimizer.param_groups[self._group_of[parameter]]
             amsgrad = bool(group.get('amsgrad'))
             settings = float(group['betas'][1]), float(group['eps']), amsgrad
             by_settings.setdefault(settings, []).append(row)
@@ -280,12 +285,6 @@ def groups_of_slices(
                 own.append(piece)
     if places:
         yield places, slices
-
-
-def collect(parts: list[list[Tensor]], rows: Sequence[int], found: Sequence) -> None:
-    """Add what was found for each slice to the list of its parameter."""
-    for row, norm in zip(rows, found, strict=True):
-        parts[row].append(norm)
 
 
 # Subclasses count; the first match wins.

@@ -52,14 +52,9 @@ class GradientSource(ABC):
 class RankEstimator(VarianceEstimator):
     """Estimator over the ranks of a source of gradients.
 
-    Args:
-        preconditioner: See :class:`VarianceEstimator`.
-        by_module: See :class:`VarianceEstimator`.
-        source: Reduces the gradients.
-
     Attributes:
         columns: Norms that are measured of each parameter; a class attribute.
-        source: See above.
+        source: Reduces the gradients.
         ranks: Number of ranks.
         kept: What the source keeps until the end of a measured update.
     """
@@ -78,7 +73,7 @@ class RankEstimator(VarianceEstimator):
         self.kept: dict[str, Any] = {}
         # By parameter: DDP changes the layout of its buckets after the first update,
         # and a resumed run has its first update later.
-        self._norms: list[dict[int, Tensor]] = []
+        self._norms: list[dict[nn.Parameter, Tensor]] = []
         source.connect(self)
 
     def start(
@@ -99,17 +94,12 @@ class RankEstimator(VarianceEstimator):
 
     @abstractmethod
     def second(self, flat: Tensor) -> Tensor:
-        """Return the tensor to average over the ranks besides the gradient; a new one.
-
-        Args:
-            flat: Gradients of this rank.
-        """
+        """Return a new tensor to average besides the gradients of this rank."""
 
     def compared(self, second: Tensor) -> Tensor:
-        """Return the tensor to compare with the mean gradient.
+        """Return what is compared with the mean gradient, from the second average.
 
-        Args:
-            second: The average; may be overwritten.
+        The average may be overwritten.
         """
         return second
 
@@ -122,17 +112,9 @@ class RankEstimator(VarianceEstimator):
     ) -> None:
         """Keep norms of the compared tensors and the means of some parameters."""
 
-    def keep(
-        self, column: int, parameters: Sequence[nn.Parameter], norms: Sequence[Tensor]
-    ) -> None:
-        """Keep norms of some parameters in a column."""
-        rows = map(self.rows.of, parameters)
-        self._norms[column].update(zip(rows, norms, strict=True))
-
     def not_measured(self) -> list[nn.Parameter]:
         """Return the parameters with a gradient whose last norm is not kept so far."""
-        rows, last = self.rows.with_gradients(), self._norms[-1]
-        return [self.rows.parameters[row] for row in rows if row not in last]
+        return [p for p in self.with_gradients() if p not in self._norms[-1]]
 
     def finish_squares(self) -> Tensor:
         """End a measured update, and return the squared norms of all ranks on the CPU.
@@ -176,7 +158,7 @@ class RankHalves(RankEstimator):
     ) -> None:
         find = self.preconditioner.half_norms
         for column, norms in enumerate(find(parameters, compared, means, self.shares)):
-            self.keep(column, parameters, norms)
+            self._norms[column].update(zip(parameters, norms, strict=True))
 
     def finish(self) -> dict[str, ModuleStatistics]:
         return self.statistics_of_halves(self.finish_squares(), self.shares)
@@ -213,7 +195,7 @@ class RankReplicas(RankEstimator):
         for column, tensors in enumerate((compared, means)):
             if tensors is not None:
                 norms = self.preconditioner.replica_norms(parameters, tensors)
-                self.keep(column, parameters, norms)
+                self._norms[column].update(zip(parameters, norms, strict=True))
 
     def finish(self) -> dict[str, ModuleStatistics]:
         return self.statistics_of_replicas(self.finish_squares(), self.ranks)

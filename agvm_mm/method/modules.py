@@ -158,11 +158,7 @@ def has_sync_bn(model: nn.Module) -> bool:
 def trainable_by_module(
     model: nn.Module, modules: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, list[nn.Parameter]]:
-    """Return the trainable parameters of each module by :func:`assign_modules`.
-
-    The model may be wrapped in DDP.
-    """
-    model = getattr(model, 'module', model)
+    """Return the trainable parameters of each module by :func:`assign_modules`."""
     parameters = dict(model.named_parameters())
     by_module: dict[str, list[nn.Parameter]] = {}
     for name, module in assign_modules(model, modules).items():

@@ -3,19 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from agvm_mm.estimators import (
-    ModuleStatistics,
-    VarianceEstimator,
-    build_preconditioner,
-)
+from agvm_mm.estimators import VarianceEstimator, build_preconditioner
 from agvm_mm.method.modulator import MeasurementSchedule, Modulator
 from agvm_mm.method.noise_scale import NoiseAverages
 from agvm_mm.optim.split import scaled_learning_rates
@@ -41,11 +36,10 @@ class MicroBatch(NamedTuple):
     images: float
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """Result of a measured update.
 
-    Args:
+    Attributes:
         update: Number of the update, from 0.
         variances: Phi by module name; may be not finite.
         multipliers: mu by module name after this measurement; empty if none are
@@ -161,11 +155,7 @@ class AGVM:
         return not skipped and self.schedule.is_measured(self.num_updates)
 
     def skip_measurement(self, reason: str) -> None:
-        """Do not measure this update.
-
-        Args:
-            reason: For the log.
-        """
+        """Do not measure this update, for a reason that the log gives."""
         if self.is_measured:
             self._skipped = self.num_updates
             self.estimator.cancel()
@@ -177,13 +167,16 @@ class AGVM:
     def before_backward(self, micro_batch: MicroBatch, scaler: Any = None) -> None:
         """Begin to measure at the first backward pass of a measured update.
 
-        Args:
-            micro_batch: The pass.
-            scaler: Scaler of the loss under mixed precision. Defaults to None.
+        Under mixed precision there is a ``scaler`` of the loss.
         """
-        if not self.estimator.measuring:
-            scale = self._loss_scale(scaler)
-            self.estimator.start(micro_batch.passes, scale, images=micro_batch.images)
+        if self.estimator.measuring:
+            return
+        scale = None
+        if scaler is not None and scaler.is_enabled():
+            # Scaling a 1 avoids the device synchronization of get_scale().
+            device = self.optimizer.param_groups[0]['params'][0].device
+            scale = scaler.scale(torch.ones((), device=device))
+        self.estimator.start(micro_batch.passes, scale, images=micro_batch.images)
 
     def after_backward(self, micro_batch: MicroBatch) -> None:
         """Record a backward pass of a measured update."""
@@ -195,11 +188,29 @@ class AGVM:
 
         The gradients are complete afterwards.
         """
-        if not self.estimator.measuring:
+        statistics = self.estimator.finish() if self.estimator.measuring else None
+        if statistics is None:
             return
-        statistics = self.estimator.finish()
-        if statistics is not None:
-            self._receive(statistics)
+        variances = {name: each.variance for name, each in statistics.items()}
+        if self.modulator is None:
+            accepted, multipliers = all(map(math.isfinite, variances.values())), {}
+        else:
+            accepted = self.modulator.update(variances)
+            multipliers = dict(self.modulator.multipliers)
+        if accepted:
+            self.variances = variances
+            self.num_measurements += 1
+            self.noise.update(
+                {name: each.signal_and_noise for name, each in statistics.items()},
+                max(float(group['lr']) for group in self.optimizer.param_groups),
+            )
+        else:
+            self.num_skipped_measurements += 1
+        if self._on_measurement is not None:
+            scales = self.noise.noise_scales()
+            self._on_measurement(
+                Measurement(self.num_updates, variances, multipliers, scales, accepted)
+            )
 
     @contextmanager
     def scaled_learning_rates(self) -> Iterator[None]:
@@ -215,11 +226,7 @@ class AGVM:
             yield
 
     def reset_update(self, *, dropped: bool) -> None:
-        """Forget an update that was begun.
-
-        Args:
-            dropped: Whether it counts as an update.
-        """
+        """Forget an update that was begun; it counts as one if it was ``dropped``."""
         self.num_updates += int(dropped)
         if self.estimator is not None:
             self.estimator.cancel()
@@ -249,41 +256,6 @@ class AGVM:
         self.num_skipped_measurements = state_dict['num_skipped_measurements']
         self.reset_update(dropped=False)
 
-    def _receive(self, statistics: Mapping[str, ModuleStatistics]) -> None:
-        variances = {name: each.variance for name, each in statistics.items()}
-        if self.modulator is None:
-            accepted = all(map(math.isfinite, variances.values()))
-        else:
-            accepted = self.modulator.update(variances)
-        if accepted:
-            self.variances = variances
-            self.num_measurements += 1
-            self.noise.update(
-                {name: each.signal_and_noise for name, each in statistics.items()},
-                max(float(group['lr']) for group in self.optimizer.param_groups),
-            )
-        else:
-            self.num_skipped_measurements += 1
-        multipliers = {} if self.modulator is None else self.modulator.multipliers
-        if self._on_measurement is not None:
-            self._on_measurement(
-                Measurement(
-                    update=self.num_updates,
-                    variances=variances,
-                    multipliers=dict(multipliers),
-                    noise_scales=self.noise.noise_scales(),
-                    accepted=accepted,
-                )
-            )
-
-    def _loss_scale(self, scaler: Any) -> Tensor | None:
-        """Return the factor of the gradients, on their device; None for 1."""
-        if scaler is None or not scaler.is_enabled():
-            return None
-        # Scaling a 1 avoids the device synchronization of get_scale().
-        device = self.optimizer.param_groups[0]['params'][0].device
-        return scaler.scale(torch.ones((), device=device))
-
 
 def trainable(parameters: Iterable[nn.Parameter]) -> dict[int, nn.Parameter]:
     """Return the parameters that are not frozen now, by their ``id``."""
@@ -291,14 +263,10 @@ def trainable(parameters: Iterable[nn.Parameter]) -> dict[int, nn.Parameter]:
 
 
 def check_trains_no_others(optimizer: Optimizer, known: Set[int]) -> None:
-    """Check that an optimizer trains no parameters that a run does not know of.
-
-    Args:
-        optimizer: Hooks may have unfrozen some of its parameters or added others.
-        known: Parameters that may be trained, by their ``id``.
+    """Check that an optimizer trains only parameters whose ids are known.
 
     Raises:
-        RuntimeError: If it trains others.
+        RuntimeError: If a hook has unfrozen some of its parameters or added others.
     """
     trained = trainable(parameters_of(optimizer))
     new = [each for key, each in trained.items() if key not in known]
@@ -317,9 +285,7 @@ def parameters_by_module(
 ) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of an optimizer by module, in the optimizer's order.
 
-    Args:
-        optimizer: Parameters of its groups that are in no module are left out.
-        module_of: Module of a parameter by its ``id``.
+    ``module_of`` has the module of a parameter by its ``id``; others are left out.
     """
     by_module: dict[str, list[nn.Parameter]] = {}
     for parameter in parameters_of(optimizer):

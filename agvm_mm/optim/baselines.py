@@ -142,14 +142,10 @@ def build_pmd_lamb(
     moments contain gradients at weights of long ago. How much and how often they decay
     is a choice of this implementation: before the updates period, 2 period, 3 period,
     ... both moments are multiplied by ``moment_decay``, and then comes the step of
-    :func:`build_lamb`. ``moment_decay=1`` is LAMB, and 0 resets the moments.
+    :func:`build_lamb`, which has the other arguments, too. ``moment_decay=1`` is LAMB,
+    and 0 resets the moments.
 
     Args:
-        params: Parameters or parameter groups.
-        lr: See :func:`build_lamb`, as for the next three.
-        betas: See there. Defaults to (0.9, 0.999).
-        eps: See there. Defaults to 1e-6.
-        weight_decay: See there. Defaults to 0.01.
         period: Updates between two decays. Defaults to 100.
         moment_decay: Factor of a decay, in [0, 1]. Defaults to 0.1.
 

@@ -43,9 +43,6 @@ def keep_float32(model: nn.Module) -> None:
 
     The layers get hooks: those that call an operator run without autocast on float32,
     and the outputs of dense heads become float32 before NMS.
-
-    Args:
-        model: Network, not wrapped in DDP, on its device.
     """
     device = next(model.parameters()).device.type
     for layer in model.modules():
@@ -59,11 +56,7 @@ def keep_float32(model: nn.Module) -> None:
 
 
 class Float32Region:
-    """Hooks of a layer that turn autocast off while it runs.
-
-    Args:
-        device: Type of the device, such as 'cuda'.
-    """
+    """Hooks of a layer that turn autocast off while it runs, on a type of device."""
 
     def __init__(self, device: str) -> None:
         self._device = device

@@ -136,10 +136,8 @@ class AGVMOptimWrapper(ConditionalClipping, OptimWrapper):
     ) -> None:
         """Back-propagate; the estimator sees the gradients of a measured update.
 
-        Args:
-            loss: Loss of a micro-batch, times its share in the update.
-            micro_batch: The share. Defaults to None: MMEngine's own loop accumulates.
-            kwargs: Arguments of ``loss.backward``.
+        The loss is that of a micro-batch times its share in the update. Where MMEngine
+        accumulates, ``micro_batch`` is None.
         """
         agvm = self._attached()
         if not agvm.is_measured:
@@ -236,11 +234,7 @@ class AGVMAmpOptimWrapper(AGVMOptimWrapper, AmpOptimWrapper):
 
 
 def check_clip_window(window: object, clips: bool) -> None:
-    """Check the window of updates in which gradients are clipped.
-
-    Args:
-        window: Value from the config: None or (first, last).
-        clips: Whether ``clip_grad`` is set.
+    """Check the setting ``clip_window``.
 
     Raises:
         TypeError: If it is not a pair of integers.
@@ -264,11 +258,8 @@ def check_clip_window(window: object, clips: bool) -> None:
 def check_several_modules(module_of_name: Mapping[str, str]) -> None:
     """Check that there are modules to compare with the anchor.
 
-    Args:
-        module_of_name: Module name by parameter name.
-
     Raises:
-        ValueError: If there are fewer than two modules.
+        ValueError: If all parameters, by their names, are of one module.
     """
     modules = set(module_of_name.values())
     if len(modules) < 2:
@@ -282,14 +273,10 @@ def check_several_modules(module_of_name: Mapping[str, str]) -> None:
 
 
 def check_one_optimizer(owner: str, optim_wrapper: object) -> None:
-    """Check that a run has a single optimizer.
-
-    Args:
-        owner: Name of the hook or loop that needs it.
-        optim_wrapper: The optimizer wrapper of the run.
+    """Check that a run has a single optimizer, which its owner needs.
 
     Raises:
-        TypeError: If it has several.
+        TypeError: If it has several; the message names the owner.
     """
     if isinstance(optim_wrapper, OptimWrapperDict):
         raise TypeError(

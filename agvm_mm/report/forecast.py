@@ -142,13 +142,9 @@ def describe_time(
 ) -> list[str]:
     """Format the hours of a run, and of half and double the batch to get as far.
 
-    Args:
-        batch: Images of an update.
-        updates: Updates of the run.
-        hours: Hours of the run.
-        gpus: Number of GPUs. They have the same throughput at every batch.
-        noise_scale: That of the whole network in images: NaN if not resolved, None if
-            it was not measured, and only the run itself is formatted.
+    The GPUs have the same throughput at every batch. The noise scale is that of the
+    whole network in images: NaN if not resolved, None if it was not measured, and only
+    the run itself is formatted.
     """
     lines = [
         f'time        {format_number(hours)} hours, {format_number(hours * gpus)} '

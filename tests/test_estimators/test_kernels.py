@@ -102,7 +102,7 @@ def test_kernels_of_two_micro_batches(model, kind, optimizer, most):
     with Kernels() as kernels:
         estimator.start(2)
         for _ in range(2):
-            for parameter in estimator.rows.parameters:
+            for parameter in estimator.parameters:
                 parameter.grad = torch.empty_like(parameter)
             estimator.record(0.5)
         estimator.finish()

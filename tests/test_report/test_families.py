@@ -74,7 +74,7 @@ def change_estimator(monkeypatch):
 def test_other_gradients_are_found(change_estimator):
     def finish(estimator, old):
         variances = old()
-        last = [p for p in estimator.rows.parameters if p.grad is not None][-1]
+        last = [p for p in estimator.parameters if p.grad is not None][-1]
         last.grad.view(-1)[0] += 1
         return variances
 
@@ -87,7 +87,7 @@ def test_other_gradients_are_found(change_estimator):
 def test_missing_gradients_are_found(change_estimator):
     def finish(estimator, old):
         variances = old()
-        estimator.rows.parameters[0].grad = None
+        estimator.parameters[0].grad = None
         return variances
 
     change_estimator('finish', finish)

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from agvm_mm.method.noise_scale import ALL, UNRESOLVED, predicted_variance
 from agvm_mm.report.figures.style import BLACK, module_style, set_up_panel
 from agvm_mm.report.forecast import settled_multipliers
-from agvm_mm.report.gradient_noise.intervals import BATCHES, ModuleNoise, NoiseReport
+from agvm_mm.report.gradient_noise.intervals import BATCHES, NoiseReport
 
 LOW, HIGH = BATCHES[0] / 1.3, BATCHES[-1] * 1.3
 """Limits of the axis of batches."""
@@ -109,43 +109,30 @@ def _draw_scales(
     if known:
         panel.set_xlim(min(known) / 2, max(known) * 3)
     styles = styles | {ALL: dict(color=BLACK, marker='*')}
-    for row, name in enumerate(report.modules):
-        _draw_scale(panel, row, name, report.modules[name], styles[name])
+    for row, (name, found) in enumerate(report.modules.items()):
+        scale, low, color = found.noise_scale, found.lower_bound, styles[name]['color']
+        if scale is not None:
+            panel.errorbar(
+                scale.value,
+                row,
+                xerr=[[scale.value - scale.low], [scale.high - scale.value]],
+                color=color,
+                marker=styles[name]['marker'],
+                markersize=9 if name == ALL else 6,
+                capsize=3,
+                gid=f'scale {name}',
+            )
+            continue
+        text = 'not resolved'
+        if low:
+            text += f', above {low:,.0f}'
+            end = panel.get_xlim()[1] / 1.3
+            arrow = dict(arrowstyle='->', color=color, linewidth=1.5)
+            panel.annotate('', (end, row), (low, row), arrowprops=arrow)
+            panel.plot(low, row, marker='|', color=color, gid=f'bound {name}')
+        place = panel.get_yaxis_transform()
+        look = dict(ha='center', va='bottom', color=color, fontsize=9)
+        panel.text(0.5, row - 0.12, text, transform=place, **look)
     panel.set_yticks(range(len(report.modules)), list(report.modules))
     panel.set_ylim(len(report.modules) - 0.5, -0.5)
     panel.set_xlabel('noise scale (images)')
-
-
-def _draw_scale(
-    panel: Axes, row: int, name: str, found: ModuleNoise, style: dict[str, Any]
-) -> None:
-    scale, low, color = found.noise_scale, found.lower_bound, style['color']
-    if scale is not None:
-        panel.errorbar(
-            scale.value,
-            row,
-            xerr=[[scale.value - scale.low], [scale.high - scale.value]],
-            color=color,
-            marker=style['marker'],
-            markersize=9 if name == ALL else 6,
-            capsize=3,
-            gid=f'scale {name}',
-        )
-        return
-    text = 'not resolved'
-    if low:
-        text += f', above {low:,.0f}'
-        end = panel.get_xlim()[1] / 1.3
-        arrow = dict(arrowstyle='->', color=color, linewidth=1.5)
-        panel.annotate('', (end, row), (low, row), arrowprops=arrow)
-        panel.plot(low, row, marker='|', color=color, gid=f'bound {name}')
-    panel.text(
-        0.5,
-        row - 0.12,
-        text,
-        transform=panel.get_yaxis_transform(),
-        ha='center',
-        va='bottom',
-        color=color,
-        fontsize=9,
-    )

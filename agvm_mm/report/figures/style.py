@@ -34,18 +34,12 @@ def set_up_panel(panel: Axes) -> None:
     panel.spines[['top', 'right']].set_visible(False)
 
 
-def save_figure(
-    figure: Figure, path: str | Path | Iterable[str | Path], *, dpi: int = 130
-) -> None:
-    """Write a figure to one or several files.
+def save_figure(figure: Figure, path: str | Path | Iterable[str | Path]) -> None:
+    """Write a figure to one or several files, whose suffixes give the formats.
 
-    Args:
-        figure: The figure.
-        path: The file, or several; their suffixes give the formats. Missing folders
-            are created.
-        dpi: Pixels per inch.
+    Missing folders are created.
     """
     for file in [path] if isinstance(path, str | Path) else path:
         file = Path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=dpi)
+        figure.savefig(file, dpi=130)

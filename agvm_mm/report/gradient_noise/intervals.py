@@ -227,20 +227,26 @@ class NoiseReport:
             self.batches.append(self._row(batch, by_module, group is not None))
 
     def _row(self, batch: int, ratios: dict[str, Tensor], measured: bool) -> BatchRow:
-        known = {
-            name: own if measured or self.modules[name].noise_scale else None
-            for name, own in ratios.items()
-            if name != ALL
-        }
+        names = [name for name in ratios if name != ALL]
+        known = [name for name in names if measured or self.modules[name].noise_scale]
+        phi: dict[str, Estimate | None] = dict.fromkeys(names)
+        mu: dict[str, Estimate | None] = dict.fromkeys(names)
+        for name in known:
+            ratio = torch.tensor(interval(ratios[name]), dtype=torch.float64)
+            value, high, low = _phi(ratio, batch).tolist()
+            phi[name] = Estimate(value, low, high)
+        if self.anchor in known:
+            of_anchor = _phi(ratios[self.anchor], batch) + EPS
+            for name in known:
+                found = interval((of_anchor / (_phi(ratios[name], batch) + EPS)).log())
+                # Ends may be infinite; the bounds hold for them as well.
+                quotients = (math.exp(min(end, 700)) for end in found)
+                ends = (raw_multiplier(q, 1, self.ratio_bounds) for q in quotients)
+                mu[name] = Estimate(*ends)
+            mu[self.anchor] = Estimate(1.0, 1.0, 1.0)
         scale, costs = self.modules[ALL].noise_scale, (None, None)
         if scale:
             costs = saved_updates(batch, scale.value), extra_images(batch, scale.value)
-        phi = {name: _phi_at(batch, own) for name, own in known.items()}
-        anchor = known[self.anchor]
-        mu = {
-            name: _mu_at(batch, anchor, own, self.ratio_bounds)
-            for name, own in known.items()
-        }
         return BatchRow(batch, measured, phi, mu, *costs)
 
 
@@ -252,31 +258,6 @@ def _module_noise(signal: Tensor, noise: Tensor, ratios: Tensor) -> ModuleNoise:
     if 0 < ratio.high < math.inf:
         low = 1 / ratio.high
     return ModuleNoise(signal.item(), noise.item(), scale, low)
-
-
-def _phi_at(batch: int, ratios: Tensor | None) -> Estimate | None:
-    """Return Phi of a module at a batch from its signal / noise, if that is known."""
-    if ratios is None:
-        return None
-    ratio = torch.tensor(interval(ratios), dtype=torch.float64)
-    value, high, low = _phi(ratio, batch).tolist()
-    return Estimate(value, low, high)
-
-
-def _mu_at(
-    batch: int,
-    anchor: Tensor | None,
-    ratios: Tensor | None,
-    bounds: tuple[float, float],
-) -> Estimate | None:
-    """Return the multiplier of a module at a batch from both signal / noise."""
-    if anchor is None or ratios is None:
-        return None
-    if ratios is anchor:
-        return Estimate(1.0, 1.0, 1.0)
-    found = interval(((_phi(anchor, batch) + EPS) / (_phi(ratios, batch) + EPS)).log())
-    # Ends may be infinite; the bounds hold for them as well.
-    return Estimate(*(raw_multiplier(math.exp(min(x, 700)), 1, bounds) for x in found))
 
 
 def _phi(ratio: Tensor, batch: int) -> Tensor:

@@ -34,11 +34,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from agvm_mm import cli
-from agvm_mm.estimators.preconditioner import (
-    AdamPreconditioner,
-    Preconditioner,
-    build_preconditioner,
-)
+from agvm_mm.estimators.preconditioner import Preconditioner, build_preconditioner
 from agvm_mm.estimators.reductions import norms
 from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
@@ -123,8 +119,8 @@ class Setup:
             cfg, self.model, saved, checkpoint
         )
         self.notes = [f'{note}: plain gradient.'] if note else []
-        rescaled = isinstance(self.preconditioner, AdamPreconditioner)
-        self.gradient = 'gradient / (sqrt(v) + eps)' if rescaled else 'gradient'
+        rescales = self.preconditioner.rescales
+        self.gradient = 'gradient / (sqrt(v) + eps)' if rescales else 'gradient'
         if ranks > 1 and has_sync_bn(self.model):
             self.notes.append(
                 'SyncBN couples the replicas of the ranks: noise scales are biased. '
@@ -194,9 +190,8 @@ def make_preconditioner(
         TypeError: If the config has several optimizers.
         ValueError: If the checkpoint was saved with another optimizer.
     """
-    plain = Preconditioner()
     if not cfg.get('optim_wrapper'):
-        return plain, 'The config has no optimizer'
+        return Preconditioner(), 'The config has no optimizer'
     settings = in_float32(cfg.optim_wrapper)
     with quiet():
         wrapper = build_optim_wrapper(model, settings)
@@ -205,12 +200,12 @@ def make_preconditioner(
     try:
         preconditioner = build_preconditioner(optimizer)
     except TypeError:
-        return plain, f'{name} steps by trust ratios or its own rules'
-    if not isinstance(preconditioner, AdamPreconditioner):
+        return Preconditioner(), f'{name} steps by trust ratios or its own rules'
+    if not preconditioner.rescales:
         return preconditioner, ''
     saved = checkpoint.get('optimizer')
     if not saved or not saved.get('state'):
-        return plain, (
+        return Preconditioner(), (
             'The checkpoint has no optimizer state, so the gradient is not divided by '
             f"{name}'s sqrt(v) + eps"
         )
@@ -348,11 +343,8 @@ def sum_replicas(
 def measure(setup: Setup, advance: Callable[[], None] = lambda: None) -> GradientSums:
     """Run all replicas and return their sums, the same on every rank.
 
-    Modules that had no gradient are left out.
-
-    Args:
-        setup: What to measure.
-        advance: Called after each replica of this rank.
+    Modules that had no gradient are left out. ``advance`` is called after each replica
+    of this rank.
 
     Raises:
         FloatingPointError: If a gradient is not finite.
