@@ -142,7 +142,7 @@ def build_pmd_lamb(
     moments contain gradients at weights of long ago. How much and how often they decay
     is a choice of this implementation: before the updates period, 2 period, 3 period,
     ... both moments are multiplied by ``moment_decay``, and then comes the step of
-    :func:`build_lamb`, which has the other arguments, too. ``moment_decay=1`` is LAMB,
+    :func:`build_lamb`, which explains the other arguments. ``moment_decay=1`` is LAMB,
     and 0 resets the moments.
 
     Args:
