@@ -212,6 +212,7 @@ def train(runner: Runner) -> None:
             Path(os.environ[PREEMPTED_FILE]).touch()
             stop.code = 0
         # Launchers terminate ranks that end slightly later than others.
+        hook.restore_handlers()
         end_at_once(hook.signals, stop.code)
         raise
     finally:

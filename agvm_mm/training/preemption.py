@@ -1,6 +1,7 @@
 """Hook that stops a training on a signal, with a checkpoint that resumes exactly."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ import time
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -128,7 +130,13 @@ def protect_workers(dataloader: DataLoader, signals: Sequence[int]) -> None:
         dataloader.worker_init_fn = partial(start_worker, signals, init)
 
 
-def end_before_training(number: int, _: FrameType | None) -> None:
+def die_of(number: int) -> None:
+    """End this process by a signal, as without a handler."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def end_before_training(number: int) -> None:
     """Handle a signal before the training, when there is nothing to save."""
     print_log(
         f'stopped by {signal.Signals(number).name} before the training, with nothing '
@@ -182,12 +190,20 @@ class PreemptionHook(Hook):
         self._received, self._received_at = 0, 0.0
         self._agreed = 0
 
-    def handle(self, handler: Callable) -> None:
-        """Set the handler of all signals."""
+    def handle(self, handler: Callable[[int], None]) -> None:
+        """Set the handler of all signals; a forked child ends on SIGTERM only."""
+        process = os.getpid()
+
+        def receive(number: int, _: FrameType | None) -> None:
+            if os.getpid() == process:
+                handler(number)
+            elif number == signal.SIGTERM:  # By which its parent ends it.
+                die_of(number)
+
         for number in self.signals:
             # An earlier training of this hook that failed may have left it.
             self._previous.setdefault(number, signal.getsignal(number))
-            signal.signal(number, handler)
+            signal.signal(number, receive)
 
     def before_train(self, runner: Runner) -> None:
         """Begin to handle the signals."""
@@ -199,7 +215,6 @@ class PreemptionHook(Hook):
         self._received = self._agreed = 0
         self._ranks = LateMaximum()
         self._protect_workers(runner)
-        self._process = os.getpid()
         self.handle(self._receive)
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -221,6 +236,10 @@ class PreemptionHook(Hook):
         self._hold_signals(runner.val_dataloader)
 
     before_val_iter = before_train_iter
+
+    def after_val_epoch(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Hold signals back: the next update may start workers."""
+        self._hold_signals(runner.train_dataloader)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         """Raise :class:`Preempted` after this update if a rank received a signal."""
@@ -247,6 +266,9 @@ class PreemptionHook(Hook):
         ):
             due = not by_epoch and validates_after(loop, update)
             self._stop(runner, runner.epoch, update, due)
+        if isinstance(loop, LargeBatchIterTrainLoop):
+            # The next update may begin a pass over the data, with new workers.
+            self._hold_signals(runner.train_dataloader)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Raise :class:`Preempted` after this epoch if a rank received a signal."""
@@ -280,6 +302,10 @@ class PreemptionHook(Hook):
     def _hold_signals(self, dataloader: DataLoader) -> None:
         # A worker inherits it, or would die before :func:`start_worker`.
         if self._active and dataloader.num_workers:
+            context = dataloader.multiprocessing_context or multiprocessing
+            if context.get_start_method() != 'fork':
+                # The first such worker starts it, which would let SIGTERM in.
+                resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
 
     def _protect_workers(self, runner: Runner) -> None:
@@ -300,19 +326,13 @@ class PreemptionHook(Hook):
         if runner.val_loop is not None:
             protect_workers(runner.val_loop.dataloader, self.signals)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int) -> None:
         """Note a signal; end this process on a second one."""
         now = time.monotonic()
-        if os.getpid() != self._process:
-            # A forked child: it ends on SIGTERM only, by which its parent ends it.
-            ends = number == signal.SIGTERM
-        else:
-            ends = bool(self._received) and now - self._received_at > ECHO
-            if not self._received:
-                self._received, self._received_at = number, now
-        if ends:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if not self._received:
+            self._received, self._received_at = number, now
+        elif now - self._received_at > ECHO:
+            die_of(number)
 
     def _stop(self, runner: Runner, epoch: int, update: int, due: bool) -> None:
         """Save a checkpoint, remove that of an earlier stop, and end the run.

@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from multiprocessing import util
+from functools import partial
+from multiprocessing import resource_tracker, util
 from pathlib import Path
 
 import pytest
@@ -378,22 +379,24 @@ def test_signal_that_is_passed_on_does_not_count_as_second(tmp_path):
     with pytest.raises(Preempted):
         train_with(tmp_path, lambda: signal_self(signal.SIGTERM, signal.SIGTERM))
 
-    def preempted_by_usr1(at):
+    def preempted_by_usr1(folder, at, signals):
         try:
             train_with(
-                tmp_path / str(at),
+                folder,
                 lambda: signal_self(signal.SIGUSR1),
                 cli.train,
                 at=at,
-                signals=['SIGUSR1'],
+                signals=signals,
             )
         except Preempted:  # srun terminates this rank, as another one has ended.
             signal_self(signal.SIGTERM)
 
     for at in (None, 2):  # Before the training, in an update.
-        assert run_child(lambda at=at: preempted_by_usr1(at)) == 75
-    assert not list(tmp_path.glob('None/*.pth'))
-    assert [path.name for path in tmp_path.glob('2/preempted*')]
+        for signals in (['SIGUSR1'], ['SIGUSR1', 'SIGTERM']):
+            folder = tmp_path / f'{at} {len(signals)}'
+            run = partial(preempted_by_usr1, folder, at, signals)
+            assert run_child(run) == 75
+            assert bool(list(folder.glob('preempted*'))) == bool(at)
 
 
 def fail():
@@ -443,8 +446,9 @@ def test_forked_children_end_on_sigterm_only(tmp_path):
             os._exit(99)
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 
-    train_with(tmp_path, fork)
-    assert statuses == [-signal.SIGTERM]
+    for at in (None, 2):
+        train_with(tmp_path / str(at), fork, cli.train, at=at)
+    assert statuses == [-signal.SIGTERM] * 2
 
 
 def test_no_signals_no_handlers(tmp_path):
@@ -492,14 +496,15 @@ def test_workers_survive_a_signal_to_all_processes(tmp_path, loop):
         signal_children()
         signal_self(signal.SIGTERM)
 
-    # At 0 workers have been forked that are not set up yet.
+    # At 0 and 3 workers have been forked that are not set up yet.
     slow = Slow()
-    for at in (0, 2):
+    for at in (0, 2, 3):
         runner = build(
             tmp_path / str(at),
             loop,
             hooks=[dict(type='PreemptionHook')],
             num_workers=2,
+            sampler='DefaultSampler',
         )
         runner.register_hook(Interrupt(at, stop))
         preempt(runner)
@@ -533,6 +538,20 @@ def test_protected_workers_are_set_up_as_before():
     protect_workers(loader, [])
     loader.worker_init_fn(7)
     assert started == [7]
+
+    def hold_while_spawning():
+        resource_tracker._resource_tracker._fd = None  # As in a new process.
+        loader = torch.utils.data.DataLoader(
+            [0], num_workers=1, multiprocessing_context='spawn'
+        )
+        hook = PreemptionHook()
+        hook._active = True
+        hook._hold_signals(loader)
+        multiprocessing.get_context('spawn').Lock()  # As its queues, it has a tracker.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        os._exit(0 if held >= {signal.SIGTERM, signal.SIGUSR1} else 1)
+
+    assert run_child(hold_while_spawning) == 0
 
 
 def test_workers_that_started_before_the_hook_are_reported(tmp_path):
