@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.logging import MessageHub, print_log
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from agvm_mm.engine import is_endless, rewind
 from agvm_mm.training.batch import BatchSize, divide_total
@@ -227,9 +227,13 @@ class UpdatePlan(Sampler):
         self.micro_batches = batch.micro_batches
         self.seed = seed
         self.number = self.done = 0
-        generator = getattr(self.sampler, 'generator', None)
-        self._generator = generator if isinstance(generator, torch.Generator) else None
-        self._own_seed = self._generator and self._generator.initial_seed()
+        samplers = batch_sampler, self.sampler
+        generators = [getattr(each, 'generator', None) for each in samplers]
+        self._generators = {
+            each: each.initial_seed()
+            for each in generators
+            if isinstance(each, torch.Generator)
+        }
         self._drawn: Iterator[list[list]] | None = None
         self._thread: int | None = None
 
@@ -276,9 +280,9 @@ class UpdatePlan(Sampler):
     def _draw(self, number: int, done: int) -> Iterator[list[list]]:
         # Samplers may use the global generators.
         stream, ranks = RandomStream(self.seed, number), get_world_size()
-        if self._generator is not None:
+        for generator, own_seed in self._generators.items():
             # A resumed run has not drawn the passes before from it.
-            self._generator.manual_seed(derive_seed(self._own_seed, number))
+            generator.manual_seed(derive_seed(own_seed, number))
         # The samples of the ranks take turns in the pass.
         seed = derive_seed(self.seed, number) + get_rank()
         with stream:
@@ -330,8 +334,8 @@ class UpdateDataLoader(DataLoader):
         self.endless = is_endless(dataloader.batch_sampler)
         self.plan = UpdatePlan(dataloader.batch_sampler, self.batch, seed)
         super().__init__(batch_sampler=self.plan, **settings)
-        names = ', '.join(dict.fromkeys(own_generators(self.dataset)))
-        if names and self.num_workers:
+        names = ', '.join(own_generators(self.dataset)) if self.num_workers else ''
+        if names:
             print_log(
                 f'{names}: the transforms of Albumentations draw from a generator of '
                 'their own, of which each worker has the same copy in every epoch: use '
@@ -362,19 +366,22 @@ class UpdateDataLoader(DataLoader):
             )
 
 
-def own_generators(part: object) -> Iterator[str]:
-    """Yield the names of transforms that draw from a generator of their own.
-
-    Args:
-        part: Data set, pipeline or transform.
-    """
-    # Albumentations from 1.4.21 on, in Albu of the toolboxes.
-    if hasattr(getattr(part, 'aug', None), 'random_generator'):
-        yield type(part).__name__
-    for name in ('dataset', 'datasets', 'pipeline', 'transforms'):
-        inner = getattr(part, name, ())
-        for each in inner if isinstance(inner, Sequence) else [inner]:
-            yield from own_generators(each)
+def own_generators(dataset: Dataset) -> dict[str, None]:
+    """Return names of transforms that draw from a generator of their own, as keys."""
+    names, parts, seen = {}, [dataset], {}
+    while parts:
+        part = parts.pop()
+        if id(part) in seen:  # A transform may have its data set.
+            continue
+        seen[id(part)] = part
+        # Albumentations from 1.4.21 on, in Albu of the toolboxes.
+        if hasattr(getattr(part, 'aug', None), 'random_generator'):
+            names[type(part).__name__] = None
+        parts.append(getattr(part, 'dataset', None))
+        for name in ('datasets', 'pipeline', 'transforms'):
+            inner = getattr(part, name, None)
+            parts += inner if isinstance(inner, list | tuple) else [inner]
+    return names
 
 
 class EndlessUpdates:

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
 from ranks import run_on_ranks
 from runners import make_runner
-from torch.utils.data import Dataset, RandomSampler, default_collate
+from torch.utils.data import BatchSampler, Dataset, RandomSampler, default_collate
 
 LOOPS = {
     'epochs': (dict(type='LargeBatchTrainLoop', max_epochs=3), 'DefaultSampler'),
@@ -33,6 +33,20 @@ class SamplerWithGenerator(RandomSampler):
         super().__init__(dataset, generator=torch.Generator().manual_seed(5))
 
 
+@DATA_SAMPLERS.register_module(force=True)
+class ShuffledBatches(BatchSampler):
+    """Batch sampler that orders its batches by a generator of its own."""
+
+    def __init__(self, sampler, batch_size):
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.generator = torch.Generator().manual_seed(6)
+
+    def __iter__(self):
+        batches = list(super().__iter__())
+        for index in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield batches[index]
+
+
 class Albu:
     """Transform of the toolboxes whose pipeline has a generator of its own."""
 
@@ -44,10 +58,12 @@ class DrawnDataset(Dataset):
     """Data set whose samples are drawn from all global generators of the CPU."""
 
     loads: list = []
-    pipeline = SimpleNamespace(transforms=[Albu()])
 
     def __init__(self, images):
         self.images = images
+        # Some transforms know their data set.
+        transforms = [SimpleNamespace(dataset=self), Albu()]
+        self.pipeline = SimpleNamespace(transforms=transforms)
 
     def __len__(self):
         return self.images
@@ -84,6 +100,8 @@ class Recorder(Hook):
 def train(folder, loop, *, workers=0, stop=None, loader=None, **kwargs):
     """Train on updates of 8 images, 20 in an epoch; return the images of each."""
     cfg, sampler = LOOPS[loop]
+    if sampler == 'SamplerWithGenerator':
+        loader = dict(loader or {}, batch_sampler=dict(type='ShuffledBatches'))
     recorder = Recorder(stop)
     DrawnDataset.loads = []
     runner = make_runner(
