@@ -179,6 +179,9 @@ def test_normalizers_of_the_config_are_used(
         printed = capsys.readouterr().out
         note = "NOTE  train_cfg.normalizers='average': the losses of all replicas"
         assert (note in printed) == (mode == 'average')
+    wrong = 'train_cfg.normalizers=averag'
+    assert run_script(SCRIPT, *arguments, *options(data), wrong) == 1
+    assert "normalizers must be one of 'micro_batch'" in capsys.readouterr().err
 
 
 def test_anchor_is_that_of_the_config(

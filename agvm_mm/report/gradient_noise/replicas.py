@@ -46,6 +46,7 @@ from agvm_mm.training.loss_counts import Plan, intercept
 from agvm_mm.training.normalizers import (
     MODES,
     CountingWrapper,
+    Normalizers,
     count_normalizers,
     counted,
     find_normalizers,
@@ -80,7 +81,8 @@ class Setup:
         FileNotFoundError: If the checkpoint or the data do not exist.
         TypeError: If the data have no fixed batches, or there are several optimizers.
         ValueError: If the checkpoint is of another model or optimizer, there are too
-            few images or more than the training set has, or there is no such anchor.
+            few images or more than the training set has, or there is no such anchor or
+            setting of ``normalizers``.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Setup:
                 'Measure on one process, where it becomes BN.'
             )
         mode = (cfg.get('train_cfg') or {}).get('normalizers', MODES[0])
+        Normalizers(mode)  # Refuses another name.
         self.found = None if mode == MODES[0] else find_normalizers(self.model, mode)
         if self.found:
             self.notes.append(
