@@ -97,7 +97,7 @@ class RankEstimator(VarianceEstimator):
         """Return a new tensor to average besides the gradients of this rank."""
 
     def compared(self, second: Tensor) -> Tensor:
-        """Return what is compared with the mean gradient, from the second average.
+        """Return the tensor to compare with the mean gradient, made of the average.
 
         The average may be overwritten.
         """
