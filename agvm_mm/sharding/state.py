@@ -69,7 +69,7 @@ def inner_groups(optimizer: Optimizer) -> Iterator[None]:
 def gather_state(state: dict) -> dict:
     """Return the whole state of an optimizer on rank 0; other ranks may get a part.
 
-    All ranks have to call this. That of ZeRO is whole already.
+    All ranks have to call this. The state of ZeRO is whole already.
     """
     if 'state' not in state:  # ZeRO's on other ranks.
         return state

@@ -172,13 +172,17 @@ def test_wrong_flags_are_refused_before_the_work(
 def test_normalizers_of_the_config_are_used(
     data: Path, checkpoints: dict, capsys: pytest.CaptureFixture
 ):
-    arguments = f'configs/{PLAIN}.py', checkpoints[PLAIN], '--images', 8
-    for mode in ('micro_batch', 'average'):
-        setting = f'train_cfg.normalizers={mode}'
-        assert run_script(SCRIPT, *arguments, *options(data), setting) == 0
+    note = "NOTE  train_cfg.normalizers='average': the losses of all replicas"
+    loss = 'model.decode_head.loss_decode.'
+    own = loss + 'avg_non_ignore=True', loss + 'class_weight=None'
+    # Faster R-CNN has no normalizers to replace.
+    cases = ((SEGMENTER, 'micro_batch', *own), (SEGMENTER, 'average', *own))
+    for name, mode, *more in (*cases, (PLAIN, 'average')):
+        arguments = f'configs/{name}.py', checkpoints[name], '--images', 8
+        settings = (f'train_cfg.normalizers={mode}', *more)
+        assert run_script(SCRIPT, *arguments, *options(data), *settings) == 0
         printed = capsys.readouterr().out
-        note = "NOTE  train_cfg.normalizers='average': the losses of all replicas"
-        assert (note in printed) == (mode == 'average')
+        assert (note in printed) == (name == SEGMENTER and mode == 'average')
     wrong = 'train_cfg.normalizers=averag'
     assert run_script(SCRIPT, *arguments, *options(data), wrong) == 1
     assert "normalizers must be one of 'micro_batch'" in capsys.readouterr().err

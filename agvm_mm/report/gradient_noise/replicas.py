@@ -131,14 +131,14 @@ class Setup:
         mode = (cfg.get('train_cfg') or {}).get('normalizers', MODES[0])
         Normalizers(mode)  # Refuses another name.
         self.found = None if mode == MODES[0] else find_normalizers(self.model, mode)
-        if self.found:
+        if self.found and self.found.per_image:
             self.notes.append(
                 f'train_cfg.normalizers={mode!r}: the losses of all replicas are '
                 'divided by the same normalizers of an image, their means over all.'
             )
-            if self.found.unreached:
-                names = ', '.join(self.found.unreached)
-                self.notes.append(f'They do not reach {names}.')
+        if self.found and self.found.unreached:
+            names = ', '.join(self.found.unreached)
+            self.notes.append(f'train_cfg.normalizers={mode!r} does not reach {names}.')
         self.batches = load_batches(cfg, replicas, size)
 
 
