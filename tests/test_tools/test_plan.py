@@ -36,6 +36,10 @@ def test_text_and_exit_status(capsys: pytest.CaptureFixture):
     assert '512 images = 8 GPU(s) x 16 images x 4 mic' in capsys.readouterr().out
     assert run_script('plan.py', AGVM_512, '--gpus', 7) == 1
     assert 'PROBLEM     total_batch_size=512 is not a' in capsys.readouterr().out
+    several = ['--cfg-options', 'train_dataloader.batch_size=[4,16]']
+    assert run_script('plan.py', AGVM_512, '--gpus', 8, *several) == 1
+    message = 'PROBLEM     batch_size must be a whole number, got [4, 16]\n'
+    assert message in capsys.readouterr().out
     nowhere = ['--cfg-options', 'train_dataloader.dataset.data_root=nowhere']
     assert run_script('plan.py', DIGITS, '--gpus', 2, *nowhere) == 1
     printed = capsys.readouterr().out
