@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from mmdet.models.losses import GHMC
 from mmdet.utils import dist_utils
 from mmengine.dataset import pseudo_collate
 from mmengine.model import MMDistributedDataParallel
@@ -336,6 +337,10 @@ def test_warns_of_what_it_does_not_reach(caplog):
         "normalizers='average' does not reach decode.loss_lovasz of EncoderDecoder: "
         'they still depend on how images are divided into micro-batches'
     ) in caplog.text
+    # It counts in a buffer, so that no pass gives the loss of another one.
+    model = small_model('RetinaNet').float()
+    model.bbox_head.loss_cls = GHMC(bins=30, momentum=0.75)
+    assert examine(model).unreached == ('loss_cls',)
 
 
 class MovingMean(nn.Module):
