@@ -146,3 +146,16 @@ def test_names_losses_that_depend_on_the_layout(capsys: pytest.CaptureFixture):
     assert (
         'losses      loss_cls, loss_bbox: depend on what else is in a micro-batch'
     ) in capsys.readouterr().out
+    average = 'train_cfg.normalizers=average'
+    ghm = 'model.bbox_head.loss_cls._delete_=True', 'model.bbox_head.loss_cls.type=GHMC'
+    options = '--cfg-options', average, *ghm
+    assert run_script('plan.py', retina, *arguments, *options) == 0
+    *_, losses, warning = capsys.readouterr().out.splitlines()
+    assert losses.endswith('normalizers of an image: their average over updates')
+    assert warning.startswith(
+        "warning     normalizers='average' does not reach loss_cls of RetinaNet: they"
+    )
+    weighted = DIGITS.replace('faster-rcnn', 'sem-fpn').replace('_fpn_agvm', '_agvm')
+    options = '--cfg-options', average
+    assert run_script('plan.py', weighted, *arguments, *options) == 1
+    assert 'PROBLEM     normalizers=' in capsys.readouterr().out
