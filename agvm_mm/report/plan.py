@@ -317,7 +317,8 @@ def build_model(cfg: Config) -> nn.Module:
     """Build the model of a config on the meta device, which takes no memory."""
     use_toolbox(cfg)
     with torch.device('meta'), _LinspaceOnCPU():
-        model = MODELS.build(cfg.model)
+        # MMSegmentation moves `pretrained` into the settings of the backbone.
+        model = MODELS.build(copy.deepcopy(cfg.model))
     model.train()  # A detector with a teacher returns nothing.
     return model
 

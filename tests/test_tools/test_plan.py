@@ -155,6 +155,9 @@ def test_names_losses_that_depend_on_the_layout(capsys: pytest.CaptureFixture):
     assert warning.startswith(
         "warning     normalizers='average' does not reach loss_cls of RetinaNet: they"
     )
+    stock = 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
+    assert run_script('plan.py', stock, '--gpus', 8, '--losses') == 0
+    assert capsys.readouterr().out.endswith('losses      no difference found\n')
     weighted = DIGITS.replace('faster-rcnn', 'sem-fpn').replace('_fpn_agvm', '_agvm')
     options = '--cfg-options', average
     assert run_script('plan.py', weighted, *arguments, *options) == 1
