@@ -111,8 +111,8 @@ def _scale(
     module: nn.Module,
     args: tuple,
     kwargs: dict,
-    output: Tensor,
-) -> Tensor | None:
+    output: Tensor | dict[str, Tensor],
+) -> Tensor | dict[str, Tensor] | None:
     """Replace the normalizer of a loss, as a forward hook."""
     given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     own = own_normalizer(module, given)
@@ -123,7 +123,13 @@ def _scale(
         return None
     # The toolboxes divide by a sum with this number, also by 0.
     factor = (own + EPSILON) / used
-    return output * (factor.to(output.dtype) if isinstance(factor, Tensor) else factor)
+    if isinstance(output, dict):  # Seesaw's has two parts.
+        return {key: _times(part, factor) for key, part in output.items()}
+    return _times(output, factor)
+
+
+def _times(loss: Tensor, factor: Tensor | float) -> Tensor:
+    return loss * (factor.to(loss.dtype) if isinstance(factor, Tensor) else factor)
 
 
 def one_rank(visit: Visit) -> SimpleNamespace:
