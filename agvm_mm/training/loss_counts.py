@@ -225,7 +225,6 @@ class _Probe:
         for name, value in small.items():
             if hasattr(preprocessor, name):
                 setattr(preprocessor, name, value)
-        self.modules = loss_modules(self.model)
 
     def losses(self, batch: dict, visit: Visit, seed: int = 0) -> dict[str, float]:
         """Return the losses of a batch by name."""
@@ -233,7 +232,7 @@ class _Probe:
         # Losses may keep what they have seen, as GHM's. Weights are not copied again.
         kept = {id(each): each for each in self.model.parameters()}
         model = copy.deepcopy(self.model, kept)
-        modules = {name: model.get_submodule(name) for name in self.modules}
+        modules = loss_modules(model)
         with kept_generators(), torch.no_grad(), intercept(modules, visit):
             seed_cpu(seed)
             data = model.data_preprocessor(data, True)

@@ -26,6 +26,7 @@ from agvm_mm.training.loss_counts import (
     kept_generators,
     near,
 )
+from agvm_mm.validation import check_choice
 
 MODES = ('micro_batch', 'average', 'update')
 SHARE = 0.1
@@ -59,11 +60,7 @@ class Normalizers:
     """
 
     def __init__(self, mode: str) -> None:
-        if mode not in MODES:
-            raise ValueError(
-                f'normalizers must be one of {", ".join(map(repr, MODES))}, got '
-                f'{mode!r}'
-            )
+        check_choice('normalizers', mode, MODES)
         self.mode = mode
         self.correction = 1.0
         self._found: Examination | None = None
