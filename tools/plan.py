@@ -17,13 +17,19 @@ import argparse
 import math
 import sys
 
+from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from agvm_mm import cli
 from agvm_mm.report.forecast import noise_of_file, noise_of_run
 from agvm_mm.report.plan import Plan, describe, quiet
 from agvm_mm.training.batch import BatchSize
-from agvm_mm.training.normalizers import describe_losses
+from agvm_mm.training.normalizers import (
+    MODES,
+    describe_losses,
+    describe_unreached,
+    find_normalizers,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,6 +84,23 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def describe_model(cfg: Config, plan: Plan) -> list[str]:
+    """Return lines about the losses of a model, which is built.
+
+    Raises:
+        TypeError: If the model cannot have the normalizers of the config.
+    """
+    model, mode = MODELS.build(cfg.model), cfg.train_cfg.get('normalizers', MODES[0])
+    batch = BatchSize(plan.gpus, plan.images_per_gpu, plan.micro_batches)
+    losses = describe_losses(model, batch, mode) or 'no difference found'
+    lines = [f'losses      {losses}']
+    if mode != MODES[0]:
+        found = find_normalizers(model, mode)
+        if found.unreached:
+            lines.append(f'warning     {describe_unreached(model, mode, found)}')
+    return lines
+
+
 def main() -> int:
     """Print the plan, and return the exit status."""
     args = parse_args()
@@ -99,15 +122,12 @@ def main() -> int:
                 noise=noise,
                 images_per_second=args.images_per_second,
             )
+            losses = describe_model(cfg, plan) if args.losses else []
     except Exception as error:
         # Any error that the run would raise.
         print(f'PROBLEM     {cli.message_of(error) or repr(error)}')
         return 1
-    print(describe(plan))
-    if args.losses:
-        batch = BatchSize(plan.gpus, plan.images_per_gpu, plan.micro_batches)
-        losses = describe_losses(MODELS.build(cfg.model), batch)
-        print(f'losses      {losses or "no difference found"}')
+    print('\n'.join([describe(plan), *losses]))
     return 0
 
 

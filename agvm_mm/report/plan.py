@@ -60,6 +60,7 @@ from agvm_mm.training.warmup import (
 from agvm_mm.validation import (
     argument_names,
     check_arguments,
+    check_number,
     check_optimizer_type,
     did_you_mean,
     resolve_type,
@@ -123,6 +124,7 @@ class Plan:
         self.gpus = gpus
         loader = cfg.train_dataloader
         self.images_per_gpu = images_per_gpu or loader.batch_size
+        check_number('batch_size', self.images_per_gpu, low=1, integer=True)
         self.noise = noise
         self.images_per_second = images_per_second
         per_micro_batch = gpus * self.images_per_gpu
@@ -315,7 +317,8 @@ def build_model(cfg: Config) -> nn.Module:
     """Build the model of a config on the meta device, which takes no memory."""
     use_toolbox(cfg)
     with torch.device('meta'), _LinspaceOnCPU():
-        model = MODELS.build(cfg.model)
+        # MMSegmentation moves `pretrained` into the settings of the backbone.
+        model = MODELS.build(copy.deepcopy(cfg.model))
     model.train()  # A detector with a teacher returns nothing.
     return model
 

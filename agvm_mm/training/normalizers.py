@@ -26,6 +26,7 @@ from agvm_mm.training.loss_counts import (
     kept_generators,
     near,
 )
+from agvm_mm.validation import check_choice
 
 MODES = ('micro_batch', 'average', 'update')
 SHARE = 0.1
@@ -59,11 +60,7 @@ class Normalizers:
     """
 
     def __init__(self, mode: str) -> None:
-        if mode not in MODES:
-            raise ValueError(
-                f'normalizers must be one of {", ".join(map(repr, MODES))}, got '
-                f'{mode!r}'
-            )
+        check_choice('normalizers', mode, MODES)
         self.mode = mode
         self.correction = 1.0
         self._found: Examination | None = None
@@ -78,22 +75,17 @@ class Normalizers:
         if self.mode == 'micro_batch':
             runner.message_hub.runtime_info.pop(STATE, None)
             return
-        setting = f'normalizers={self.mode!r}'
         compiles = runner.cfg.get('compile') not in (None, False)  # {} compiles.
         if compiles or isinstance(runner.model, FullyShardedModel):
             what = 'compile' if compiles else 'FullyShardedModel'
             raise TypeError(
-                f'{setting} does not work with {what}; remove it, or use '
-                "normalizers='micro_batch'"
+                f'normalizers={self.mode!r} does not work with {what}; remove it, or '
+                "use normalizers='micro_batch'"
             )
         model = unwrap(runner.model)
-        self._found = found = find_normalizers(model, self.mode)
-        if found.unreached:
-            runner.logger.warning(
-                f'{setting} does not reach {", ".join(found.unreached)} of '
-                f'{type(model).__name__}: they still depend on how images are divided '
-                'into micro-batches'
-            )
+        self._found = find_normalizers(model, self.mode)
+        if self._found.unreached:
+            runner.logger.warning(describe_unreached(model, self.mode, self._found))
 
     @contextmanager
     def of_update(self, runner: Runner, window: UpdateWindow) -> Iterator[Iterator]:
@@ -249,6 +241,15 @@ def correction(used: Mapping[str, float], own: Mapping[str, float]) -> float:
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model in a wrapper such as DDP."""
     return model.module if is_model_wrapper(model) else model
+
+
+def describe_unreached(model: nn.Module, mode: str, found: Examination) -> str:
+    """Name the losses that still depend on how images are divided."""
+    return (
+        f'normalizers={mode!r} does not reach {", ".join(found.unreached)} of '
+        f'{type(model).__name__}: they still depend on how images are divided into '
+        'micro-batches'
+    )
 
 
 def describe_losses(

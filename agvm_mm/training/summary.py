@@ -106,7 +106,7 @@ def count_trained(parameters: Iterable[nn.Parameter]) -> int:
 
 def repeated_images(dataloader: DataLoader) -> int:
     """Return how many images MMEngine's DefaultSampler repeats in an epoch."""
-    sampler = getattr(dataloader, 'plan', dataloader).sampler
+    sampler = getattr(dataloader.batch_sampler, 'sampler', None)
     if not isinstance(sampler, DefaultSampler):
         return 0
     return sampler.total_size - len(sampler.dataset)

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets import BaseVideoDataset
+from mmengine.config import Config
 from ranks import run_on_ranks
 from runners import make_runner
 from torch.utils.data import DataLoader, TensorDataset
@@ -131,6 +133,27 @@ def test_model_with_its_own_train_step_and_a_module_without_gradient():
     setup.anchor = 'mask_head'
     with pytest.raises(ValueError, match="no loss reaches the anchor 'mask_head'"):
         replicas.measure(setup)
+
+
+class TwoVideos(BaseVideoDataset):
+    """Has eight frames in each."""
+
+    def load_data_list(self) -> list[dict]:
+        return [dict(images=[{}] * 8, video_length=8, video_id=n) for n in range(2)]
+
+    def filter_data(self) -> list[dict]:
+        return self.data_list
+
+
+def test_images_of_videos_are_their_frames():
+    sampler = dict(type='mmdet.TrackImgSampler')
+    loader = dict(sampler=sampler, num_workers=0, dataset=TwoVideos())
+    cfg = Config(dict(train_dataloader=loader))
+    found = replicas.load_batches(cfg, 8, 2).batch_sampler
+    frames = [frame for batch in found for frame in batch]
+    assert sorted(frames) == [(video, n) for video in range(2) for n in range(8)]
+    with pytest.raises(ValueError, match='--images 18, but the training set has 16'):
+        replicas.load_batches(cfg, 9, 2)
 
 
 @pytest.mark.parametrize('buffers', [False, True])

@@ -36,6 +36,10 @@ def test_text_and_exit_status(capsys: pytest.CaptureFixture):
     assert '512 images = 8 GPU(s) x 16 images x 4 mic' in capsys.readouterr().out
     assert run_script('plan.py', AGVM_512, '--gpus', 7) == 1
     assert 'PROBLEM     total_batch_size=512 is not a' in capsys.readouterr().out
+    several = ['--cfg-options', 'train_dataloader.batch_size=[4,16]']
+    assert run_script('plan.py', AGVM_512, '--gpus', 8, *several) == 1
+    message = 'PROBLEM     batch_size must be a whole number, got [4, 16]\n'
+    assert message in capsys.readouterr().out
     nowhere = ['--cfg-options', 'train_dataloader.dataset.data_root=nowhere']
     assert run_script('plan.py', DIGITS, '--gpus', 2, *nowhere) == 1
     printed = capsys.readouterr().out
@@ -142,3 +146,19 @@ def test_names_losses_that_depend_on_the_layout(capsys: pytest.CaptureFixture):
     assert (
         'losses      loss_cls, loss_bbox: depend on what else is in a micro-batch'
     ) in capsys.readouterr().out
+    average = 'train_cfg.normalizers=average'
+    ghm = 'model.bbox_head.loss_cls._delete_=True', 'model.bbox_head.loss_cls.type=GHMC'
+    options = '--cfg-options', average, *ghm
+    assert run_script('plan.py', retina, *arguments, *options) == 0
+    *_, losses, warning = capsys.readouterr().out.splitlines()
+    assert losses.endswith('normalizers of an image: their average over updates')
+    assert warning.startswith(
+        "warning     normalizers='average' does not reach loss_cls of RetinaNet: they"
+    )
+    stock = 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
+    assert run_script('plan.py', stock, '--gpus', 8, '--losses') == 0
+    assert capsys.readouterr().out.endswith('losses      no difference found\n')
+    weighted = DIGITS.replace('faster-rcnn', 'sem-fpn').replace('_fpn_agvm', '_agvm')
+    options = '--cfg-options', average
+    assert run_script('plan.py', weighted, *arguments, *options) == 1
+    assert 'PROBLEM     normalizers=' in capsys.readouterr().out

@@ -2,17 +2,18 @@
 
 import copy
 import random
-from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
+from mmdet.datasets import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler
 from ranks import run_on_ranks
 from small_models import small_model
+from torch.utils.data import DataLoader
 from toy import ToyDetector
 
 from agvm_mm.training.batch import BatchSize
+from agvm_mm.training.dataloader import build_update_dataloader
 from agvm_mm.training.normalizers import describe_losses
 from agvm_mm.training.summary import repeated_images
 
@@ -69,11 +70,15 @@ def test_no_rank_waits_for_another():
     assert found[0].startswith('loss_cls, loss_bbox, loss_centerness: depend')
 
 
-@pytest.mark.parametrize(('round_up', 'expected'), [(True, 2), (False, 0)])
-def test_repeated_images(monkeypatch, round_up, expected):
+def test_repeated_images(monkeypatch):
     module = 'mmengine.dataset.sampler.get_dist_info'
     monkeypatch.setattr(module, lambda: (0, 4))
-    sampler = DefaultSampler(list(range(10)), round_up=round_up)
-    assert repeated_images(SimpleNamespace(sampler=sampler)) == expected
-    plan = SimpleNamespace(sampler=sampler)
-    assert repeated_images(SimpleNamespace(plan=plan)) == expected
+    for round_up, expected in [(True, 2), (False, 0)]:
+        sampler = DefaultSampler(list(range(10)), round_up=round_up)
+        loader = DataLoader(sampler.dataset, 2, sampler=sampler)
+        assert repeated_images(loader) == expected
+        # The sampler of this one is torch's own.
+        batches = AspectRatioBatchSampler(sampler, 2)
+        loader = DataLoader(sampler.dataset, batch_sampler=batches)
+        assert repeated_images(loader) == expected
+        assert repeated_images(build_update_dataloader(loader, 2, 0)) == expected

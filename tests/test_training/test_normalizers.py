@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from mmdet.models.losses import GHMC
 from mmdet.utils import dist_utils
 from mmengine.dataset import pseudo_collate
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS
 from ranks import run_on_ranks
 from runners import make_runner as engine_runner
-from small_models import annotated_images, float64_and_first_boxes, small_model
+from small_models import (
+    annotated_images,
+    float64_and_first_boxes,
+    small_config,
+    small_model,
+)
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from toy import ToyDetector
@@ -336,6 +342,19 @@ def test_warns_of_what_it_does_not_reach(caplog):
         "normalizers='average' does not reach decode.loss_lovasz of EncoderDecoder: "
         'they still depend on how images are divided into micro-batches'
     ) in caplog.text
+    # It counts in a buffer, so that no pass gives the loss of another one.
+    model = small_model('RetinaNet').float()
+    model.bbox_head.loss_cls = GHMC(bins=30, momentum=0.75)
+    assert examine(model).unreached == ('loss_cls',)
+    # One of its parts follows the labels of all images so far.
+    cfg = small_config('Faster R-CNN')
+    cfg.roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=4)
+    cfg.train_cfg.rcnn.sampler.num = 1024  # More than there are proposals.
+    cfg.train_cfg.rpn_proposal.update(nms_pre=2000, max_per_img=1000)
+    torch.manual_seed(0)
+    found = examine(MODELS.build(cfg))
+    assert found.unreached == ('loss_cls_classes',)
+    assert {'loss_cls_objectness', 'loss_cls_classes'} <= set(found.terms)
 
 
 class MovingMean(nn.Module):

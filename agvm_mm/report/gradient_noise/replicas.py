@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from agvm_mm import cli
+from agvm_mm.engine import is_endless
 from agvm_mm.estimators.preconditioner import Preconditioner, build_preconditioner
 from agvm_mm.estimators.reductions import norms
 from agvm_mm.method.modulator import Modulator
@@ -51,6 +52,7 @@ from agvm_mm.training.normalizers import (
     counted,
     find_normalizers,
 )
+from agvm_mm.training.summary import repeated_images
 from agvm_mm.validation import check_number, type_name
 
 # Elements of a parameter whose inner products are computed at a time in float64.
@@ -242,6 +244,10 @@ def load_batches(cfg: Config, replicas: int, images_per_replica: int) -> DataLoa
             'use a map-style dataset'
         )
     images, found = replicas * images_per_replica, len(loader.dataset)
+    sampler = getattr(loader.batch_sampler, 'sampler', None)
+    if sampler is not None and not is_endless(loader.batch_sampler):
+        # That of a data set of videos draws their frames.
+        found = len(sampler) * get_world_size() - repeated_images(loader)
     if images > found:
         raise ValueError(f'--images {images}, but the training set has {found} images')
     count = replicas // get_world_size()
