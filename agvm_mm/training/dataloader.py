@@ -20,8 +20,8 @@ from agvm_mm.training.update import SEEDS, RandomStream, derive_seed, seed_cpu
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
-PLACE = 'agvm_pass_and_first_update'
-"""In the message hub, which is part of a checkpoint."""
+PLACE = 'agvm_pass_and_images'
+"""Number of a pass and its images so far, in the message hub and so in checkpoints."""
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
@@ -226,6 +226,7 @@ class UpdatePlan(Sampler):
         self.batch_size = batch.images_per_rank
         self.micro_batches = batch.micro_batches
         self.seed = seed
+        self.total = batch.total
         self.number = self.done = 0
         samplers = batch_sampler, self.sampler
         generators = [getattr(each, 'generator', None) for each in samplers]
@@ -244,6 +245,11 @@ class UpdatePlan(Sampler):
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
+
+    def start_at(self, number: int, images: int) -> None:
+        """Let the next pass be that of a number, without images that are done."""
+        # In images: a run that resumes one of another batch has other updates.
+        self.number, self.done = number, math.ceil(images / self.total)
 
     def start_pass(self) -> Iterator[list[list]]:
         """Start the next pass.
@@ -388,8 +394,7 @@ class EndlessUpdates:
     """Iterator over the updates of pass after pass, for loops that count iterations.
 
     A run that resumes does not load the updates that are done: MMEngine's loop asks for
-    as many items first, and each is None. The message hub of the run keeps the pass and
-    its first update: a batch sampler may yield fewer than its length.
+    as many items first, and each is None.
     """
 
     def __init__(
@@ -417,23 +422,21 @@ def passes(
 ) -> Iterator[UpdateWindow]:
     """Yield the updates of :class:`EndlessUpdates` after those that are done."""
     number = 0 if dataloader.endless else done // len(dataloader)
-    place = hub.runtime_info.get(PLACE)
-    # That of a checkpoint is old if MMEngine's loop went on with the run.
-    if not done or not place or done - place[1] > len(dataloader):
-        place = number, number * len(dataloader)
-    number, first = place
+    images = (done - number * len(dataloader)) * dataloader.batch.total
+    number, images = hub.runtime_info.get(PLACE, (number, images))
     plan = dataloader.plan
     while True:
         if hasattr(plan.sampler, 'set_epoch'):
             plan.sampler.set_epoch(number)
-        plan.number, plan.done = number, done - first
-        hub.update_info(PLACE, (number, first))
+        plan.start_at(number, images)
+        hub.update_info(PLACE, (number, images))
+        is_empty = not images
         for window in dataloader:
-            done += 1
+            is_empty = False
             yield window
-        if done == first:  # An empty pass.
+        if is_empty:
             return
-        number, first = number + 1, done
+        number, images = number + 1, 0
 
 
 def build_update_dataloader(
