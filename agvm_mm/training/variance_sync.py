@@ -432,7 +432,7 @@ def check_fully_sharded(runner: Runner) -> None:
 
     Raises:
         TypeError: If something does.
-        ValueError: If some ranks may not run all of the model.
+        ValueError: If some ranks may not run all of the model, as often as others.
     """
     wrapper, hooks = runner.optim_wrapper, runner.hooks
     optimizer = wrapper.optimizer
@@ -459,6 +459,17 @@ def check_fully_sharded(runner: Runner) -> None:
             'not run all of the model, and then the others would wait for them; use '
             'ZeroRedundancyOptimizer, or remove it if all ranks do'
         )
+    loops = dict(train_dataloader=runner.train_loop, val_dataloader=runner.val_loop)
+    for name, loop in loops.items():
+        if loop is None:
+            continue
+        counts = all_gather_object(len(loop.dataloader.batch_sampler))
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f'FullyShardedModel: the ranks have {min(counts)} to {max(counts)} '
+                f'batches of {name}, and some would wait for others; give them the '
+                f'same number by {name}.sampler.round_up=True'
+            )
 
 
 def check_one_hook(count: int) -> None:
