@@ -489,7 +489,7 @@ def has_uneven_ranks(dataloader: UpdateDataLoader) -> bool:
     """Return whether some ranks have more images in an epoch than others.
 
     Raises:
-        ValueError: If they also have more updates, or may have.
+        ValueError: If they also have more micro-batches, or may have.
     """
     if dataloader.endless:
         return False
@@ -502,14 +502,14 @@ def has_uneven_ranks(dataloader: UpdateDataLoader) -> bool:
             'batches on one rank than on another, which would wait for it; use '
             'drop_last=False'
         )
-    images, updates = zip(
-        *all_gather_object((len(dataloader.plan.sampler), len(dataloader))),
-        strict=True,
-    )
-    if len(set(updates)) > 1:
+    plan = dataloader.plan
+    found = all_gather_object((len(plan.sampler), len(plan)))
+    images, parts = zip(*found, strict=True)
+    if len(set(parts)) > 1:  # SyncBN and many losses exchange numbers in each.
         raise ValueError(
-            f'the ranks have {min(updates)} to {max(updates)} updates in an epoch, of '
-            f'{min(images)} to {max(images)} images; give them the same number by '
+            f'the ranks have {min(parts)} to {max(parts)} micro-batches in an epoch, '
+            f'of {min(images)} to {max(images)} images, and some would wait for '
+            'others; give them the same number by '
             'train_dataloader.sampler.round_up=True'
         )
     return len(set(images)) > 1

@@ -459,17 +459,14 @@ def check_fully_sharded(runner: Runner) -> None:
             'not run all of the model, and then the others would wait for them; use '
             'ZeroRedundancyOptimizer, or remove it if all ranks do'
         )
-    loops = dict(train_dataloader=runner.train_loop, val_dataloader=runner.val_loop)
-    for name, loop in loops.items():
-        if loop is None:
-            continue
-        counts = all_gather_object(len(loop.dataloader.batch_sampler))
-        if len(set(counts)) > 1:
-            raise ValueError(
-                f'FullyShardedModel: the ranks have {min(counts)} to {max(counts)} '
-                f'batches of {name}, and some would wait for others; give them the '
-                f'same number by {name}.sampler.round_up=True'
-            )
+    loop = runner.val_loop
+    counts = all_gather_object(loop and len(loop.dataloader))
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f'FullyShardedModel: the ranks have {min(counts)} to {max(counts)} batches '
+            'to validate, and some would wait for others; give them the same number by '
+            'val_dataloader.sampler.round_up=True'
+        )
 
 
 def check_one_hook(count: int) -> None:
