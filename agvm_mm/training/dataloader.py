@@ -246,8 +246,10 @@ class UpdatePlan(Sampler):
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def start_at(self, number: int, images: int) -> None:
-        """Let the next pass be that of a number, without images that are done."""
+    def start_at(self, hub: MessageHub, default: tuple[int, int]) -> None:
+        """Let the next pass begin where a run has got, by its message hub if known."""
+        number, images = place = hub.runtime_info.get(PLACE, default)
+        hub.update_info(PLACE, place)
         # In images: a run that resumes one of another batch has other updates.
         self.number, self.done = number, math.ceil(images / self.total)
 
@@ -423,20 +425,18 @@ def passes(
     """Yield the updates of :class:`EndlessUpdates` after those that are done."""
     number = 0 if dataloader.endless else done // len(dataloader)
     images = (done - number * len(dataloader)) * dataloader.batch.total
-    number, images = hub.runtime_info.get(PLACE, (number, images))
     plan = dataloader.plan
     while True:
+        plan.start_at(hub, (number, images))
         if hasattr(plan.sampler, 'set_epoch'):
-            plan.sampler.set_epoch(number)
-        plan.start_at(number, images)
-        hub.update_info(PLACE, (number, images))
-        is_empty = not images
+            plan.sampler.set_epoch(plan.number)
+        is_empty = not plan.done
         for window in dataloader:
             is_empty = False
             yield window
         if is_empty:
             return
-        number, images = number + 1, 0
+        hub.update_info(PLACE, (plan.number, 0))
 
 
 def build_update_dataloader(

@@ -77,7 +77,6 @@ class LargeBatchMixin:
             check_has_ranks(settings)
         resume_hook(runner, allow_mismatch=allow_resume_mismatch, compares=True)
         self._is_prepared = False
-        self._uneven = False
         # DDP reduces these only. FlexibleRunner has no model yet.
         self._reduced: set[int] = set()
         if isinstance(runner.model, nn.Module):
@@ -254,9 +253,7 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         hub, plan = self.runner.message_hub, self.dataloader.plan
-        place = hub.runtime_info.get(PLACE, (self.epoch, 0))
-        hub.update_info(PLACE, place)
-        plan.start_at(*place)
+        plan.start_at(hub, (self.epoch, 0))
         for idx, window in enumerate(self.dataloader, start=plan.done):
             # No batch sampler is so far off its length.
             endless, sampler = idx > 2 * len(self.dataloader), type(plan.sampler)
