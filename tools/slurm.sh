@@ -6,7 +6,8 @@ run_tasks() {
     shift 2
     # Up to 8 GPUs per machine; fewer tasks all run on one machine.
     per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
-    read -ra srun_args <<<"${SIGNAL:+--signal=$SIGNAL} ${SRUN_ARGS:-}"
+    # All lines; read fails as no zero byte ends them.
+    read -rd '' -a srun_args <<<"${SIGNAL:+--signal=$SIGNAL} ${SRUN_ARGS:-}" || true
     if ! command -v srun >/dev/null; then
         echo "$0: no srun on the PATH: is this a login node of a Slurm" \
             "cluster? On other machines use tools/dist_train.sh or dist_test.sh" >&2

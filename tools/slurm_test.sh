@@ -3,7 +3,7 @@
 #   [GPUS=16] tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT \
 #       [arguments of tools/test.py]
 # Environment variables: GPUS (8), GPUS_PER_NODE (8, or GPUS if fewer), CPUS_PER_TASK (5),
-# SRUN_ARGS (further options of srun, split at spaces), PORT (29500).
+# SRUN_ARGS (further options of srun, split at white space), PORT (29500).
 set -euo pipefail
 if [ $# -lt 4 ]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of tools/test.py]" >&2

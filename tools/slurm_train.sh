@@ -3,7 +3,7 @@
 #   [GPUS=16] tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR \
 #       [arguments of tools/train.py]
 # Environment variables: GPUS (8), GPUS_PER_NODE (8, or GPUS if fewer), CPUS_PER_TASK (5),
-# SRUN_ARGS (further options of srun, split at spaces), PORT (29500), SIGNAL (a signal some
+# SRUN_ARGS (further options of srun, split at white space), PORT (29500), SIGNAL (a signal some
 # seconds before the end of the allocation, as USR1@300: a run with PreemptionHook saves a
 # checkpoint and ends with status 75). In a job that starts itself again until the run is complete:
 #   #SBATCH --requeue --signal=USR1@300 --open-mode=append

@@ -4,6 +4,12 @@
 run_ranks() {
     local ranks=$1 where
     shift
+    case $ranks in
+        0 | -*)  # torchrun would fail without a message.
+            echo "$0: RANKS must be at least 1, got $ranks" >&2
+            exit 2
+            ;;
+    esac
     if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
         where=(--standalone)  # a free port of this machine
     else

@@ -20,8 +20,8 @@ from agvm_mm.training.update import SEEDS, RandomStream, derive_seed, seed_cpu
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
-PLACE = 'agvm_pass_and_first_update'
-"""In the message hub, which is part of a checkpoint."""
+PLACE = 'agvm_pass_and_images'
+"""Number of a pass and its images so far, in the message hub and so in checkpoints."""
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
@@ -226,6 +226,7 @@ class UpdatePlan(Sampler):
         self.batch_size = batch.images_per_rank
         self.micro_batches = batch.micro_batches
         self.seed = seed
+        self.total = batch.total
         self.number = self.done = 0
         samplers = batch_sampler, self.sampler
         generators = [getattr(each, 'generator', None) for each in samplers]
@@ -244,6 +245,13 @@ class UpdatePlan(Sampler):
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
+
+    def start_at(self, hub: MessageHub, default: tuple[int, int]) -> None:
+        """Let the next pass begin where a run has got, by its message hub if known."""
+        number, images = place = hub.runtime_info.get(PLACE, default)
+        hub.update_info(PLACE, place)
+        # In images: a run that resumes one of another batch has other updates.
+        self.number, self.done = number, math.ceil(images / self.total)
 
     def start_pass(self) -> Iterator[list[list]]:
         """Start the next pass.
@@ -388,8 +396,7 @@ class EndlessUpdates:
     """Iterator over the updates of pass after pass, for loops that count iterations.
 
     A run that resumes does not load the updates that are done: MMEngine's loop asks for
-    as many items first, and each is None. The message hub of the run keeps the pass and
-    its first update: a batch sampler may yield fewer than its length.
+    as many items first, and each is None.
     """
 
     def __init__(
@@ -417,23 +424,19 @@ def passes(
 ) -> Iterator[UpdateWindow]:
     """Yield the updates of :class:`EndlessUpdates` after those that are done."""
     number = 0 if dataloader.endless else done // len(dataloader)
-    place = hub.runtime_info.get(PLACE)
-    # That of a checkpoint is old if MMEngine's loop went on with the run.
-    if not done or not place or done - place[1] > len(dataloader):
-        place = number, number * len(dataloader)
-    number, first = place
+    images = (done - number * len(dataloader)) * dataloader.batch.total
     plan = dataloader.plan
     while True:
+        plan.start_at(hub, (number, images))
         if hasattr(plan.sampler, 'set_epoch'):
-            plan.sampler.set_epoch(number)
-        plan.number, plan.done = number, done - first
-        hub.update_info(PLACE, (number, first))
+            plan.sampler.set_epoch(plan.number)
+        is_empty = not plan.done
         for window in dataloader:
-            done += 1
+            is_empty = False
             yield window
-        if done == first:  # An empty pass.
+        if is_empty:
             return
-        number, first = number + 1, done
+        hub.update_info(PLACE, (plan.number, 0))
 
 
 def build_update_dataloader(
@@ -486,7 +489,7 @@ def has_uneven_ranks(dataloader: UpdateDataLoader) -> bool:
     """Return whether some ranks have more images in an epoch than others.
 
     Raises:
-        ValueError: If they also have more updates, or may have.
+        ValueError: If they also have more micro-batches, or may have.
     """
     if dataloader.endless:
         return False
@@ -499,14 +502,14 @@ def has_uneven_ranks(dataloader: UpdateDataLoader) -> bool:
             'batches on one rank than on another, which would wait for it; use '
             'drop_last=False'
         )
-    images, updates = zip(
-        *all_gather_object((len(dataloader.plan.sampler), len(dataloader))),
-        strict=True,
-    )
-    if len(set(updates)) > 1:
+    plan = dataloader.plan
+    found = all_gather_object((len(plan.sampler), len(plan)))
+    images, parts = zip(*found, strict=True)
+    if len(set(parts)) > 1:  # SyncBN and many losses exchange numbers in each.
         raise ValueError(
-            f'the ranks have {min(updates)} to {max(updates)} updates in an epoch, of '
-            f'{min(images)} to {max(images)} images; give them the same number by '
+            f'the ranks have {min(parts)} to {max(parts)} micro-batches in an epoch, '
+            f'of {min(images)} to {max(images)} images, and some would wait for '
+            'others; give them the same number by '
             'train_dataloader.sampler.round_up=True'
         )
     return len(set(images)) > 1

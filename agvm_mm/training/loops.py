@@ -1,6 +1,5 @@
 """Training loops that count optimizer updates on a total batch size."""
 
-import math
 import time
 from typing import Any
 
@@ -20,6 +19,7 @@ from agvm_mm.optim.wrapper import AGVMOptimWrapper, check_one_optimizer
 from agvm_mm.sharding.state import check_has_ranks
 from agvm_mm.training.batch import check_update_settings
 from agvm_mm.training.dataloader import (
+    PLACE,
     EndlessUpdates,
     build_update_dataloader,
     has_uneven_ranks,
@@ -34,7 +34,6 @@ from agvm_mm.training.warmup import check_counts_iterations
 from agvm_mm.validation import check_optimizer_type, suggests_arguments
 
 # In the message hub, which is part of a checkpoint.
-IMAGES_OF_EPOCH = 'agvm_images_of_epoch'
 SAMPLER_SEEDS = 'agvm_sampler_seeds'
 ITERATIONS_ADVICE = (
     "For a training that counts iterations use type='LargeBatchIterTrainLoop' with "
@@ -78,7 +77,6 @@ class LargeBatchMixin:
             check_has_ranks(settings)
         resume_hook(runner, allow_mismatch=allow_resume_mismatch, compares=True)
         self._is_prepared = False
-        self._uneven = False
         # DDP reduces these only. FlexibleRunner has no model yet.
         self._reduced: set[int] = set()
         if isinstance(runner.model, nn.Module):
@@ -129,8 +127,8 @@ class LargeBatchMixin:
         if not self.counts_epochs:
             check_counts_iterations(name, runner.param_schedulers or [])
         hub = runner.message_hub
-        if self.iter == 0:  # An earlier run of this process may have left images here.
-            hub.update_info(IMAGES_OF_EPOCH, 0)
+        if self.iter == 0:  # An earlier run of this process may have left its place.
+            hub.pop_info(PLACE)
         self._uneven = has_uneven_ranks(self.dataloader)
         # An interrupted update of this process may have left gradients.
         reset_update(runner.model, wrapper)
@@ -178,10 +176,9 @@ class LargeBatchMixin:
                 update.train_step(data_batch)
         outputs = update.finish(self.normalizers.correction)
         self._report(sum(images), waited)
-        if index:
-            hub = runner.message_hub
-            before = hub.runtime_info.get(IMAGES_OF_EPOCH, 0) if index[0] else 0
-            hub.update_info(IMAGES_OF_EPOCH, before + sum(images))
+        hub = runner.message_hub
+        number, before = hub.runtime_info.get(PLACE, (0, 0))
+        hub.update_info(PLACE, (number, before + sum(images)))
         runner.call_hook(
             'after_train_iter',
             batch_idx=batch_idx,
@@ -255,18 +252,15 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         """Run the updates of one epoch that a resumed run has not done yet."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        hub = self.runner.message_hub
-        # In images: a run that resumes one of another batch has other updates.
-        images = hub.runtime_info.get(IMAGES_OF_EPOCH, 0)
-        done = math.ceil(images / self.batch.total)
-        plan, name = self.dataloader.plan, type(self).__name__
-        plan.number, plan.done = self.epoch, done
-        for idx, window in enumerate(self.dataloader, start=done):
+        hub, plan = self.runner.message_hub, self.dataloader.plan
+        plan.start_at(hub, (self.epoch, 0))
+        for idx, window in enumerate(self.dataloader, start=plan.done):
             # No batch sampler is so far off its length.
-            check_ends(name, type(plan.sampler), idx > 2 * len(self.dataloader))
+            endless, sampler = idx > 2 * len(self.dataloader), type(plan.sampler)
+            check_ends(type(self).__name__, sampler, endless)
             self.run_iter(idx, window)
         # Before the hooks, one of which saves the checkpoint of a whole epoch.
-        hub.update_info(IMAGES_OF_EPOCH, 0)
+        hub.update_info(PLACE, (self.epoch + 1, 0))
         self.runner.call_hook('after_train_epoch')
         engine.count_epoch(self)
 

@@ -45,7 +45,7 @@ torchrun and srun pass on a signal that a scheduler sends to the ranks as well.
 CHECKPOINT_NAME = 'preempted_iter_{}.pth'
 # In the message hub, which is part of a checkpoint.
 LAST_PREEMPTED = 'agvm_preempted_checkpoint'
-VALIDATION_DUE = 'agvm_validation_due'
+VALIDATION_DUE = 'agvm_validation_due_at'
 
 
 class Preempted(SystemExit):
@@ -219,11 +219,9 @@ class PreemptionHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Validate if the run that this one resumes stopped just before that."""
-        hub = runner.message_hub
-        if hub.runtime_info.get(VALIDATION_DUE):
-            hub.update_info(VALIDATION_DUE, False)
-            if runner.val_loop is not None:
-                runner.val_loop.run()
+        due = runner.message_hub.runtime_info.get(VALIDATION_DUE)
+        if due == runner.iter and runner.val_loop is not None:
+            runner.val_loop.run()
         self._hold_signals(runner.train_dataloader)
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
@@ -340,7 +338,7 @@ class PreemptionHook(Hook):
         ``due`` is whether the loop would validate now.
         """
         hub, name = runner.message_hub, CHECKPOINT_NAME.format(update)
-        hub.update_info(VALIDATION_DUE, due and runner.val_loop is not None)
+        hub.update_info(VALIDATION_DUE, update if due else None)
         outdated = hub.runtime_info.get(LAST_PREEMPTED, name)
         hub.update_info(LAST_PREEMPTED, name)
         hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)

@@ -5,11 +5,12 @@ import logging
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import BaseOptimWrapper
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import EpochBasedTrainLoop, Runner, find_latest_checkpoint
 
 from agvm_mm.compat import library_versions
 from agvm_mm.engine import (
@@ -21,6 +22,7 @@ from agvm_mm.engine import (
 from agvm_mm.sharding.model import check_gathers
 from agvm_mm.sharding.state import is_divided
 from agvm_mm.training.batch import batch_size_of, counts_updates
+from agvm_mm.training.dataloader import PLACE
 from agvm_mm.training.loading import (
     allow_runner_checkpoints,
     missing_parts,
@@ -34,6 +36,8 @@ STORED = {
     'images of an iteration': 'agvm_images_of_iteration',
 }
 """Keys in the message hub, which is part of a checkpoint, by what they hold."""
+LAST_UPDATE = 'agvm_last_update'
+"""Key of the number of iterations up to which the hub is that of this package."""
 VERSIONS = 'agvm_versions'
 """Key of the versions of the libraries there."""
 
@@ -124,21 +128,21 @@ class ResumeHook(Hook):
             )
         schedulers = len(self._fresh)
         missing = missing_parts(checkpoint, schedulers=schedulers)
-        if not missing:
-            return
-        path, folders = path_and_folders(runner)
-        problem = f'the checkpoint to resume, {path}, lacks {", ".join(missing)}'
-        advice = advise(folders, schedulers)
-        if not {'optimizer', 'param_schedulers'}.issuperset(missing):
-            raise ValueError(
-                f'{problem}: it has weights to start from with load_from '
-                f'(resume=False), not the state of a training; {advice}'
+        if missing:
+            path, folders = path_and_folders(runner)
+            problem = f'the checkpoint to resume, {path}, lacks {", ".join(missing)}'
+            advice = advise(folders, schedulers)
+            if not {'optimizer', 'param_schedulers'}.issuperset(missing):
+                raise ValueError(
+                    f'{problem}: it has weights to start from with load_from '
+                    f'(resume=False), not the state of a training; {advice}'
+                )
+            self.allow(
+                f'{problem}; resuming it without',
+                refusal=f'{problem}, which would start over; {advice}.',
             )
-        self.allow(
-            f'{problem}; resuming it without',
-            refusal=f'{problem}, which would start over; {advice}.',
-        )
-        self.replays = True
+            self.replays = True
+        find_place(runner, checkpoint)
 
     def compare(self, saved: Mapping, now: Mapping, names: Iterable[str]) -> set[str]:
         """Compare settings of a checkpoint with those of this run by their names.
@@ -193,6 +197,11 @@ class ResumeHook(Hook):
             replay_schedules(runner, self._fresh)
         self.replays = False
 
+    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Note the iteration, which a loop that goes on without this hook does not."""
+        if self.compares:
+            runner.message_hub.update_info(LAST_UPDATE, runner.iter + 1)
+
     def _check_batch(self, runner: Runner) -> None:
         """Check that the run keeps its batch size, and store it in checkpoints."""
         hub, total = runner.message_hub, batch_size_of(runner).total
@@ -209,6 +218,24 @@ class ResumeHook(Hook):
             self.compare(saved, now, now)
         for name, key in STORED.items():
             hub.update_info(key, now[name])
+
+
+def find_place(runner: Runner, checkpoint: dict) -> None:
+    """Correct the epoch of a checkpoint, and remove what other loops have outdated.
+
+    The epoch of a loop that counts iterations is always the same. Loops of MMEngine
+    keep what an earlier run has stored in the message hub.
+    """
+    meta, hub = checkpoint['meta'], checkpoint['message_hub']
+    info, outdated = hub['runtime_info'], set()
+    if info.get(LAST_UPDATE, meta['iter']) < meta['iter']:
+        outdated = {PLACE, *STORED.values()}
+    elif not counts_updates(runner):
+        outdated = {PLACE}
+    for key in outdated.intersection(info):
+        del info[key], hub['resumed_keys'][key]
+    if PLACE in info and isinstance(runner.train_loop, EpochBasedTrainLoop):
+        meta['epoch'] = info[PLACE][0]
 
 
 def resume_hook(

@@ -432,7 +432,7 @@ def check_fully_sharded(runner: Runner) -> None:
 
     Raises:
         TypeError: If something does.
-        ValueError: If some ranks may not run all of the model.
+        ValueError: If some ranks may not run all of the model, as often as others.
     """
     wrapper, hooks = runner.optim_wrapper, runner.hooks
     optimizer = wrapper.optimizer
@@ -458,6 +458,14 @@ def check_fully_sharded(runner: Runner) -> None:
             'FullyShardedModel: find_unused_parameters=True says that some ranks may '
             'not run all of the model, and then the others would wait for them; use '
             'ZeroRedundancyOptimizer, or remove it if all ranks do'
+        )
+    loop = runner.val_loop
+    counts = all_gather_object(loop and len(loop.dataloader))
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f'FullyShardedModel: the ranks have {min(counts)} to {max(counts)} batches '
+            'to validate, and some would wait for others; give them the same number by '
+            'val_dataloader.sampler.round_up=True'
         )
 
 

@@ -179,6 +179,17 @@ def refusals(folder):
         clip=message('clip', 'fsdp', clip_grad=dict(max_norm=1, norm_type='inf')),
         ema=message('ema', 'fsdp', extra=[dict(type='EMAHook')]),
         unused=message('unused', 'fsdp', cfg=dict(find_unused_parameters=True)),
+        val=message(
+            'val',
+            'fsdp',
+            val_dataloader=dict(
+                dataset=dict(type='ImageDataset', images=3),
+                sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
+                batch_size=1,
+            ),
+            val_cfg=dict(),
+            val_evaluator=dict(type='DumpResults', out_file_path='none.pkl'),
+        ),
         comm=message('comm', 'fsdp', hook=dict(comm_hook='bf16_compress_hook')),
         adagrad=message(
             'adagrad', optimizer=dict(type='Adagrad', lr=0.1, weight_decay=0.0)
@@ -200,6 +211,7 @@ def test_refusals(tmp_path):
         assert 'norm_type=inf of clip_grad' in found['clip']
         assert 'EMAHook copies the model as a whole' in found['ema']
         assert 'find_unused_parameters=True' in found['unused']
+        assert 'the ranks have 1 to 2 batches to validate' in found['val']
         assert "comm_hook='bf16_compress_hook' is a hook of Dist" in found['comm']
 
 

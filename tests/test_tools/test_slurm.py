@@ -79,7 +79,7 @@ def test_train_has_the_arguments_of_mmdetection(call: Callable):
         'model.depth=50',
         GPUS='16',
         CPUS_PER_TASK='6',
-        SRUN_ARGS='--quotatype=reserved  --exclude=n[1-2]',
+        SRUN_ARGS='--quotatype=reserved  --exclude=n[1-2]\n--qos=a',
     )
     options, rest = split(arguments, 'train.py')
     assert options == [
@@ -92,6 +92,7 @@ def test_train_has_the_arguments_of_mmdetection(call: Callable):
         '--kill-on-bad-exit=1',
         '--quotatype=reserved',
         '--exclude=n[1-2]',
+        '--qos=a',
     ]
     args = parse_args('train.py', rest)
     assert (args.config, args.work_dir) == ('configs/a.py', 'a folder')

@@ -295,7 +295,12 @@ def test_missing_data_is_an_error_before_training(tmp_path: Path):
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh'])
-def test_missing_arguments_print_the_usage(script: str):
-    done = subprocess.run([ROOT / 'tools' / script], capture_output=True, text=True)
+def test_wrong_arguments_are_refused(script: str):
+    command = [ROOT / 'tools' / script]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert f'usage: {ROOT}/tools/{script} CONFIG' in done.stderr
+    command += ['a.py', '0', '0']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert 'RANKS must be at least 1, got 0' in done.stderr

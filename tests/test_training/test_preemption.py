@@ -262,6 +262,22 @@ def test_validation_that_was_due_is_done_after_resuming(
     assert updates == expected
 
 
+def test_validation_that_was_due_is_not_done_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(NoisyDetector, 'val_step', predict_nothing, raising=False)
+    cfg = dict(LOOPS['updates'][0], val_interval=4)
+    hooks = [dict(type='PreemptionHook'), dict(type='SignalHook', at=3)]
+    preempt(build(tmp_path, 'updates', hooks=hooks, train_cfg=cfg, **VALIDATION))
+    # Without the hook the run goes on.
+    shorter = cfg | dict(max_iters=6)
+    resumed = dict(resume=True, **VALIDATION)
+    build(tmp_path, 'updates', train_cfg=shorter, **resumed).train()
+    runner = build(tmp_path, 'updates', hooks=hooks[:1], train_cfg=cfg, **resumed)
+    validated = Validated()
+    runner.register_hook(validated)
+    runner.train()
+    assert validated.updates == [8, 9]
+
+
 def predict_nothing(self, data):
     return [None] * 2
 

@@ -14,7 +14,6 @@ from runners import ImageDataset, make_runner
 from torch.utils.data import BatchSampler, RandomSampler
 from toy import ToyDetector
 
-from agvm_mm.training.dataloader import PLACE
 from agvm_mm.training.loading import allow_runner_checkpoints
 
 SGD = dict(type='SGD', lr=0.05, momentum=0.9)
@@ -375,15 +374,19 @@ class ShortBatchSampler(BatchSampler):
         yield from [*super().__iter__()][: len(self) - self.fewer]
 
 
-def make_passes(work_dir, fewer, **kwargs):
+BY_ITERATIONS = dict(type='LargeBatchIterTrainLoop', max_iters=8, total_batch_size=8)
+BY_EPOCHS = dict(type='LargeBatchTrainLoop', max_epochs=3, total_batch_size=8)
+
+
+def make_passes(work_dir, fewer, train_cfg=BY_ITERATIONS, by_epoch=False, **kwargs):
     return make_runner(
         work_dir,
         PLAIN,
         images=24,
         batch_size=4,
-        train_cfg=dict(type='LargeBatchIterTrainLoop', max_iters=8, total_batch_size=8),
+        train_cfg=train_cfg,
         model='ImagesModel',
-        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
+        checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1),
         loader=dict(batch_sampler=dict(type='ShortBatchSampler', fewer=fewer)),
         **kwargs,
     )
@@ -411,20 +414,34 @@ def test_resumed_run_counts_the_updates_that_passes_had(tmp_path, stop):
     assert again.model.seen == resumed.model.seen[8:]
 
 
-def test_place_before_another_loop_went_on_is_not_used(tmp_path):
+def test_run_goes_on_in_another_loop(tmp_path):
     make = partial(make_passes, tmp_path, 0)
-    whole = make()
+    whole = make(BY_EPOCHS)
     whole.train()
-    path = tmp_path / 'iter_5.pth'
-    checkpoint = torch.load(path, weights_only=False)
-    info = checkpoint['message_hub']['runtime_info']
-    assert info[PLACE] == (1, 3)
-    for place in ((0, 0), None):
-        info[PLACE] = place
-        torch.save(checkpoint, path)
-        resumed = make(load_from=str(path), resume=True)
-        resumed.train()
-        assert resumed.model.seen == whole.model.seen[40:]
+    path, images = str(tmp_path / 'iter_{}.pth'), whole.model.seen
+    later = make(BY_ITERATIONS, load_from=path.format(2), resume=True)
+    later.train()
+    assert later.model.seen == images[16:64]
+    later = make(BY_EPOCHS, load_from=path.format(4), resume=True)
+    later.train()
+    assert later.model.seen == images[32:]
+    assert (later.iter, later.epoch) == (9, 3)
+
+    # Updates of another batch begin after the same images.
+    other = BY_ITERATIONS | dict(total_batch_size=4, allow_resume_mismatch=True)
+    later = make(other, load_from=path.format(4), resume=True)
+    later.train()
+    assert later.model.seen == images[32:48]
+
+    # A loop of MMEngine keeps what is stored, which is old when its epoch ends.
+    plain = dict(type='EpochBasedTrainLoop', max_epochs=2)
+    make(plain, by_epoch=True, load_from=path.format(5), resume=True).train()
+    resume = dict(load_from=str(tmp_path / 'epoch_2.pth'), resume=True)
+    with pytest.raises(ValueError, match='images of an update: not stored'):
+        make(BY_EPOCHS, **resume).train()
+    later = make(BY_EPOCHS | dict(allow_resume_mismatch=True), **resume)
+    later.train()
+    assert later.model.seen == images[48:]
 
 
 def interrupt_at_the_second(model, args, output):
