@@ -7,7 +7,7 @@
 # that seed. Only the order of the images changes. Two workers draw for 8 images in four
 # epochs: seen are 8 numbers, each in every epoch, where torch's own seeds give 32. A loader
 # that is built again, as for a resumed run, starts with the first epoch's numbers, persistent
-# or not. No warning. Set persistent_workers=True.
+# or not. No warning. Set persistent_workers=True. Loops by iteration have a single epoch.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
