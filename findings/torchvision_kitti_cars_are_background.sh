@@ -6,7 +6,7 @@
 # Mask R-CNN and SSD keep 0 for the background, and the wrapper of Pascal VOC counts from 1. With
 # a Car, a Pedestrian and a DontCare, proposals that are exactly these boxes are to learn the
 # classes 0, 3 and 8, and only the last two have a box loss: cars, most objects of the set, are
-# learned as background. A DontCare is a region where nobody has labeled objects, which the
+# learned as background. A DontCare is a region without labels of its objects, which the
 # evaluation of KITTI leaves out, and is learned as a class. No warning. Drop boxes with a label
 # of 8, and add 1 to labels for detectors that keep 0.
 set -euo pipefail
