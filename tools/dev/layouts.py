@@ -1,6 +1,6 @@
 """How much of an update changes when its images are divided into micro-batches.
 
-    python tools/dev/layouts.py                 # all families, about 20 minutes
+    python tools/dev/layouts.py                 # all families, about 30 minutes
     python tools/dev/layouts.py --only RetinaNet
     python tools/dev/layouts.py --normalizers update    # what that setting leaves
     python tools/dev/layouts.py --images 2              # only as 8 x 2
