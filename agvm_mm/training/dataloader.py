@@ -20,8 +20,8 @@ from agvm_mm.training.update import SEEDS, RandomStream, derive_seed, seed_cpu
 
 REPLACED = {'batch_size', 'shuffle', 'sampler', 'batch_sampler', 'drop_last'}
 """Arguments of a DataLoader that its batch sampler stands for."""
-PLACE = 'agvm_pass_and_images'
-"""Number of a pass and its images so far, in the message hub and so in checkpoints."""
+PLACE = 'agvm_place'
+"""Key of what checkpoints have: a pass, its updates and images so far, the total."""
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
@@ -246,12 +246,24 @@ class UpdatePlan(Sampler):
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def start_at(self, hub: MessageHub, default: tuple[int, int]) -> None:
-        """Let the next pass begin where a run has got, by its message hub if known."""
-        number, images = place = hub.runtime_info.get(PLACE, default)
-        hub.update_info(PLACE, place)
-        # In images: a run that resumes one of another batch has other updates.
-        self.number, self.done = number, math.ceil(images / self.total)
+    def start_at(self, hub: MessageHub, number: int, done: int = 0) -> None:
+        """Let the next pass begin where the message hub says, else after an update."""
+        default = number, done, done * self.total, self.total
+        number, done, images, total = hub.runtime_info.get(PLACE, default)
+        if total != self.total:  # A run of another batch had other updates.
+            done = math.ceil(images / self.total)
+        hub.update_info(PLACE, (number, done, images, self.total))
+        self.number, self.done = number, done
+
+    def count_update(self, hub: MessageHub, images: int) -> None:
+        """Note an update of so many images over all ranks."""
+        if PLACE in hub.runtime_info:  # A loop with its own `run` has no place.
+            number, done, before, total = hub.runtime_info[PLACE]
+            hub.update_info(PLACE, (number, done + 1, before + images, total))
+
+    def end_pass(self, hub: MessageHub) -> None:
+        """Note that the pass that was started last is over."""
+        hub.update_info(PLACE, (self.number, 0, 0, self.total))
 
     def start_pass(self) -> Iterator[list[list]]:
         """Start the next pass.
@@ -424,10 +436,9 @@ def passes(
 ) -> Iterator[UpdateWindow]:
     """Yield the updates of :class:`EndlessUpdates` after those that are done."""
     number = 0 if dataloader.endless else done // len(dataloader)
-    images = (done - number * len(dataloader)) * dataloader.batch.total
-    plan = dataloader.plan
+    plan, done = dataloader.plan, done - number * len(dataloader)
     while True:
-        plan.start_at(hub, (number, images))
+        plan.start_at(hub, number, done)
         if hasattr(plan.sampler, 'set_epoch'):
             plan.sampler.set_epoch(plan.number)
         is_empty = not plan.done
@@ -436,7 +447,7 @@ def passes(
             yield window
         if is_empty:
             return
-        hub.update_info(PLACE, (plan.number, 0))
+        plan.end_pass(hub)
 
 
 def build_update_dataloader(

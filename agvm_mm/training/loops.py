@@ -176,9 +176,7 @@ class LargeBatchMixin:
                 update.train_step(data_batch)
         outputs = update.finish(self.normalizers.correction)
         self._report(sum(images), waited)
-        hub = runner.message_hub
-        number, before = hub.runtime_info.get(PLACE, (0, 0))
-        hub.update_info(PLACE, (number, before + sum(images)))
+        self.dataloader.plan.count_update(runner.message_hub, sum(images))
         runner.call_hook(
             'after_train_iter',
             batch_idx=batch_idx,
@@ -253,14 +251,14 @@ class LargeBatchTrainLoop(LargeBatchMixin, EpochBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         hub, plan = self.runner.message_hub, self.dataloader.plan
-        plan.start_at(hub, (self.epoch, 0))
+        plan.start_at(hub, self.epoch)
         for idx, window in enumerate(self.dataloader, start=plan.done):
             # No batch sampler is so far off its length.
             endless, sampler = idx > 2 * len(self.dataloader), type(plan.sampler)
             check_ends(type(self).__name__, sampler, endless)
             self.run_iter(idx, window)
         # Before the hooks, one of which saves the checkpoint of a whole epoch.
-        hub.update_info(PLACE, (self.epoch + 1, 0))
+        plan.end_pass(hub)
         self.runner.call_hook('after_train_epoch')
         engine.count_epoch(self)
 

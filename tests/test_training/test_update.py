@@ -364,21 +364,25 @@ def test_resumed_or_continued_run_sees_the_same_images(
 
 @DATA_SAMPLERS.register_module(force=True)
 class ShortBatchSampler(BatchSampler):
-    """Batch sampler that yields fewer batches than its length."""
+    """Batch sampler that yields fewer batches than its length, or of fewer images."""
 
-    def __init__(self, sampler, batch_size, fewer):
+    def __init__(self, sampler, batch_size, fewer, first=4):
         super().__init__(sampler, batch_size, drop_last=False)
-        self.fewer = fewer
+        self.fewer, self.first = fewer, first
 
     def __iter__(self):
-        yield from [*super().__iter__()][: len(self) - self.fewer]
+        for number, batch in enumerate(super().__iter__()):
+            if number < len(self) - self.fewer:
+                yield batch[: self.first] if number < 3 else batch
 
 
 BY_ITERATIONS = dict(type='LargeBatchIterTrainLoop', max_iters=8, total_batch_size=8)
 BY_EPOCHS = dict(type='LargeBatchTrainLoop', max_epochs=3, total_batch_size=8)
 
 
-def make_passes(work_dir, fewer, train_cfg=BY_ITERATIONS, by_epoch=False, **kwargs):
+def make_passes(
+    work_dir, fewer, train_cfg=BY_ITERATIONS, by_epoch=False, first=4, **kwargs
+):
     return make_runner(
         work_dir,
         PLAIN,
@@ -387,7 +391,9 @@ def make_passes(work_dir, fewer, train_cfg=BY_ITERATIONS, by_epoch=False, **kwar
         train_cfg=train_cfg,
         model='ImagesModel',
         checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1),
-        loader=dict(batch_sampler=dict(type='ShortBatchSampler', fewer=fewer)),
+        loader=dict(
+            batch_sampler=dict(type='ShortBatchSampler', fewer=fewer, first=first)
+        ),
         **kwargs,
     )
 
@@ -412,6 +418,17 @@ def test_resumed_run_counts_the_updates_that_passes_had(tmp_path, stop):
     again.model.seen.clear()
     again.train()
     assert again.model.seen == resumed.model.seen[8:]
+
+
+def test_resumed_run_counts_updates_of_fewer_images(tmp_path):
+    for train_cfg in (BY_ITERATIONS, BY_EPOCHS):
+        make = partial(make_passes, tmp_path, 0, train_cfg, first=1)
+        whole = make()
+        whole.train()
+        # Updates of 2, 5 and 8 images.
+        resumed = make(load_from=str(tmp_path / 'iter_5.pth'), resume=True)
+        resumed.train()
+        assert resumed.model.seen == whole.model.seen[15 + 7 :]
 
 
 def test_run_goes_on_in_another_loop(tmp_path):
