@@ -450,7 +450,7 @@ def test_run_goes_on_in_another_loop(tmp_path):
     later.train()
     assert later.model.seen == images[32:48]
 
-    # A loop of MMEngine keeps what is stored, which is old when its epoch ends.
+    # A loop of MMEngine keeps stored values, which are old when its epoch ends.
     plain = dict(type='EpochBasedTrainLoop', max_epochs=2)
     make(plain, by_epoch=True, load_from=path.format(5), resume=True).train()
     resume = dict(load_from=str(tmp_path / 'epoch_2.pth'), resume=True)
