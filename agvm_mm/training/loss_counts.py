@@ -211,8 +211,9 @@ class _Probe:
 
     def __init__(self, model: BaseModel) -> None:
         self.batches = random_batches(model)
-        # On a GPU a label that a loss does not expect would end the process.
-        self.model = copy.deepcopy(model).cpu()
+        # On a GPU a label that a loss does not expect would end the process. A teacher,
+        # which is no submodule, follows `to` only.
+        self.model = copy.deepcopy(model).to('cpu')
         self.model.train()
         for module in self.model.modules():
             # Batch normalization, DropPath and DropBlock, each of any package.

@@ -329,6 +329,12 @@ def test_examination_of_each_family(float64):
     assert found.per_image.keys() >= {'roi_head.mask_head.loss_mask'}
     for name in ('Semantic FPN', 'Faster R-CNN'):  # Means over images.
         assert examine(small_model(name)).per_image == {}
+    # MMDetection's detectors with a teacher move it in `to`.
+    model = build('FCOS')
+    with mock.patch.object(type(model), 'to', autospec=True) as move:
+        move.side_effect = lambda copied, device: copied
+        examine(model)
+    assert [call.args[1] for call in move.call_args_list] == ['cpu']
 
 
 def test_warns_of_what_it_does_not_reach(caplog):
