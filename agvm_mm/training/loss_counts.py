@@ -220,6 +220,10 @@ class _Probe:
             named = hasattr(module, 'running_mean') or hasattr(module, 'drop_prob')
             if named or isinstance(module, RANDOM):
                 module.eval()
+            # Larger images have more pixels than OHEM keeps.
+            for each in module, getattr(module, 'sampler', None):
+                if hasattr(each, 'min_kept'):
+                    each.min_kept = SIZE
         # It would pad or resize to images of the usual size.
         preprocessor = self.model.data_preprocessor
         small: dict[str, Any] = dict(batch_augments=None, size=None, size_divisor=SIZE)

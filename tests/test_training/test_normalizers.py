@@ -348,6 +348,11 @@ def test_warns_of_what_it_does_not_reach(caplog):
         "normalizers='average' does not reach decode.loss_lovasz of EncoderDecoder: "
         'they still depend on how images are divided into micro-batches'
     ) in caplog.text
+    # More of the hardest pixels than the random images have, but not the data.
+    sampler = dict(type='OHEMPixelSampler', min_kept=100000)
+    model = small_model('Semantic FPN', sampler=sampler).float()
+    assert examine(model).unreached == ('decode.loss_ce',)
+    assert model.decode_head.sampler.min_kept == 100000
     # It counts in a buffer, so that no pass gives the loss of another one.
     model = small_model('RetinaNet').float()
     model.bbox_head.loss_cls = GHMC(bins=30, momentum=0.75)
