@@ -5,14 +5,20 @@ from importlib import import_module, metadata
 # Names of modules, because forks of MMEngine such as onedl-mmengine also work.
 REQUIRED = {'torch': '2.0', 'mmengine': '0.10.0'}
 INSTALL_WITH = {'torch': 'torch', 'mmengine': '"mmengine>=0.10.0"'}
+# The usual build needs libraries of a desktop, such as libGL.
+# Both have the same files, so that of the two which is left must be installed again.
+HEADLESS = (
+    'pip uninstall opencv-python, then '
+    'pip install --force-reinstall --no-deps opencv-python-headless'
+)
 
 
 def check_versions() -> None:
-    """Check that torch and MMEngine are installed and new enough.
+    """Check that torch and MMEngine are installed and new enough, and OpenCV works.
 
     Raises:
-        ImportError: If one is missing or too old; the message contains the command
-            that installs it.
+        ImportError: If one is missing, broken or too old; the message contains the
+            command that fixes it.
     """
     found = {}
     for name in REQUIRED:
@@ -32,6 +38,10 @@ def check_versions() -> None:
                 f'agvm_mm needs {name}>={minimum}, found {found[name]}: '
                 f'pip install -U {INSTALL_WITH[name]}'
             )
+    try:
+        import_module('cv2')  # MMEngine's hooks need it.
+    except ImportError as error:
+        raise ImportError(f'OpenCV cannot be imported ({error}): {HEADLESS}') from error
 
 
 def library_versions() -> dict[str, str]:

@@ -2,10 +2,11 @@
 
     python -m agvm_mm.doctor
 
-If torch or MMEngine is missing or too old, importing the package fails with the command
-that installs it, and nothing is printed here. Otherwise one line is printed for each
-thing examined. The exit status is 1 if something that training needs is broken and 0
-otherwise; a missing package that only some users need is a warning.
+If torch or MMEngine is missing or too old, or OpenCV cannot be imported, importing the
+package fails with the command that fixes it, and nothing is printed here. Otherwise one
+line is printed for each thing examined. The exit status is 1 if something that training
+needs is broken and 0 otherwise; a missing package that only some users need is a
+warning.
 
 ``python -m gpu_check``, from a clone of the repository, trains on the GPUs of a machine
 and compares the results with the CPU's.
@@ -42,12 +43,6 @@ PACKAGES = {
 }
 # Packages that are not named after their module.
 PACKAGE_OF = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'pyyaml'}
-# The usual build needs libraries of a desktop, such as libGL.
-# Both have the same files, so that of the two which is left must be installed again.
-HEADLESS = (
-    'pip uninstall opencv-python, then '
-    'pip install --force-reinstall --no-deps opencv-python-headless'
-)
 
 
 class Finding(NamedTuple):
@@ -283,7 +278,7 @@ def examine_installation() -> list[Finding]:
         *examine_twins(),
         examine_numpy(),
         examine_torchvision(),
-        examine_import('opencv', 'cv2', 'opencv-python', repair=HEADLESS),
+        examine_import('opencv', 'cv2', 'opencv-python'),
         Finding('mmengine', OK, mmengine.__version__),
         # Its import registers all classes, or fails if a name is taken.
         Finding('agvm_mm', OK, agvm_mm.__version__),

@@ -58,7 +58,9 @@ def run_config(images: int, mode: str, seed: int) -> Config:
     cfg.randomness = dict(seed=seed)
     cfg.log_processor.by_epoch = False
     cfg.log_level = 'WARNING'
-    del cfg.default_hooks['checkpoint'], cfg.default_hooks['visualization']
+    # Without an entry the Runner saves.
+    cfg.default_hooks.update(checkpoint=None)
+    del cfg.default_hooks['visualization']
     return cfg
 
 

@@ -342,7 +342,11 @@ def planned_rates(
     ]
     loop = resolve_type(cfg.train_cfg.get('type'), LOOPS)
     if loop and issubclass(loop, LargeBatchMixin) and not loop.counts_epochs:
-        check_counts_iterations(loop.__name__, schedulers)
+        # The Runner has one by default.
+        hooks = {'checkpoint': dict(type='CheckpointHook', interval=1)}
+        hook = (hooks | (cfg.get('default_hooks') or {}))['checkpoint']
+        built = [HOOKS.build(hook)] if hook else []
+        check_counts_iterations(loop.__name__, schedulers, built)
     return learning_rates(
         schedulers,
         optimizer.param_groups,

@@ -125,7 +125,7 @@ class LargeBatchMixin:
         check_update_settings(name, total, counts, engine.auto_scaling(runner))
         check_accumulation(runner.model, self.batch.micro_batches)
         if not self.counts_epochs:
-            check_counts_iterations(name, runner.param_schedulers or [])
+            check_counts_iterations(name, runner.param_schedulers or [], runner.hooks)
         hub = runner.message_hub
         if self.iter == 0:  # An earlier run of this process may have left its place.
             hub.pop_info(PLACE)

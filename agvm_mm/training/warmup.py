@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import BaseOptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch.optim import Optimizer
@@ -192,15 +193,30 @@ def follows_metric(scheduler: ParamScheduler) -> bool:
     return getattr(scheduler, 'need_val_args', False)
 
 
-def check_counts_iterations(loop: str, schedulers: Sequence[ParamScheduler]) -> None:
-    """Raise a ValueError if a schedule of a loop without epochs never steps."""
-    for scheduler in schedulers:
-        if scheduler.by_epoch and not follows_metric(scheduler):
-            raise ValueError(
-                f'param_scheduler: {type(scheduler).__name__} counts epochs, which '
-                f'{loop} does not have, so it would never step; set by_epoch=False and '
-                'give its numbers in optimizer updates'
-            )
+def check_counts_iterations(
+    loop: str, schedulers: Sequence[ParamScheduler], hooks: Sequence[Hook]
+) -> None:
+    """Check that nothing waits for the epochs of a loop that has none.
+
+    Raises:
+        ValueError: If a schedule never steps, or a hook saves no checkpoint before the
+            end.
+    """
+    waiting = [
+        ('param_scheduler', scheduler, 'never step')
+        for scheduler in schedulers
+        if scheduler.by_epoch and not follows_metric(scheduler)
+    ] + [
+        ('default_hooks.checkpoint', hook, 'save at the end only')
+        for hook in hooks
+        if isinstance(hook, CheckpointHook) and hook.by_epoch and hook.interval > 0
+    ]
+    for setting, part, consequence in waiting:
+        raise ValueError(
+            f'{setting}: {type(part).__name__} counts epochs, which {loop} does not '
+            f'have, so it would {consequence}; set by_epoch=False and give its numbers '
+            'in optimizer updates'
+        )
 
 
 def end_of_warmup(rates: Sequence[float]) -> int:

@@ -149,6 +149,7 @@ def test_rates_are_those_of_the_run(
     cfg = cli.load_config(STOCK)
     cfg.param_scheduler = schedules
     cfg.merge_from_dict(dict(train_cfg=loop | dict(_delete_=True)))
+    cfg.default_hooks.checkpoint.by_epoch = False
     settings = dict(accumulative_counts=accumulation, optimizer=dict(lr=0.05))
     cfg.merge_from_dict(dict(optim_wrapper=settings, train_dataloader=loader))
     made = plan.Plan(cfg, 1, 8, 98)
@@ -173,23 +174,40 @@ def test_rates_are_those_of_the_run(
     assert made.epochs == pytest.approx(runner.iter / len(runner.train_dataloader))
 
 
-def test_schedule_that_would_never_step_is_an_error(tmp_path: Path):
-    schedules = [WARMUP, dict(type='MultiStepLR', milestones=[8])]
-    message = 'MultiStepLR counts epochs, which LargeBatchIterTrainLoop does not have'
-    cfg = cli.load_config(STOCK, dict(train_cfg=BY_UPDATES | dict(_delete_=True)))
-    cfg.param_scheduler = schedules
-    with pytest.raises(ValueError, match=message):
-        plan.Plan(cfg, 1, 8, 98)
-    runner = make_runner(
-        tmp_path,
-        dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05)),
-        images=98,
-        batch_size=8,
-        train_cfg=BY_UPDATES,
-        param_scheduler=schedules,
-    )
-    with pytest.raises(ValueError, match=message):
-        runner.train()
+def test_what_waits_for_epochs_that_never_end_is_an_error(tmp_path: Path):
+    waiting = [WARMUP, dict(type='MultiStepLR', milestones=[8])]
+    saving = dict(type='AtomicCheckpointHook', interval=1)
+    for schedules, hook, message in (
+        (waiting, saving | dict(by_epoch=False), 'MultiStepLR.*never step'),
+        ([WARMUP], saving, 'AtomicCheckpointHook.*save at the end only'),
+        # MMEngine's default.
+        ([WARMUP], dict(type='CheckpointHook', interval=1), 'CheckpointHook.*save at'),
+        ([WARMUP], saving | dict(by_epoch=False), ''),
+        ([WARMUP], saving | dict(interval=-1), ''),
+    ):
+        cfg = cli.load_config(STOCK, dict(train_cfg=BY_UPDATES | dict(_delete_=True)))
+        cfg.param_scheduler, cfg.default_hooks.checkpoint = schedules, hook
+        runner = make_runner(
+            tmp_path,
+            dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.05)),
+            images=98,
+            batch_size=8,
+            train_cfg=BY_UPDATES,
+            param_scheduler=schedules,
+            checkpoint=hook,
+        )
+        if not message:
+            plan.Plan(cfg, 1, 8, 98)
+            runner.train()
+            continue
+        with pytest.raises(ValueError, match=message):
+            plan.Plan(cfg, 1, 8, 98)
+        if hook['type'] == 'CheckpointHook':
+            del cfg.default_hooks.checkpoint
+            with pytest.raises(ValueError, match=message):
+                plan.Plan(cfg, 1, 8, 98)
+        with pytest.raises(ValueError, match=message):
+            runner.train()
 
 
 def test_learning_rate_of_another_batch_is_a_warning():
@@ -316,6 +334,7 @@ def test_update_of_more_images_than_an_epoch_is_planned_as_it_runs(
     cfg = cli.load_config(STOCK)
     cfg.merge_from_dict(dict(train_cfg=loop | dict(_delete_=True), param_scheduler=[]))
     cfg.train_dataloader.sampler.type = sampler
+    cfg.default_hooks.checkpoint.by_epoch = False
     runner = make_runner(
         tmp_path,
         dict(type='OptimWrapper', optimizer=optimizer),

@@ -296,6 +296,7 @@ def test_learning_rate_of_another_batch_is_in_the_summary(tmp_path):
         ('fits', dict(BY_EPOCHS, max_epochs=1), dict(base_batch_size=32)),
     ]:
         changes = dict(train_cfg=train_cfg, auto_scale_lr=auto_scale_lr)
+        changes['checkpoint'] = dict(type='CheckpointHook', interval=-1)
         one_run(tmp_path / name, **changes).train()
     logs = {path.parts[-3]: path.read_text() for path in tmp_path.glob('*/*/*.log')}
     for name in ('epochs', 'iterations'):
