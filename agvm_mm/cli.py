@@ -263,7 +263,8 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     total.
 
     Raises:
-        ValueError: If ``auto_scale_lr.base_batch_size`` or the rate is missing.
+        ValueError: If ``auto_scale_lr.base_batch_size`` or the rate is missing, or the
+            config of a run that was scaled would be scaled again.
     """
     settings = cfg.get('auto_scale_lr') or {}
     if 'base_batch_size' not in settings:
@@ -272,8 +273,15 @@ def enable_auto_scale_lr(cfg: Config) -> None:
             'for: set auto_scale_lr = dict(base_batch_size=...) in the config'
         )
     total = cfg.train_cfg.get('total_batch_size')
-    settings.enable = total is None
     factor = cfg.optim_wrapper.get('accumulative_counts', 1)
+    if total is None and factor != 1 and settings.get('enable'):
+        raise ValueError(
+            '--auto-scale-lr found auto_scale_lr.enable=True and '
+            f'optim_wrapper.accumulative_counts={factor}: a run with this flag has '
+            f'multiplied the lr of its config by {factor} already. Leave the flag out '
+            'for its config; otherwise set auto_scale_lr.enable=False'
+        )
+    settings.enable = total is None
     if total is not None:
         factor = total / settings.base_batch_size
         settings.base_batch_size = total

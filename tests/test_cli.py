@@ -136,6 +136,9 @@ def test_auto_scale_lr_counts_accumulated_micro_batches():
     # MMEngine multiplies by ranks x images per rank / 16.
     assert cfg.auto_scale_lr.enable
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(4 * before)
+    # The work folder has this config.
+    with pytest.raises(ValueError, match='multiplied the lr of its config by 4'):
+        cli.enable_auto_scale_lr(cfg)
 
 
 def test_misspelled_config_suggests_the_nearest(tmp_path: Path):

@@ -120,10 +120,14 @@ class Plan:
         images_per_second: float | None = None,
     ) -> None:
         use_toolbox(cfg)
+        needed = 'train_dataloader', 'train_cfg', 'optim_wrapper'
+        missing = [name for name in needed if not cfg.get(name)]
+        if missing:
+            raise ValueError(f'the config does not train: no {", ".join(missing)}')
         check_loop(cfg)
         self.gpus = gpus
         loader = cfg.train_dataloader
-        self.images_per_gpu = images_per_gpu or loader.batch_size
+        self.images_per_gpu = images_per_gpu or loader.get('batch_size')
         check_number('batch_size', self.images_per_gpu, low=1, integer=True)
         self.noise = noise
         self.images_per_second = images_per_second

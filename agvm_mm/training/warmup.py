@@ -222,4 +222,4 @@ def check_counts_iterations(
 def end_of_warmup(rates: Sequence[float]) -> int:
     """Return the first update whose learning rate is at its peak, within 1%."""
     peak = max(rates)
-    return next(update for update, rate in enumerate(rates) if rate > 0.99 * peak)
+    return next(update for update, rate in enumerate(rates) if rate >= 0.99 * peak)

@@ -368,6 +368,8 @@ REJECTED = [
     ('train_cfg.total_batchsize', 4, "Did you mean 'total_batch_size'"),
     ('train_cfg.type', 'LargeBatchTrainLop', "Did you mean 'LargeBatchTrainLoop'"),
     ('train_dataloader.dataset.ann_file', 'mine.json', 'give it by --images N'),
+    ('train_dataloader', None, 'the config does not train: no train_dataloader'),
+    ('train_dataloader.batch_size', None, 'batch_size must be a whole number'),
 ]
 
 
