@@ -5,14 +5,18 @@ from typing import Any
 
 import pytest
 from mmcv.cnn import build_norm_layer
+from mmdet.models.task_modules import BboxOverlaps2D
+from mmdet.registry import TASK_UTILS
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import DefaultScope
 from ranks import run_on_ranks
 from torch import nn
 from toy import ToyDetector
 
 from agvm_mm import cli
 from agvm_mm.report import plan
+from agvm_mm.report.gradient_noise.replicas import build_model, start_ranks
 from agvm_mm.validation import package_of, resolve_type, type_name
 
 CONFIG = """
@@ -54,6 +58,9 @@ class NormedDetector(ToyDetector):
         super().__init__()
         layers = [build_norm_layer(settings, 8)[1] for settings in norms]
         self.norms = nn.ModuleList(layers).requires_grad_(False)
+        TASK_UTILS.build(
+            dict(type=BboxOverlaps2D.__name__)
+        )  # By name, as MaxIoUAssigner.
 
 
 def load(folder: Path, options: dict[str, Any] | None = None) -> Config:
@@ -92,13 +99,17 @@ def test_command_line_settings_and_amp(tmp_path: Path):
 
 
 def test_plan_reads_classes(tmp_path: Path):
-    made = plan.Plan(load(tmp_path), 2, None, 16)
+    with DefaultScope.overwrite_default_scope('mmdet'):  # One of MMEngine hides it.
+        made = plan.Plan(load(tmp_path), 2, None, 16)
     assert (made.optimizer, made.precision, made.updates) == ('SGD', 'float32', 2)
     assert list(made.modules) == ['backbone', 'neck', 'bbox_head', 'mask_head']
     assert made.schedule.interval == 1
     cfg = load(tmp_path)
     cli.enable_amp(cfg)
-    assert plan.Plan(cfg, 2, None, 16).precision == 'mixed'
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assert plan.Plan(cfg, 2, None, 16).precision == 'mixed'
+        start_ranks(cfg, 'none')  # tools/noise_scale.py
+        build_model(cfg)
 
 
 def test_predictions_are_drawn_and_dumped_by_classes():

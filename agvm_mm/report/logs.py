@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -44,15 +45,22 @@ def find_logs(path: str | Path) -> list[Path]:
 def read_scalars(log: str | Path) -> list[Record]:
     """Read the records of one JSON log, in order.
 
+    A last line that its run did not finish, since it was killed, is left out with a
+    warning.
+
     Raises:
-        ValueError: If a line is not JSON.
+        ValueError: If another line is not JSON.
     """
     records = []
-    for number, line in enumerate(Path(log).read_text().splitlines(), start=1):
+    lines = Path(log).read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
             records += [json.loads(line)] if line.strip() else []
         except ValueError as error:
-            raise ValueError(f'{log}, line {number} is not JSON: {error}') from None
+            message = f'{log}, line {number} is not JSON: {error}'
+            if number < len(lines) or line.endswith('\n'):
+                raise ValueError(message) from None
+            warnings.warn(f'{message}; left out, as the last one', stacklevel=2)
     return records
 
 
@@ -62,9 +70,14 @@ def run_logs(path: str | Path) -> list[Path]:
     An earlier run that was started again is left out.
     """
     logs: list[Path] = []
+    begin = math.inf
     for log in reversed(find_logs(path)):
-        logs.insert(0, log)
         steps = [record['step'] for record in read_scalars(log) if 'lr' in record]
+        first = min(steps[:1], default=math.inf)
+        if logs and first >= begin:  # Later ones replace all of it.
+            continue
+        logs.insert(0, log)
+        begin = first
         if steps and steps[0] <= (steps[1] - steps[0] if len(steps) > 1 else 1):
             break
     return logs

@@ -310,11 +310,12 @@ class _LinspaceOnCPU(TorchFunctionMode):
 
 def use_toolbox(cfg: Config) -> None:
     """Make the names of a config's toolbox known to MMEngine."""
-    # A config in pure Python has none.
-    scope = cfg.get('default_scope') or 'mmengine'
+    scope = cfg.get('default_scope', 'mmengine')
     if scope in ('mmdet', 'mmseg'):
         import_module(f'{scope}.models')
-    init_default_scope(scope)
+    # As the Runner: None in configs in pure Python, where each toolbox finds its own.
+    if scope is not None:
+        init_default_scope(scope)
 
 
 def build_model(cfg: Config) -> nn.Module:

@@ -75,6 +75,10 @@ def test_log_of_resumed_run_is_joined(tmp_path: Path):
     assert [record['age'] for record in logs.read_run(tmp_path)] == [4, 4]
     log = tmp_path / '2/vis_data/scalars.json'
     assert [record['age'] for record in logs.read_run(log)] == [2, 2, 2]
+    # Started again, with one line so far or one at the end of the epoch.
+    for age, steps in (5, [2]), (6, [2, 3, 5]):
+        newest = write_aged_log(tmp_path, age, steps)
+        assert logs.run_logs(tmp_path) == [newest]
 
 
 def test_last_result_is_nan_after_divergence_and_none_without_validation(
@@ -137,6 +141,11 @@ def test_total_batch_is_that_of_full_updates():
 
 def test_line_that_is_not_json_is_named(tmp_path: Path):
     log = write_log(tmp_path, {'step': 1})
-    log.write_text(log.read_text() + '\n{"step": ')
-    with pytest.raises(ValueError, match=r'scalars.json, line 2 is not JSON: '):
-        logs.read_scalars(log)
+    whole = log.read_text()
+    for end in '\n', '\n{"step": 2}':
+        log.write_text(f'{whole}\n{{"step": {end}')
+        with pytest.raises(ValueError, match=r'scalars.json, line 2 is not JSON: '):
+            logs.read_scalars(log)
+    log.write_text(f'{whole}\n{{"step": ')  # The run was killed.
+    with pytest.warns(UserWarning, match='line 2 is not JSON: .*; left out'):
+        assert logs.read_scalars(log) == [{'step': 1}]

@@ -28,7 +28,7 @@ from mmengine.dist import (
 )
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader, Runner, set_random_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -41,7 +41,12 @@ from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.optim.wrapper import check_one_optimizer
 from agvm_mm.report.gradient_noise.intervals import GradientSums, divide_replicas
-from agvm_mm.report.plan import in_float32, modulator_settings, quiet
+from agvm_mm.report.plan import (
+    in_float32,
+    modulator_settings,
+    quiet,
+    use_toolbox,
+)
 from agvm_mm.training.loading import allow_runner_checkpoints
 from agvm_mm.training.loss_counts import Plan, intercept
 from agvm_mm.training.normalizers import (
@@ -149,7 +154,7 @@ def start_ranks(cfg: Config, launcher: str) -> None:
     cli.prepare_launcher(cfg, launcher)
     if launcher != 'none' and not torch.distributed.is_initialized():
         init_dist(launcher, **(cfg.get('env_cfg') or {}).get('dist_cfg', {}))
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    use_toolbox(cfg)
 
 
 def build_model(cfg: Config) -> nn.Module:
