@@ -58,9 +58,8 @@ class NormedDetector(ToyDetector):
         super().__init__()
         layers = [build_norm_layer(settings, 8)[1] for settings in norms]
         self.norms = nn.ModuleList(layers).requires_grad_(False)
-        TASK_UTILS.build(
-            dict(type=BboxOverlaps2D.__name__)
-        )  # By name, as MaxIoUAssigner.
+        # By name, as MaxIoUAssigner.
+        TASK_UTILS.build(dict(type=BboxOverlaps2D.__name__))
 
 
 def load(folder: Path, options: dict[str, Any] | None = None) -> Config:

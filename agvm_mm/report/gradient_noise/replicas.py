@@ -41,12 +41,7 @@ from agvm_mm.method.modulator import Modulator
 from agvm_mm.method.modules import has_sync_bn, trainable_by_module
 from agvm_mm.optim.wrapper import check_one_optimizer
 from agvm_mm.report.gradient_noise.intervals import GradientSums, divide_replicas
-from agvm_mm.report.plan import (
-    in_float32,
-    modulator_settings,
-    quiet,
-    use_toolbox,
-)
+from agvm_mm.report.plan import in_float32, modulator_settings, quiet, use_toolbox
 from agvm_mm.training.loading import allow_runner_checkpoints
 from agvm_mm.training.loss_counts import Plan, intercept
 from agvm_mm.training.normalizers import (
