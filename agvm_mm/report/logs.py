@@ -49,7 +49,7 @@ def read_scalars(log: str | Path) -> list[Record]:
     warning.
 
     Raises:
-        ValueError: If another line is not JSON.
+        ValueError: If another line is not JSON, or no record of MMEngine.
     """
     records = []
     lines = Path(log).read_text().splitlines(keepends=True)
@@ -61,6 +61,8 @@ def read_scalars(log: str | Path) -> list[Record]:
             if number < len(lines) or line.endswith('\n'):
                 raise ValueError(message) from None
             warnings.warn(f'{message}; left out, as the last one', stacklevel=2)
+    if not all(isinstance(r, dict) and ('step' in r or 'lr' not in r) for r in records):
+        raise ValueError(f"{log} has records without 'step', unlike a log of MMEngine")
     return records
 
 

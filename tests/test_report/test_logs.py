@@ -149,3 +149,6 @@ def test_line_that_is_not_json_is_named(tmp_path: Path):
     log.write_text(f'{whole}\n{{"step": ')  # The run was killed.
     with pytest.warns(UserWarning, match='line 2 is not JSON: .*; left out'):
         assert logs.read_scalars(log) == [{'step': 1}]
+    log.write_text('{"mode": "train", "iter": 50, "lr": 0.1}')  # Of MMDetection 2.
+    with pytest.raises(ValueError, match="scalars.json has records without 'step'"):
+        logs.read_scalars(log)
