@@ -175,6 +175,12 @@ def test_weights_are_those_that_are_trained(buffers: bool, tmp_path: Path):
     for name, weight in runner.model.state_dict().items():
         assert torch.equal(found.state_dict()[name], weight)
         assert not torch.equal(averages[name], weight)
+    # As published, by the first releases of MMEngine.
+    mean = {'data_preprocessor.mean': torch.zeros(3, 1, 1)}
+    torch.save(dict(meta={}, state_dict=averages | mean), tmp_path / 'published.pth')
+    replicas.load_weights(found, str(tmp_path / 'published.pth'))
+    for name, weight in averages.items():
+        assert torch.equal(found.state_dict()[name], weight)
 
 
 def test_gradient_that_is_not_finite_is_refused():

@@ -177,6 +177,10 @@ def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
     trained.pop('steps', None)
     weights = trained or checkpoint.get('state_dict', checkpoint)
     weights = {name.removeprefix('module.'): value for name, value in weights.items()}
+    # The first releases of MMEngine also saved the mean and std of the images.
+    for name in weights.keys() - model.state_dict().keys():
+        if 'data_preprocessor.' in name:
+            del weights[name]
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
