@@ -83,8 +83,8 @@ def _detection(generator: np.random.RandomState, count: int) -> Any:
 def _segmentation(generator: np.random.RandomState, count: int) -> Any:
     from mmseg.structures import SegDataSample
 
-    # Images differ in the share of their classes.
-    labels = torch.from_numpy(generator.rand(1, SIZE, SIZE) < count / 10).long()
+    # Images differ in their classes, which heads with masks count.
+    labels = torch.from_numpy(generator.rand(1, SIZE, SIZE) < (count - 1) / 10).long()
     edges = labels.clone()
     # By default the label of pixels that are not annotated.
     labels[:, : SIZE // (count + 1)] = 255

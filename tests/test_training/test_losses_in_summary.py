@@ -7,11 +7,15 @@ import numpy as np
 import torch
 from mmdet.datasets import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler
+from mmengine.hub import get_config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS
 from ranks import run_on_ranks
 from small_models import small_model
 from torch.utils.data import DataLoader
 from toy import ToyDetector
 
+from agvm_mm.report.plan import use_toolbox
 from agvm_mm.training.batch import BatchSize
 from agvm_mm.training.dataloader import build_update_dataloader
 from agvm_mm.training.normalizers import describe_losses
@@ -34,6 +38,19 @@ def test_names_the_losses_of_this_model():
     assert describe_losses(model, BatchSize(1, 4, 1)) == ''
     segmenter = small_model('Semantic FPN').float()
     assert describe_losses(segmenter, BatchSize(1, 1, 16)) == ''
+    # Divided by masks, of which an image has one for each of its classes.
+    found = describe_losses(small_mask2former(), BatchSize(1, 1, 16))
+    assert found.startswith('decode.loss_cls, decode.loss_mask, decode.loss_dice, ')
+
+
+def small_mask2former():
+    cfg = get_config('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py')
+    use_toolbox(cfg)
+    head = cfg.model.decode_head
+    cfg.model.backbone.update(depth=18, init_cfg=None)
+    head.update(in_channels=[64, 128, 256, 512], num_queries=5)
+    head.pixel_decoder.encoder.num_layers = head.transformer_decoder.num_layers = 1
+    return revert_sync_batchnorm(MODELS.build(cfg.model))
 
 
 def test_says_what_it_cannot_examine():
