@@ -2,8 +2,8 @@
 
     python benchmarks/plot_batch_sizes.py --out docs/images/batch_sizes.png
 
-Reads the result of ``accuracy.py`` for Semantic FPN with AdamW, which has searched the
-rates, and its repetition at the best rates. Nothing is trained.
+Reads the results of ``accuracy.py`` for AdamW: the first studies of both models, which
+searched the rates, and their repetition by later code. Nothing is trained.
 """
 
 import argparse
@@ -25,41 +25,58 @@ from agvm_mm.report.figures.style import (
 from benchmarks.paper.sensitivity_figure import METRIC_NAMES
 
 RESULTS = Path(__file__).parent / 'results'
-STUDY = RESULTS / 'accuracy_sem-fpn_adamw.json'
-REPEATED = RESULTS / 'accuracy_sem-fpn_adamw_repeated.json'
-TITLE = 'Semantic FPN on the digits, one epoch, each method at its best learning rate'
+MODELS = {'sem-fpn': 'Semantic FPN', 'faster-rcnn': 'Faster R-CNN'}
+TITLE = 'Digits, each method at its best learning rate'
 DODGE = 0.25
 """Distance of two methods at the same batch, in distances of two batches."""
 
-
+HEAD = ('AdamW, 2 x rate on the head', GREEN, 'o')
 LOOKS = {
     'adamw': ('AdamW alone', BLACK, '^'),
     'agvm-adamw': ('AGVM + AdamW', VERMILION, 's'),
-    'adamw-x2 decode_head': ('AdamW, 2 x rate on the head', GREEN, 'o'),
+    'adamw-x2 decode_head': HEAD,
+    'adamw-x2 roi_head': HEAD,
 }
 """Label, color and marker of each method."""
+LABELS = [look[0] for look in dict.fromkeys(LOOKS.values())]
 
 
-def plot_batch_sizes(result: Mapping, earlier: Sequence[dict] = ()) -> Figure:
+def plot_batch_sizes(results: Sequence[tuple[Mapping, Sequence[dict]]]) -> Figure:
     """Draw a marker for the mean over the seeds and a bar from lowest to highest.
 
     Args:
-        result: A result of ``accuracy.py``.
-        earlier: Rows of ``best`` of earlier runs, drawn hollow.
+        results: For each panel, a result of ``accuracy.py``, and rows of ``best`` of
+            earlier runs at the same batches, which are drawn hollow.
 
     Raises:
-        ValueError: If the result has none of the methods.
+        ValueError: If a result has none of the methods.
     """
+    figure = Figure(figsize=(7.5, 0.8 + 3.2 * len(results)), layout='constrained')
+    panels = figure.subplots(len(results), squeeze=False)[:, 0]
+    labeled = {}
+    for panel, (result, earlier) in zip(panels, results, strict=True):
+        _draw_panel(panel, result, earlier)
+        handles, labels = panel.get_legend_handles_labels()
+        labeled |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        labeled.values(),
+        labeled,
+        loc='outside lower center',
+        ncols=len(labeled),
+        frameon=False,
+    )
+    return figure
+
+
+def _draw_panel(panel: Axes, result: Mapping, earlier: Sequence[dict]) -> None:
     rows = [row for row in result['best'] if row['method'] in LOOKS]
     if not rows:
         raise ValueError(f'there is nothing to draw: no run of {", ".join(LOOKS)}')
     batches = sorted({row['batch_size'] for row in rows})
-    figure = Figure(figsize=(7.5, 4.2), layout='constrained')
-    panel = figure.subplots()
     set_up_panel(panel)
     panel.grid(visible=False, axis='x')
-    for number, (method, look) in enumerate(LOOKS.items()):
-        shift = DODGE * (number - (len(LOOKS) - 1) / 2)
+    for method, look in LOOKS.items():
+        shift = DODGE * (LABELS.index(look[0]) - (len(LABELS) - 1) / 2)
         for found, hollow in ((rows, False), (earlier, True)):
             own = {
                 batches.index(row['batch_size']) + shift + hollow * DODGE / 4: row
@@ -74,8 +91,7 @@ def plot_batch_sizes(result: Mapping, earlier: Sequence[dict] = ()) -> Figure:
     panel.set_xlim(-0.5, len(batches) - 0.5)
     panel.set_xlabel('batch size (images)')
     panel.set_ylabel(METRIC_NAMES[result['metric']])
-    figure.legend(loc='outside lower center', ncols=2, frameon=False)
-    return figure
+    panel.set_title(MODELS[result['model']], fontsize=11)
 
 
 def _draw_rows(
@@ -119,8 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_figure_flags(parser, out='batch_sizes.png')
     args = parser.parse_args(arguments)
-    study, repeated = (json.loads(file.read_text()) for file in (STUDY, REPEATED))
-    figure = plot_batch_sizes(repeated, study['best'])
+    results = []
+    for model in MODELS:
+        names = f'accuracy_{model}_adamw', f'accuracy_{model}_adamw_repeated'
+        files = (RESULTS / f'{name}.json' for name in names)
+        study, repeated = (json.loads(file.read_text()) for file in files)
+        results.append((repeated, study['best']))
+    figure = plot_batch_sizes(results)
     figure.suptitle(args.title or TITLE, fontsize=11)
     save_figure(figure, args.out)
     print(*args.out)
