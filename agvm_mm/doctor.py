@@ -119,7 +119,8 @@ def install_missing(missing: str) -> str:
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    # Some messages, such as those of transformers, begin with an empty line.
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def examine_import(
@@ -149,8 +150,9 @@ def examine_import(
         package = package.removeprefix('--no-deps ')
         again = f'pip install --force-reinstall --no-deps {package}'
         return Finding(name, PROBLEM, found, repair or again)
-    version = getattr(sys.modules.get(name), '__version__', 'imports')
-    return Finding(name, OK, version)
+    # tensorboard is imported through torch, and OpenCV's module is cv2.
+    found = sys.modules.get(name, sys.modules.get(module.partition('.')[0]))
+    return Finding(name, OK, getattr(found, '__version__', 'imports'))
 
 
 def examine_twins() -> list[Finding]:

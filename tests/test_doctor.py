@@ -9,6 +9,7 @@ import types
 from importlib import metadata
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from installed import packages_by_module
@@ -220,6 +221,17 @@ def test_opencv_without_a_desktop(tmp_path):
     last = done.stderr.splitlines()[-1]
     fix = 'pip install --force-reinstall --no-deps opencv-python-headless'
     assert 'cannot be imported (libGL.so.1: cannot open)' in last and fix in last
+
+
+def test_versions_and_first_lines(monkeypatch):
+    versions = {f.name: f.found for f in doctor.examine_installation()}
+    assert versions['scikit-learn'] == metadata.version('scikit-learn')
+    assert versions['tensorboard'] == metadata.version('tensorboard')
+    assert versions['opencv'] == cv2.__version__
+    broken = ImportError('\ntransformers needs a newer tokenizers\nmore')
+    block(monkeypatch, 'sklearn', error=broken)
+    finding = doctor.examine_import('scikit-learn', 'sklearn', 'scikit-learn')
+    assert finding.found == 'transformers needs a newer tokenizers'
 
 
 def test_folder_that_was_left_behind_is_no_package(monkeypatch, tmp_path):
