@@ -5,11 +5,13 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 from torch import nn
 from toy import OPTIMIZERS, ToyDetector, make_wrapper
 
 from agvm_mm.estimators import ESTIMATORS
+from agvm_mm.sharding.model import missing_methods
 from gpu_check.engines import ENGINES, optimizer_for, whole, wrap
 from gpu_check.parity import in_buckets, shard
 
@@ -18,6 +20,13 @@ CASES = list(product(SETTINGS, ESTIMATORS, (1, 3), (None, 0.5)))
 """Optimizer, estimator, micro-batches of an update, largest norm of a gradient."""
 UPDATES = 10
 
+needs_fsdp = pytest.mark.skipif(
+    bool(missing_methods()), reason='FullyShardedModel needs torch 2.13'
+)
+DIVIDED = [
+    pytest.param(e, marks=needs_fsdp if e == 'fsdp' else ()) for e in ENGINES[1:]
+]
+"""Engines that divide the state over the ranks."""
 
 as_zero = partial(optimizer_for, 'zero')
 UNITS = ('backbone.0', 'neck')

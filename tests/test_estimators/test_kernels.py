@@ -15,7 +15,7 @@ from mmdet.utils import register_all_modules
 from mmengine.hub import get_config
 from torch.futures import Future
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from agvm_mm.estimators import ddp, ranks
 from agvm_mm.estimators.micro_batches import MicroBatchHalves, MicroBatchReplicas
@@ -68,7 +68,7 @@ class Kernels(TorchDispatchMode):
             self.count += -(-len(args[0]) // 128)
         elif name not in VIEWS and not name.startswith(('empty', 'new_empty')):
             self.count += any(
-                leaf.is_meta for leaf in tree_leaves(args) if torch.is_tensor(leaf)
+                leaf.is_meta for leaf in tree_flatten(args)[0] if torch.is_tensor(leaf)
             )
         return func(*args, **kwargs)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.utils import digit_version
 from ranks import run_on_ranks
 from torch import nn
 from toy import OPTIMIZERS, ToyDetector, make_wrapper
@@ -69,6 +70,10 @@ def on_rank(pairs):
     ]
 
 
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.2'),
+    reason='DDP of torch 2.1 does not send complex weights with gloo',
+)
 def test_complex_weights_on_ranks():
     found, expected = (run_on_ranks(on_rank, 2, pairs)[0] for pairs in (False, True))
     for ours, theirs in zip(found, expected, strict=True):

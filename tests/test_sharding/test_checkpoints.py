@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-from engines import ENGINES, UNITS, as_zero, build
+from engines import DIVIDED, ENGINES, UNITS, as_zero, build, needs_fsdp
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from ranks import run_on_ranks
@@ -105,6 +105,7 @@ def read(path):
     return torch.load(path)
 
 
+@needs_fsdp
 @pytest.mark.parametrize('optimizer', [SGD, ADAMW], ids=['SGD', 'AdamW'])
 def test_every_engine_resumes_every_other(tmp_path, optimizer):
     for through, resumed in run_on_ranks(train_engines, 2, tmp_path, optimizer):
@@ -133,7 +134,7 @@ def test_every_engine_resumes_every_other(tmp_path, optimizer):
         )
 
 
-@pytest.mark.parametrize('engine', ENGINES[1:])
+@pytest.mark.parametrize('engine', DIVIDED)
 def test_killed_run_resumes_to_the_last_bit(tmp_path, engine):
     through, _ = run_on_ranks(train, 2, tmp_path / 'through', engine)
     died = run_on_ranks(killed, 2, tmp_path / 'broken', engine, check=False)
@@ -197,6 +198,7 @@ def refusals(folder):
     )
 
 
+@needs_fsdp
 def test_refusals(tmp_path):
     for found in run_on_ranks(refusals, 2, tmp_path):
         assert 'remove overlap_with_ddp' in found['overlap']
@@ -236,7 +238,7 @@ def steps(engine, saved):
         return wrapper.state_dict()
 
 
-@pytest.mark.parametrize('engine', ENGINES[1:])
+@pytest.mark.parametrize('engine', DIVIDED)
 def test_state_moves_to_another_number_of_ranks(engine):
     expected = run_on_ranks(steps, 2, engine, None)[0]
     found = run_on_ranks(steps, 3, engine, expected)[0]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from engines import ENGINES, as_zero
+from engines import ENGINES, as_zero, needs_fsdp
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from ranks import run_on_ranks
@@ -48,6 +48,7 @@ def train_engines(folder, settings):
     return {engine: train(folder, engine, settings) for engine in ENGINES}
 
 
+@needs_fsdp
 def test_digits_detector_trains_and_validates(digits, tmp_path):
     settings = copy.deepcopy(load(TWIN))
     settings.launcher = 'pytorch'

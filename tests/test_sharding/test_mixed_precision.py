@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from engines import ENGINES
+from engines import ENGINES, needs_fsdp
 from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from ranks import run_on_ranks
@@ -67,6 +67,7 @@ def train_engines():
     }
 
 
+@needs_fsdp
 def test_bfloat16_equals_ddp():
     first, second = run_on_ranks(train_engines, 2)
     for (engine, *case), (parameters, history, skipped) in first.items():

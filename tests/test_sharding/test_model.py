@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from engines import ENGINES, SETTINGS, build
+from engines import ENGINES, SETTINGS, build, needs_fsdp
 from mmengine.model import BaseModel, BaseModule
 from ranks import run_on_ranks
 from torch import nn
@@ -15,6 +15,8 @@ from agvm_mm.sharding.model import FullyShardedModel, default_units, parameters_
 from agvm_mm.training.update import reset_update
 from gpu_check.engines import whole
 from gpu_check.parity import shard
+
+pytestmark = needs_fsdp
 
 
 def update_after(interrupted, clear):

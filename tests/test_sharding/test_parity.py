@@ -3,12 +3,22 @@
 import numpy as np
 import pytest
 import torch.distributed as dist
-from engines import CASES, ENGINES, SETTINGS, UPDATES, build, train_cases
+from engines import (
+    CASES,
+    DIVIDED,
+    ENGINES,
+    SETTINGS,
+    UPDATES,
+    build,
+    needs_fsdp,
+    train_cases,
+)
 from ranks import run_on_ranks
 
 from gpu_check import golden
 
 
+@needs_fsdp
 @pytest.mark.parametrize('ranks', [2, 3, pytest.param(4, marks=pytest.mark.evidence)])
 def test_equals_ddp(ranks):
     results = run_on_ranks(train_cases, ranks)
@@ -53,7 +63,7 @@ def measure_golden(engine):
     return results
 
 
-@pytest.mark.parametrize('engine', ENGINES[1:])
+@pytest.mark.parametrize('engine', DIVIDED)
 def test_golden_case(engine):
     by_rank = run_on_ranks(measure_golden, golden.RANKS, engine)
     differences = golden.golden_differences(by_rank)
