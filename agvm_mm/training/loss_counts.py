@@ -56,6 +56,8 @@ class Examination(NamedTuple):
         calls: Calls in a micro-batch of those that differ from call to call.
         per_image: Mean normalizers of an image, by the name of the module; where calls
             differ, by ``name#call``.
+        per_call: Those that are the same for each image, as boxes that are sampled. A
+            micro-batch without a call, as without positives, has none to count.
         is_one: Whether all losses are divided by the same number.
         terms: Losses that are divided by one of them.
         unreached: Losses that still depend on how images are divided.
@@ -64,6 +66,7 @@ class Examination(NamedTuple):
     modules: tuple[str, ...]
     calls: dict[str, int]
     per_image: dict[str, float]
+    per_call: tuple[str, ...]
     is_one: bool
     terms: tuple[str, ...]
     unreached: tuple[str, ...]
@@ -324,7 +327,10 @@ def examine(model: BaseModel) -> Examination:
         counts = {}
     per_image = {key: counts[key][2] / 2 for key in sorted(counts)}
     modules = {key.partition('#')[0] for key in counts} - {REDUCED}
-    result = Examination(tuple(sorted(modules)), calls, per_image, False, (), ())
+    per_call = tuple(key for key in per_image if key not in varying)
+    result = Examination(
+        tuple(sorted(modules)), calls, per_image, per_call, False, (), ()
+    )
     if counts:
         half = probe.planned(result, both, factors=dict.fromkeys(varying, 2.0))
         terms = [name for name in half if not near(half[name], losses[name])]
@@ -397,6 +403,7 @@ class Plan:
         self._images = 0
         self.images = 0
         self.counts: dict[str, Any] = dict.fromkeys(found.per_image, 0.0)
+        self.called = dict.fromkeys(found.per_call, 0)
 
     def start(self, images: int) -> None:
         """Begin a micro-batch."""
@@ -427,19 +434,24 @@ class Plan:
             return own
         if index == 0 or key != name:
             self.counts[key] = self.counts[key] + own
+            if key in self.called:
+                self.called[key] += self._images
         # No image of earlier updates had any: 0.
         per_image = self._per_image.get(key)
         return per_image * self._images if per_image else own
 
     def means(self, model: nn.Module) -> dict[str, float]:
-        """Return the mean normalizers of an image over all ranks."""
+        """Return the mean normalizers of an image over all ranks.
+
+        Those that were not called, and cannot be known, are left out.
+        """
         device = next(model.parameters()).device
-        values = [*self.counts.values(), self.images]
+        images = [self.called.get(key, self.images) for key in self.counts]
+        values = [*self.counts.values(), *images]
         sums = torch.stack(
             [torch.as_tensor(v, dtype=torch.float64, device=device) for v in values]
         )
         all_reduce(sums)
-        *counts, images = sums.tolist()
-        return {
-            key: count / images for key, count in zip(self.counts, counts, strict=True)
-        }
+        counts, images = sums.view(2, -1).tolist()
+        rows = zip(self.counts, counts, images, strict=True)
+        return {key: count / images for key, count, images in rows if images}

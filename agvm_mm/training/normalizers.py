@@ -214,11 +214,12 @@ def mix(
     before: Mapping[str, float], own: Mapping[str, float], share: float
 ) -> dict[str, float]:
     """Return the average with an update, which has a share in it."""
-    # Before, no image had any: 0.
-    return {
+    # Before, no image had any: 0. What the update does not know stays.
+    mixed = {
         key: (1 - share) * before[key] + share * own[key] if before[key] else own[key]
         for key in own
     }
+    return {**before, **mixed}
 
 
 def correction(used: Mapping[str, float], own: Mapping[str, float]) -> float:

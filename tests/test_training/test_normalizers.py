@@ -274,10 +274,10 @@ def test_warns_where_a_head_may_clamp(float64, caplog):
 
 
 @pytest.mark.parametrize(
-    ('name', 'size'), [('RetinaNet', 1), ('FCOS', 1), ('VFNet', 4)]
+    ('name', 'size'), [('RetinaNet', 1), ('FCOS', 1), ('VFNet', 4), ('Mask R-CNN', 1)]
 )
 def test_micro_batches_without_objects(name, size, float64):
-    """Of these FCOS does not call the loss of its boxes."""
+    """FCOS and R-CNNs do not call the loss of their boxes for them."""
     model, images = build(name), annotated_images(name, 6 * size)
     within = 1e-7
     if name == 'VFNet':  # Its loss of these is divided by 0. It counts in float32.
