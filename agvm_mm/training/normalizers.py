@@ -214,12 +214,13 @@ def mix(
     before: Mapping[str, float], own: Mapping[str, float], share: float
 ) -> dict[str, float]:
     """Return the average with an update, which has a share in it."""
-    # Before, no image had any: 0. What the update does not know stays.
-    mixed = {
-        key: (1 - share) * before[key] + share * own[key] if before[key] else own[key]
-        for key in own
-    }
-    return {**before, **mixed}
+    mixed = {}
+    for key, old in before.items():
+        # What the update does not know stays, unless it is the first.
+        new = own.get(key, old if share < 1 else 0.0)
+        # Before, no image had any: 0.
+        mixed[key] = (1 - share) * old + share * new if old else new
+    return mixed
 
 
 def correction(used: Mapping[str, float], own: Mapping[str, float]) -> float:

@@ -233,6 +233,21 @@ def test_first_update_without_objects(name, mode, float64):
         assert apart(found, expected) < (1.0 if is_mean else 1e-7)
 
 
+def test_average_without_what_updates_do_not_call(float64):
+    model, images = build('Mask R-CNN'), annotated_images('Mask R-CNN', 4)
+    runner, normalizers = make_runner(model), Normalizers('average')
+    normalizers.prepare(runner)
+    single, found = Hub(), []
+    run(model, 'update', images, [2, 2], hub=single)
+    for each in (without_objects(images), images, without_objects(images)):
+        one_update(runner, normalizers, each, [2, 2])
+        normalizer, _ = runner.message_hub.runtime_info[STATE]
+        found.append(normalizer['roi_head.bbox_head.loss_bbox'])
+    own = single.runtime_info[STATE][0]['roi_head.bbox_head.loss_bbox']
+    assert found == pytest.approx([0, own, own], rel=1e-12)
+    assert own > 1
+
+
 @pytest.mark.parametrize('mode', ['average', 'update'])
 def test_update_that_is_not_finite_leaves_no_trace(mode, float64):
     """As after an overflow in float16, whose step the loss scaler skips."""
