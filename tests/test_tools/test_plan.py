@@ -159,6 +159,8 @@ def test_names_losses_that_depend_on_the_layout(capsys: pytest.CaptureFixture):
     assert run_script('plan.py', stock, '--gpus', 8, '--losses') == 0
     assert capsys.readouterr().out.endswith('losses      no difference found\n')
     weighted = DIGITS.replace('faster-rcnn', 'sem-fpn').replace('_fpn_agvm', '_agvm')
-    options = '--cfg-options', average
+    # Weights for two of eleven classes, with which no loss can be computed.
+    two = 'model.decode_head.loss_decode.class_weight=[1.0,2.0]'
+    options = '--cfg-options', average, two
     assert run_script('plan.py', weighted, *arguments, *options) == 1
     assert 'PROBLEM     normalizers=' in capsys.readouterr().out
