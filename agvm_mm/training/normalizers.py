@@ -216,7 +216,7 @@ def mix(
     """Return the average with an update, which has a share in it."""
     mixed = {}
     for key, old in before.items():
-        # What the update does not know stays, unless it is the first.
+        # What an update does not know stays, or begins with the next one.
         new = own.get(key, old if share < 1 else 0.0)
         # Before, no image had any: 0.
         mixed[key] = (1 - share) * old + share * new if old else new
